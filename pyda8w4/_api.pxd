@@ -1,0 +1,85 @@
+# include/pyda8w4/pyda8w4.h as Cython sees it.
+from libc.stdint cimport int8_t, int32_t, uint8_t
+
+cdef extern from "pyda8w4/pyda8w4.h" nogil:
+    ctypedef enum da8w4_status:
+        DA8W4_OK
+        DA8W4_BAD_CODE
+        DA8W4_INT32_OVERFLOW
+        DA8W4_BAD_ACT_ZP
+        DA8W4_UNKNOWN_KERNEL
+        DA8W4_KERNEL_UNAVAILABLE
+
+    ctypedef enum da8w4_type:
+        DA8W4_F32
+
+    ctypedef enum da8w4_codes:
+        pass
+
+    ctypedef struct da8w4_weight:
+        size_t n
+        size_t k
+        size_t group
+        da8w4_codes format
+        const void *codes
+        size_t codes_stride
+        const float *scales
+        const int8_t *zps
+        int zp
+
+    ctypedef struct da8w4_packed:
+        size_t n
+        size_t k
+        size_t group
+        da8w4_type scale_type
+        int zp
+        const uint8_t *codes
+        const void *scales
+        const int8_t *zps
+        const float *sums
+
+    ctypedef struct da8w4_packed_bytes:
+        size_t codes
+        size_t scales
+        size_t zps
+        size_t sums
+
+    ctypedef struct da8w4_call:
+        size_t m
+        const void *act
+        da8w4_type act_type
+        size_t act_stride
+        const float *act_scales
+        const int32_t *act_zps
+        int symmetric
+        const da8w4_packed *weight
+        const float *bias
+        void *out
+        da8w4_type out_type
+        size_t out_stride
+        const char *kernel
+        void *workspace
+        size_t workspace_bytes
+
+    const char *da8w4_status_text(da8w4_status status)
+    da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *sizes)
+    da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales,
+                            int8_t *zps, float *sums)
+    da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps)
+    void *da8w4_alloc(size_t size)
+    void da8w4_free(void *memory)
+    da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da8w4_type x_type, size_t x_stride, size_t m,
+                                     size_t k, int symmetric, void *act, size_t act_stride, float *act_scales,
+                                     int32_t *act_zps)
+    size_t da8w4_workspace_bytes(const da8w4_call *call, size_t threads)
+    da8w4_status da8w4_gemm(const da8w4_call *call)
+    da8w4_status da8w4_linear(const da8w4_call *call)
+    size_t da8w4_kernel_count()
+    const char *da8w4_kernel_name(size_t index)
+    const char *da8w4_kernel_description(size_t index)
+    const char *da8w4_kernel_reason(size_t index)
+    da8w4_status da8w4_default_kernel(size_t *index)
+    const char *da8w4_cpu_feature(size_t index, int *present)
+    void da8w4_set_num_threads(size_t threads)
+    size_t da8w4_get_num_threads()
+    const char *da8w4_thread_runtime()

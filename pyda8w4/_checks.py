@@ -1,0 +1,69 @@
+"""Argument checks that public functions share. Messages name the argument, what it got and what it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+# Element types by name, as the C interface numbers them.
+TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint8": 3, "int8": 4}
+FLOATS = ("float32", "float16", "bfloat16")
+
+# dtype object -> name. ml_dtypes' bfloat16 joins when one is first seen.
+_names: dict[Any, str] = {np.dtype(name): name for name in ("float32", "float16", "uint8", "int8")}
+
+
+def type_name(dtype: np.dtype) -> str:
+    """Name of a native dtype; other byte orders have a name that nothing accepts."""
+    name = _names.get(dtype)
+    if name is None:
+        name = dtype.name if dtype.isnative else dtype.str
+        if name == "bfloat16":
+            _names[dtype] = name
+    return name
+
+
+def bfloat16() -> np.dtype:
+    """numpy's bfloat16, which the package ml_dtypes defines."""
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError('bfloat16 arrays need ml_dtypes: pip install "pyda8w4[bfloat16]"') from error
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def dtype_of(name: str) -> np.dtype:
+    return bfloat16() if name == "bfloat16" else np.dtype(name)
+
+
+def one_of(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def check_dtype(name: str, array: np.ndarray, allowed: tuple[str, ...]) -> str:
+    """-> the name of the array's type."""
+    found = type_name(array.dtype)
+    if found not in allowed:
+        raise TypeError(f"{name} must be an array of {one_of(allowed)}, got {found}")
+    return found
+
+
+def check_shape(name: str, array: np.ndarray, *shapes: tuple[int, ...]) -> None:
+    if array.shape not in shapes:
+        takes = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"{name} must have shape {takes}, got {array.shape}")
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """Any array-like that is not a bare Python number or text."""
+    array = value if type(value) is np.ndarray else np.asarray(value)
+    if array.dtype == object:
+        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}")
+    return array
+
+
+def raw(array: np.ndarray) -> np.ndarray:
+    """C-contiguous and without bfloat16, which has no buffer protocol."""
+    array = np.ascontiguousarray(array)
+    return array.view(np.uint16) if type_name(array.dtype) == "bfloat16" else array

@@ -1,0 +1,178 @@
+"""Packed weights on disk: one safetensors file, mapped into memory when it is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyda8w4._weight import BLOCK, QUAD, PackedWeight
+
+# Of the layout in docs/packed-format.md; a reader refuses every other.
+LAYOUT = "da8w4-n32k4"
+LAYOUT_VERSION = 1
+
+_TENSOR_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint8, "I8": np.int8}
+_SCALE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> None:
+    """Write packed weights to a safetensors file.
+
+    Parameters
+    ----------
+    path : path-like
+        Replaced only once the new file is complete.
+    weights : mapping of str to PackedWeight
+        The layers of a model, by name.
+
+    Raises
+    ------
+    TypeError
+        If `weights` is something else.
+    OSError
+        If the file cannot be written.
+
+    Notes
+    -----
+    The file is plain safetensors: for each weight the tensors ``name.codes``, ``name.scales``,
+    ``name.sums`` and, where zero points differ, ``name.zps``. It is written here rather than by the
+    safetensors package because every array is to start at a multiple of 64 bytes, so that kernels
+    can read a mapped file at full speed; that package orders tensors its own way.
+
+    Examples
+    --------
+    >>> import numpy as np, os, pyda8w4, tempfile
+    >>> packed = pyda8w4.prepack(np.zeros((64, 128), np.uint8), np.ones(64, np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "weights.safetensors")
+    ...     pyda8w4.save(path, {"lm_head": packed})
+    ...     pyda8w4.load(path)
+    {'lm_head': PackedWeight(shape=(64, 128), group_size=128, scales=float16, zero_point=8, nbytes=4480)}
+    """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights must be a mapping of names to PackedWeight, got {type(weights).__name__}")
+    tensors: list[tuple[str, str, np.ndarray]] = []
+    fields: dict[str, Any] = {}
+    for name, weight in weights.items():
+        if not isinstance(name, str) or not isinstance(weight, PackedWeight):
+            raise TypeError(
+                f"weights must map str to PackedWeight, got {type(name).__name__} to {type(weight).__name__}"
+            )
+        fields[name] = {
+            "shape": weight.shape,
+            "group_size": weight.group_size,
+            "zero_point": weight.zero_point,
+        }
+        types = {"codes": "U8", "scales": _SCALE_TYPES[weight.scale_dtype], "sums": "F32", "zps": "I8"}
+        tensors += [(f"{name}.{part}", types[part], array) for part, array in weight._arrays.items()]
+    # Zero points come last: theirs are the only sizes that need not be multiples of 64 bytes.
+    tensors.sort(key=lambda tensor: tensor[1] == "I8")
+
+    header: dict[str, Any] = {
+        "__metadata__": {"layout": LAYOUT, "layout_version": str(LAYOUT_VERSION), "weights": json.dumps(fields)}
+    }
+    end = 0
+    for key, kind, array in tensors:
+        begin, end = end, end + array.nbytes
+        header[key] = {"dtype": kind, "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+
+    path = Path(path)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(len(text).to_bytes(8, "little"))
+            file.write(text)
+            for _, _, array in tensors:
+                file.write(array.reshape(-1).view(np.uint8).data)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
+    """Load packed weights from a file that `save` wrote, on this or another machine.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    dict of str to PackedWeight
+        They are mapped, not read: pages come from the file when a kernel first needs them, and
+        processes share them. The file must not be changed in place while they live.
+
+    Raises
+    ------
+    ImportError
+        If the package safetensors is missing.
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not a safetensors file, of another layout or layout version, or its contents do
+        not fit each other.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError('load needs safetensors: pip install "pyda8w4[safetensors]"') from error
+    path = Path(path)
+    with open(path, "rb") as file:
+        try:
+            # Checks the whole header against the size of the file; metadata comes from it.
+            with safe_open(path, framework="numpy") as checked:
+                metadata = checked.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from None
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    found = (metadata.get("layout"), metadata.get("layout_version"))
+    if found != (LAYOUT, str(LAYOUT_VERSION)):
+        raise ValueError(
+            f"{path} must hold layout {LAYOUT} version {LAYOUT_VERSION}, got {found[0]} version {found[1]}"
+        )
+    data = np.memmap(path, np.uint8, mode="r", offset=0)[8 + length :]
+    weights = {}
+    try:
+        for name, fields in json.loads(metadata["weights"]).items():
+            weights[name] = _weight(name, fields, header, data)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} has a damaged header: {error!r}") from None
+    return weights
+
+
+def _weight(name: str, fields: dict[str, Any], header: dict[str, Any], data: np.ndarray) -> PackedWeight:
+    n, k = fields["shape"]
+    group, zero_point = fields["group_size"], fields["zero_point"]
+    numbers = [n, k, group] if zero_point is None else [n, k, group, zero_point + 129]
+    if not all(type(number) is int and number > 0 for number in numbers) or group > k or (group % QUAD and group != k):
+        raise ValueError(f"{name} must have positive sizes and a fitting group, got {fields}")
+    if zero_point is not None and zero_point > 127:
+        raise ValueError(f"{name} must have a zero point of -128 to 127, got {zero_point}")
+    blocks, groups = -(-n // BLOCK), -(-k // group)
+    scale_kind = header[f"{name}.scales"]["dtype"]
+    if scale_kind not in _SCALE_TYPES.values():
+        raise ValueError(f"{name}.scales must be F16, BF16 or F32, got {scale_kind}")
+    wanted = {
+        "codes": ("U8", [blocks, -(-k // QUAD), 2 * BLOCK]),
+        "scales": (scale_kind, [blocks, groups, BLOCK]),
+        "sums": ("F32", [blocks, BLOCK]),
+    }
+    if zero_point is None:
+        wanted["zps"] = ("I8", [blocks, groups, BLOCK])
+    arrays: dict[str, Any] = {"zps": None}
+    for part, (kind, shape) in wanted.items():
+        entry = header[f"{name}.{part}"]
+        if entry["dtype"] != kind or entry["shape"] != shape:
+            raise ValueError(f"{name}.{part} must be {kind} {shape}, got {entry['dtype']} {entry['shape']}")
+        begin, end = entry["data_offsets"]
+        arrays[part] = data[begin:end].view(_TENSOR_TYPES[kind]).reshape(shape)
+    scale_dtype = next(dtype for dtype, kind in _SCALE_TYPES.items() if kind == scale_kind)
+    return PackedWeight._from_arrays((n, k), group, scale_dtype, zero_point, **arrays)

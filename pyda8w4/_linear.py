@@ -1,0 +1,269 @@
+"""The products: quantize activations, multiply."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from pyda8w4 import _core
+from pyda8w4._checks import (
+    FLOATS,
+    TYPES,
+    as_array,
+    check_dtype,
+    check_shape,
+    dtype_of,
+    one_of,
+    raw,
+    type_name,
+)
+from pyda8w4._runtime import default_kernel, forced_kernel
+from pyda8w4._weight import PackedWeight
+
+
+def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantize activations to 8 bits, each row (token) with a scale of its own.
+
+    Parameters
+    ----------
+    x : (..., K) ndarray of float32, float16 or bfloat16
+        K >= 1. All other dimensions are rows.
+    symmetric : bool
+        To int8 with zero point 0; otherwise to uint8 with a zero point per row, which halves the
+        rounding error of rows that are all positive.
+
+    Returns
+    -------
+    a : (..., K) ndarray of uint8, or of int8 if symmetric
+    a_scales : (...) ndarray of float32
+    a_zps : (...) ndarray of int32
+        ``x ~ (a - a_zps) * a_scales``.
+
+    Raises
+    ------
+    TypeError
+        If `x` has another type.
+    ValueError
+        If it has no dimension or K is 0.
+
+    Notes
+    -----
+    In float32 with each operation rounded, as in torchao's ``choose_qparams_affine`` and
+    ``quantize_affine``, and the same bits from every kernel. Asymmetric: ``mn = min(0, min x)``,
+    ``mx = max(0, max x)``, ``s = max((mx - mn) / 255, 2**-23)``, ``z = clip(-rint(mn / s), 0, 255)``,
+    ``a = clip(rint(x * (1 / s)) + z, 0, 255)``. Symmetric: ``s = max(max|x| / 127, 2**-23)``,
+    ``a = clip(rint(x * (1 / s)), -127, 127)``.
+
+    A row with NaN or infinity, or whose range exceeds float32, gets the scale NaN and is all zero
+    point (128, or 0 if symmetric): its outputs are NaN, and no other row's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyda8w4
+    >>> a, a_scales, a_zps = pyda8w4.quantize_activation(np.array([[-1.0, 0.0, 4.1]], np.float32))
+    >>> a, a_scales, a_zps
+    (array([[  0,  50, 255]], dtype=uint8), array([0.02], dtype=float32), array([50], dtype=int32))
+    """
+    x = as_array("x", x)
+    x_type = check_dtype("x", x, FLOATS)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must have shape (..., K) with K >= 1, got {x.shape}")
+    rows, k = x.shape[:-1], x.shape[-1]
+    a = np.empty(x.shape, np.int8 if symmetric else np.uint8)
+    scales = np.empty(rows, np.float32)
+    zps = np.empty(rows, np.int32)
+    try:
+        _core.quantize_rows(raw(x), TYPES[x_type], prod(rows), k, symmetric, a, scales, zps, forced_kernel())
+    except _core.CoreError as error:
+        raise _exception(error) from None
+    return a, scales, zps
+
+
+def gemm(
+    a: np.ndarray,
+    packed: PackedWeight,
+    a_scales: np.ndarray | None = None,
+    a_zps: np.ndarray | None = None,
+    *,
+    bias: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    out_dtype: Any = None,
+) -> np.ndarray:
+    """Multiply quantized activations by a packed weight.
+
+    Parameters
+    ----------
+    a : (..., K) ndarray of uint8 or int8
+        All dimensions but the last are rows; there may be none, or no rows.
+    packed : PackedWeight
+        Of shape (N, K).
+    a_scales : (...) ndarray of float32, optional
+        One per row. None means 1.
+    a_zps : (...) ndarray of int32, optional
+        One per row, in the range of `a`'s type. None means 0.
+    bias : (N,) ndarray of float32, optional
+    out : (..., N) ndarray of float32, float16 or bfloat16, optional
+        Where to put the result; C-contiguous, and apart from the inputs.
+    out_dtype : dtype-like, optional
+        float32, float16 or bfloat16; that of `out`, else float32.
+
+    Returns
+    -------
+    (..., N) ndarray
+        `out`, or a new array.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If shapes do not fit, a zero point is out of range, or `out` cannot be written as it is.
+        Nothing has been written then.
+
+    Notes
+    -----
+    ``y[m, n] = a_scales[m] * sum_k (a[m, k] - a_zps[m]) * (w_int4[n, k] - zps[n, g]) * scales[n, g]
+    + bias[n]``, with integer sums within groups that are exact and one fixed order of float
+    operations (docs/numbers.md): the same bits from every kernel, number of rows and number of
+    threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyda8w4
+    >>> packed = pyda8w4.prepack(np.array([[9, 9, 10, 7]], np.uint8), np.array([0.5], np.float32))
+    >>> pyda8w4.gemm(np.array([[1, 2, 3, 4]], np.uint8), packed)
+    array([[2.5]], dtype=float32)
+    """
+    a = as_array("a", a)
+    a_type = check_dtype("a", a, ("uint8", "int8"))
+    rows = _check_rows("a", a, packed)
+    if a_scales is not None:
+        a_scales = _check_operand("a_scales", a_scales, "float32", rows)
+    if a_zps is not None:
+        a_zps = _check_operand("a_zps", a_zps, "int32", rows)
+    return _multiply(False, a, a_type, rows, a_scales, a_zps, False, packed, bias, out, out_dtype, "float32")
+
+
+def linear(
+    x: np.ndarray,
+    packed: PackedWeight,
+    bias: np.ndarray | None = None,
+    *,
+    symmetric: bool = False,
+    out: np.ndarray | None = None,
+    out_dtype: Any = None,
+) -> np.ndarray:
+    """Quantize activations and multiply them by a packed weight, in one call.
+
+    Parameters
+    ----------
+    x : (..., K) ndarray of float32, float16 or bfloat16
+        All dimensions but the last are rows; there may be none, or no rows.
+    packed : PackedWeight
+        Of shape (N, K).
+    bias : (N,) ndarray of float32, optional
+    symmetric : bool
+        Quantize to int8 instead of uint8, see `quantize_activation`.
+    out : (..., N) ndarray of float32, float16 or bfloat16, optional
+        Where to put the result; C-contiguous, and apart from the inputs.
+    out_dtype : dtype-like, optional
+        float32, float16 or bfloat16; that of `out`, else that of `x`.
+
+    Returns
+    -------
+    (..., N) ndarray
+        `out`, or a new array. The same bits as `quantize_activation` followed by `gemm`.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If shapes do not fit, or `out` cannot be written as it is. Nothing has been written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyda8w4
+    >>> packed = pyda8w4.prepack(np.array([[9, 9, 10, 7]], np.uint8), np.array([0.5], np.float32))
+    >>> pyda8w4.linear(np.array([0.0, 0.0, 25.5, 0.0], np.float32), packed)
+    array([25.5], dtype=float32)
+    """
+    x = as_array("x", x)
+    x_type = check_dtype("x", x, FLOATS)
+    rows = _check_rows("x", x, packed)
+    return _multiply(True, x, x_type, rows, None, None, symmetric, packed, bias, out, out_dtype, x_type)
+
+
+def _check_rows(name: str, act: np.ndarray, packed: PackedWeight) -> tuple[int, ...]:
+    if type(packed) is not PackedWeight:
+        raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
+    if act.ndim == 0 or act.shape[-1] != packed.shape[1]:
+        raise ValueError(f"{name} must have shape (..., {packed.shape[1]}) for packed of shape {packed.shape}, got {act.shape}")
+    return act.shape[:-1]
+
+
+def _check_operand(name: str, value: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    array = as_array(name, value)
+    if array.dtype != dtype:
+        raise TypeError(f"{name} must be an array of {dtype}, got {array.dtype}")
+    check_shape(name, array, shape)
+    return np.ascontiguousarray(array)
+
+
+def _out_type(out: np.ndarray | None, out_dtype: Any, default: str) -> str:
+    if out is not None and type(out) is not np.ndarray:
+        raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
+    if out_dtype is None:
+        return default if out is None else check_dtype("out", out, FLOATS)
+    name = "bfloat16" if isinstance(out_dtype, str) and out_dtype == "bfloat16" else type_name(np.dtype(out_dtype))
+    if name not in FLOATS:
+        raise TypeError(f"out_dtype must be {one_of(FLOATS)}, got {name}")
+    if out is not None:
+        check_dtype("out", out, (name,))
+    return name
+
+
+def _multiply(quantize, act, act_type, rows, a_scales, a_zps, symmetric, packed, bias, out, out_dtype, default):
+    n = packed.shape[0]
+    if bias is not None:
+        bias = _check_operand("bias", bias, "float32", (n,))
+    out_type = _out_type(out, out_dtype, default)
+    if out is None:
+        out = np.empty((*rows, n), dtype_of(out_type))
+    else:
+        _check_out(out, (*rows, n), [act, a_scales, a_zps, bias, *packed._arrays.values()])
+    act = raw(act)
+    m = prod(rows)
+    try:
+        _core.multiply(
+            quantize, m, act, TYPES[act_type], act.itemsize * act.shape[-1], a_scales, a_zps, symmetric, packed._view,
+            bias, raw(out), TYPES[out_type], out.itemsize * n, forced_kernel(),
+        )  # fmt: skip
+    except _core.CoreError as error:
+        raise _exception(error, act_type, a_zps) from None
+    return out
+
+
+def _check_out(out: np.ndarray, shape: tuple[int, ...], inputs: list[np.ndarray | None]) -> None:
+    check_shape("out", out, shape)
+    if not out.flags.c_contiguous:
+        raise ValueError("out must be C-contiguous, got an array with other strides")
+    if not out.flags.writeable:
+        raise ValueError("out must be writable, got a read-only array")
+    if any(array is not None and np.may_share_memory(out, array) for array in inputs):
+        raise ValueError("out must not overlap the inputs, got memory that does")
+
+
+def _exception(error: Exception, act_type: str = "", a_zps: np.ndarray | None = None) -> Exception:
+    status, text = error.args
+    if status == "BAD_ACT_ZP" and a_zps is not None:
+        takes = "0 to 255" if act_type == "uint8" else "-128 to 127"
+        return ValueError(f"a_zps must be {takes} for {act_type} activations, got {a_zps.min()} to {a_zps.max()}")
+    if status in ("UNKNOWN_KERNEL", "KERNEL_UNAVAILABLE"):
+        default_kernel()  # raises what is wrong with PYDA8W4_KERNEL
+    return RuntimeError(text)

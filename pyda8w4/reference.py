@@ -1,0 +1,127 @@
+"""The arithmetic of this library in plain numpy: slow, short, and what every kernel must equal bit for bit.
+
+The formulas are those of docs/numbers.md. Nothing here calls the compiled code. It is public so that
+other implementations can be held against it.
+
+>>> import numpy as np
+>>> import pyda8w4
+>>> from pyda8w4 import reference
+>>> rng = np.random.default_rng(0)
+>>> w_int4, scales, zps = pyda8w4.quantize_weight(rng.standard_normal((5, 12), dtype=np.float32), 4)
+>>> x = rng.standard_normal((2, 12), dtype=np.float32)
+>>> y = reference.linear(x, w_int4, scales, zps, group_size=4)
+>>> bool((y == pyda8w4.linear(x, pyda8w4.prepack(w_int4, scales, zps))).all())
+True
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_F32 = np.float32
+_EPSILON = _F32(2.0**-23)
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a * b + c in float32 with a single rounding, as a fused multiply-add instruction gives it.
+
+    The product of two float32 is exact in float64. The sum is rounded there to odd (a result that
+    is not exact gets an odd last bit), which keeps the second rounding, to float32, honest: float64
+    has more than the two extra bits that this needs (Boldo and Melquiond, "Emulation of FMA and
+    correctly rounded sums", 2008).
+    """
+    a, b, c = np.broadcast_arrays(np.asarray(a, _F32), np.asarray(b, _F32), np.asarray(c, _F32))
+    with np.errstate(all="ignore"):
+        product, c = a.astype(np.float64) * b, c.astype(np.float64)
+        total = product + c
+        # Knuth's two-sum: error is exactly product + c - total.
+        back = total - product
+        error = (product - (total - back)) + (c - back)
+        bits = total.view(np.int64)
+        inexact = np.isfinite(total) & (error != 0) & (bits & 1 == 0)
+        # One step towards the exact sum is an odd neighbour.
+        away = (error > 0) == (total > 0)
+        odd = np.where(inexact, bits + np.where(away, 1, -1), bits).view(np.float64)
+        return odd.astype(_F32)
+
+
+def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `pyda8w4.quantize_activation` returns, for a matrix."""
+    x = x.astype(_F32)
+    with np.errstate(all="ignore"):
+        low, high = np.minimum(x.min(axis=1), _F32(0)), np.maximum(x.max(axis=1), _F32(0))
+        s = np.maximum(-low, high) / _F32(127) if symmetric else (high - low) / _F32(255)
+        bad = ~np.isfinite(x).all(axis=1) | ~np.isfinite(s)
+        s = np.maximum(s, _EPSILON)
+        z = np.zeros_like(s) if symmetric else np.clip(-np.rint(low / s), 0, 255)
+        a = np.rint(x * (_F32(1) / s)[:, None]) + z[:, None]
+    a = np.clip(a, -127, 127) if symmetric else np.clip(a, 0, 255)
+    neutral = 0 if symmetric else 128
+    a[bad], s[bad], z[bad] = neutral, np.nan, neutral
+    return a.astype(np.int8 if symmetric else np.uint8), s, z.astype(np.int32)
+
+
+def gemm(
+    a: np.ndarray,
+    w_int4: np.ndarray,
+    scales: np.ndarray,
+    zps: np.ndarray,
+    a_scales: np.ndarray | None = None,
+    a_zps: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    *,
+    group_size: int,
+    out_dtype: str = "float32",
+) -> np.ndarray:
+    """What `pyda8w4.gemm` returns: `a` (M, K) uint8 or int8; weights as `PackedWeight.unpack` gives them.
+
+    bfloat16 results are returned as their bits, uint16.
+    """
+    m, k = a.shape
+    n = w_int4.shape[0]
+    shift = 128 if a.dtype == np.uint8 else 0
+    act = a.astype(np.float64) - shift  # sums of products below 2**53 are exact in float64
+    acc = np.zeros((m, n), _F32)
+    column = np.zeros(n, _F32)
+    for g, begin in enumerate(range(0, k, group_size)):
+        part = slice(begin, min(begin + group_size, k))
+        w = w_int4[:, part].astype(np.float64) - zps[:, g].astype(np.float64)[:, None]
+        # astype rounds the exact integer to float32 once.
+        acc = fma((act[:, part] @ w.T).astype(_F32), scales[:, g].astype(_F32), acc)
+        column = fma(w.sum(axis=1).astype(_F32), scales[:, g].astype(_F32), column)
+    z = (np.zeros(m) if a_zps is None else a_zps.astype(np.float64)) - shift
+    z = z.astype(_F32)[:, None]
+    s = np.ones((m, 1), _F32) if a_scales is None else a_scales.astype(_F32)[:, None]
+    t = np.where(z == 0, acc, fma(-z, column, acc))
+    with np.errstate(all="ignore"):
+        y = t * s if bias is None else fma(t, s, bias)
+    return convert(y, out_dtype)
+
+
+def linear(
+    x: np.ndarray,
+    w_int4: np.ndarray,
+    scales: np.ndarray,
+    zps: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    group_size: int,
+    symmetric: bool = False,
+    out_dtype: str = "float32",
+) -> np.ndarray:
+    """What `pyda8w4.linear` returns, for a matrix `x`; see `gemm`."""
+    a, a_scales, a_zps = quantize_activation(x, symmetric)
+    return gemm(a, w_int4, scales, zps, a_scales, a_zps, bias, group_size=group_size, out_dtype=out_dtype)
+
+
+def convert(y: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 to the output type, to nearest even, with one NaN; bfloat16 as uint16 bits."""
+    y = np.where(np.isnan(y), _F32(np.nan), y).astype(_F32)
+    if dtype == "float32":
+        return y
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return y.astype(np.float16)
+    bits = y.view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(y), np.uint16(0x7FC0), rounded)

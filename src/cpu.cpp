@@ -1,0 +1,83 @@
+#include "cpu.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#include <immintrin.h>
+#define DA8W4_X86 1
+#endif
+
+namespace da8w4 {
+
+const CpuFeature cpu_features[] = {
+    {kAvx2, "avx2+fma+f16c"},
+    {kAvxVnni, "avx_vnni"},
+    {kAvx512Vnni, "avx512f+bw+dq+vl+vnni"},
+};
+const size_t cpu_feature_count = sizeof cpu_features / sizeof *cpu_features;
+
+#if DA8W4_X86
+
+namespace {
+
+// Register states that the operating system saves (XCR0); 0 where it does not say.
+uint64_t saved_states(uint32_t leaf1_ecx) {
+    if (!(leaf1_ecx & bit_OSXSAVE)) return 0;
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return static_cast<uint64_t>(high) << 32 | low;
+}
+
+bool all(uint64_t have, uint64_t needed) { return (have & needed) == needed; }
+
+uint64_t detect() {
+    uint32_t eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return 0;
+    const uint32_t leaf1_ecx = ecx;
+    const uint64_t states = saved_states(leaf1_ecx);
+    uint32_t leaf7_ebx = 0, leaf7_ecx = 0, leaf7_1_eax = 0, subleaves = 0;
+    if (__get_cpuid_count(7, 0, &subleaves, &ebx, &ecx, &edx)) {
+        leaf7_ebx = ebx;
+        leaf7_ecx = ecx;
+        if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) leaf7_1_eax = eax;
+    }
+    const uint64_t kYmm = 0x6, kZmm = 0xe6;  // SSE + AVX, and these with the three AVX-512 states
+    const uint32_t kAvx512Vnni_ecx = 1u << 11, kAvxVnni_eax = 1u << 4;
+    uint64_t bits = 0;
+    if (all(states, kYmm) && all(leaf1_ecx, bit_AVX | bit_FMA | bit_F16C) && all(leaf7_ebx, bit_AVX2)) {
+        bits |= kAvx2;
+        if (all(leaf7_1_eax, kAvxVnni_eax)) bits |= kAvxVnni;
+        if (all(states, kZmm) && all(leaf7_ecx, kAvx512Vnni_ecx) &&
+            all(leaf7_ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL))
+            bits |= kAvx512Vnni;
+    }
+    return bits;
+}
+
+}  // namespace
+
+uint64_t cpu_bits() {
+    static const uint64_t bits = detect();
+    return bits;
+}
+
+DefaultRounding::DefaultRounding() : saved_(_mm_getcsr()) {
+    // The control bits of the reset state, all exceptions masked; keep the exception flags.
+    const uint32_t wanted = (saved_ & 0x3f) | 0x1f80;
+    if (wanted != saved_) _mm_setcsr(wanted);
+}
+
+// Restores all of it, flags too: what the kernels raised is not the caller's business.
+DefaultRounding::~DefaultRounding() {
+    if (_mm_getcsr() != saved_) _mm_setcsr(saved_);
+}
+
+#else
+
+uint64_t cpu_bits() { return 0; }
+
+DefaultRounding::DefaultRounding() : saved_(0) {}
+DefaultRounding::~DefaultRounding() = default;
+
+#endif
+
+}  // namespace da8w4

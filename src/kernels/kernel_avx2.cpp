@@ -1,0 +1,38 @@
+// Kernel avx2: 256-bit registers, vpmaddubsw (u8 x s8 pairs to int16) and vpaddw.
+// Two products of codes 0..15 and a' are at most 2 * 15 * 128 = 3840, so nothing saturates and eight
+// steps add up to 30720 before they are widened to int32 by vpmaddwd.
+// Registers of a 4-row tile: 8 int16 sums, 2 codes, 1 activation; int32 and float sums wait in L1
+// and are touched every eighth step.
+#include "isa256.h"
+
+namespace da8w4 {
+namespace {
+
+struct Isa : Isa256 {
+    using Part = Int;
+    static constexpr size_t kStepBlock = 8;
+    static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
+
+    static Part open(Int) { return zero(); }
+    static Part dot(Part part, Int codes, Int act) { return _mm256_add_epi16(part, _mm256_maddubs_epi16(codes, act)); }
+    static Int flush(Int sum, Part part) { return add(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1))); }
+};
+
+}  // namespace
+}  // namespace da8w4
+
+#include "cpu.h"
+#include "simd_kernel.h"
+
+namespace da8w4 {
+
+extern const Kernel kernel_avx2 = {
+    "avx2",       "AVX2, FMA, F16C: 256-bit vpmaddubsw",
+    kAvx2,        8,
+    Isa::kRows,   Isa::kRows,
+    quantize_row, sum_row,
+    direct_tile,  unpack_panel,
+    panel_tile,   finish_row,
+};
+
+}  // namespace da8w4

@@ -1,0 +1,312 @@
+// The kernels of every ISA with an 8-bit dot product, written once over a small set of vector
+// operations. An ISA file defines `struct Isa` in an anonymous namespace, includes this file, and
+// fills its table. Everything here is internal to that file: a shared inline function would let the
+// linker put one ISA's code into another's place.
+//
+// Isa gives:
+//   kLanes                      32-bit lanes of a register: 8 or 16
+//   Int, Float, Part            registers; Part is where dot products of one step block gather
+//   kStepBlock                  steps (quads of k) after which a Part must be flushed
+//   and the operations used below.
+//
+// Column vectors. A register of L lanes read at byte 4*L*h of a packed line holds the columns
+// h*L.. in its low nibbles and 16 + h*L.. in its high ones. So a tile works on that pair of column
+// vectors, for h = 0 .. 16/L - 1 in turn; a panel line is read as the same pairs.
+//
+// Exactness. D = sum a'*code - zp * sum a', both sums modulo 2^32 and their difference in range (the
+// plan of a packed weight sees to that). Int starts at the zero point's product and dot products are
+// added in any order; the float chain is one fma per group, groups ascending.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "half.h"
+#include "kernel.h"
+
+namespace da8w4 {
+namespace {
+
+using Int = Isa::Int;
+using Float = Isa::Float;
+using Part = Isa::Part;
+constexpr size_t kLanes = Isa::kLanes;
+constexpr size_t kPairs = 16 / kLanes;  // values of h
+constexpr size_t kHalf = 16;            // column distance between the two vectors of a pair
+
+// ---- where a tile's weights come from --------------------------------------------------------
+
+struct FromBlock {
+    const Block &block;
+
+    void codes(size_t quad, size_t h, Int *low, Int *high) const {
+        Int line = Isa::load(block.codes + quad * kLineBytes + h * kLanes * 4);
+        *low = Isa::low_nibbles(line);
+        *high = Isa::high_nibbles(line);
+    }
+    Float scale(size_t group, size_t column) const {
+        size_t at = group * kBlock + column;
+        if (block.scale_type == DA8W4_F32) return Isa::load_f32(static_cast<const float *>(block.scales) + at);
+        const uint16_t *halves = static_cast<const uint16_t *>(block.scales) + at;
+        return block.scale_type == DA8W4_F16 ? Isa::load_f16(halves) : Isa::load_bf16(halves);
+    }
+    Int zp(size_t group, size_t column) const {
+        if (!block.zps) return Isa::zp_pairs(Isa::broadcast(block.zp));
+        return Isa::zp_pairs(Isa::load_s8(block.zps + group * kBlock + column));
+    }
+};
+
+struct FromPanel {
+    const Panel &panel;
+    size_t first_quad, first_group;
+
+    void codes(size_t quad, size_t h, Int *low, Int *high) const {
+        const uint8_t *line = panel.codes + (quad - first_quad) * kPanelLineBytes + h * kLanes * 4;
+        *low = Isa::load(line);
+        *high = Isa::load(line + kHalf * 4);
+    }
+    Float scale(size_t group, size_t column) const {
+        return Isa::load_f32(panel.scales + (group - first_group) * kBlock + column);
+    }
+    Int zp(size_t group, size_t column) const {
+        return Isa::load(panel.zps + (group - first_group) * kBlock + column);
+    }
+};
+
+// ---- the tile --------------------------------------------------------------------------------
+
+// Independent sums per output: with few rows, one chain of dependent dot products would wait for
+// its own latency. Integer sums may be split; the float chain may not.
+template <size_t kValue>
+struct Count {
+    static constexpr size_t value = kValue;
+};
+
+constexpr size_t sets_for(size_t rows) { return rows == 1 ? Isa::kSetsOneRow : rows == 2 ? Isa::kSetsTwoRows : 1; }
+
+template <size_t kRows, class Source>
+void rows_tile(const Tile &tile, const Source &source) {
+    constexpr size_t kSets = sets_for(kRows);
+    const int8_t *act = tile.act.rows;
+    const size_t stride = tile.act.stride;
+    for (size_t h = 0; h < kPairs; h++) {
+        const size_t column = h * kLanes;
+        const int32_t *sums = tile.act.sums + chunks_before(tile.k_begin, tile.group);
+        size_t k = tile.k_begin, group = k / tile.group, group_end = (group + 1) * tile.group;
+        Int sum[kSets][kRows][2];
+        Float acc[kRows][2];
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) {
+                const size_t at = r * kBlock + column + v * kHalf;
+                acc[r][v] = k == 0 ? Isa::zero_float() : Isa::load_f32(tile.acc + at);
+                sum[0][r][v] = k % tile.group == 0 ? Isa::zero() : Isa::load(tile.partial + at);
+            }
+        while (k < tile.k_end) {
+            size_t end = k + kChunk;
+            if (end > group_end) end = group_end;
+            if (end > tile.k) end = tile.k;
+            for (size_t v = 0; v < 2; v++) {
+                Int zp = source.zp(group, column + v * kHalf);
+                for (size_t r = 0; r < kRows; r++)
+                    sum[0][r][v] = Isa::add_product(sum[0][r][v], zp, Isa::broadcast(sums[r * tile.act.sums_stride]));
+            }
+            sums++;
+            for (size_t s = 1; s < kSets; s++)
+                for (size_t r = 0; r < kRows; r++) sum[s][r][0] = sum[s][r][1] = Isa::zero();
+
+            size_t quad = k / kQuad;
+            const size_t quad_end = ceil_div(end, kQuad);
+            auto steps = [&](auto count) {
+                Part part[kSets][kRows][2];
+                for (size_t s = 0; s < kSets; s++)
+                    for (size_t r = 0; r < kRows; r++)
+                        for (size_t v = 0; v < 2; v++) part[s][r][v] = Isa::open(sum[s][r][v]);
+#pragma GCC unroll 16
+                for (size_t i = 0; i < count.value; i++) {
+                    Int low, high;
+                    source.codes(quad + i, h, &low, &high);
+#pragma GCC unroll 16
+                    for (size_t r = 0; r < kRows; r++) {
+                        Int a = Isa::broadcast_quad(act + r * stride + (quad + i) * kQuad);
+                        Part *to = part[i % kSets][r];
+                        to[0] = Isa::dot(to[0], low, a);
+                        to[1] = Isa::dot(to[1], high, a);
+                    }
+                }
+                for (size_t s = 0; s < kSets; s++)
+                    for (size_t r = 0; r < kRows; r++)
+                        for (size_t v = 0; v < 2; v++) sum[s][r][v] = Isa::flush(sum[s][r][v], part[s][r][v]);
+                quad += count.value;
+            };
+            while (quad + Isa::kStepBlock <= quad_end) steps(Count<Isa::kStepBlock>());
+            while (quad < quad_end) steps(Count<1>());
+
+            for (size_t s = 1; s < kSets; s++)
+                for (size_t r = 0; r < kRows; r++)
+                    for (size_t v = 0; v < 2; v++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
+            k = end;
+            if (k == group_end || k == tile.k) {
+                for (size_t v = 0; v < 2; v++) {
+                    Float scale = source.scale(group, column + v * kHalf);
+                    for (size_t r = 0; r < kRows; r++) {
+                        acc[r][v] = Isa::fma(Isa::to_float(sum[0][r][v]), scale, acc[r][v]);
+                        sum[0][r][v] = Isa::zero();
+                    }
+                }
+                group++;
+                group_end += tile.group;
+            }
+        }
+        const bool unfinished = k % tile.group != 0 && k != tile.k;
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) {
+                const size_t at = r * kBlock + column + v * kHalf;
+                Isa::store_f32(tile.acc + at, acc[r][v]);
+                if (unfinished) Isa::store(tile.partial + at, sum[0][r][v]);
+            }
+    }
+}
+
+template <class Source, size_t kRows = Isa::kRows>
+void any_rows_tile(const Tile &tile, size_t rows, const Source &source) {
+    if constexpr (kRows > 1)
+        if (rows < kRows) return any_rows_tile<Source, kRows - 1>(tile, rows, source);
+    rows_tile<kRows>(tile, source);
+}
+
+void direct_tile(const Tile &tile, size_t rows, const Block &block) { any_rows_tile(tile, rows, FromBlock{block}); }
+
+void panel_tile(const Tile &tile, size_t rows, const Panel &panel) {
+    any_rows_tile(tile, rows, FromPanel{panel, tile.k_begin / kQuad, tile.k_begin / tile.group});
+}
+
+void unpack_panel(const Block &block, size_t k, size_t group, size_t k_begin, size_t k_end, const Panel &panel) {
+    const FromBlock source{block};
+    uint8_t *line = panel.codes;
+    for (size_t quad = k_begin / kQuad; quad < ceil_div(k_end, kQuad); quad++, line += kPanelLineBytes)
+        for (size_t h = 0; h < kPairs; h++) {
+            Int low, high;
+            source.codes(quad, h, &low, &high);
+            Isa::store(line + h * kLanes * 4, low);
+            Isa::store(line + (h * kLanes + kHalf) * 4, high);
+        }
+    const size_t first = k_begin / group, last = ceil_div(k_end < k ? k_end : k, group);
+    for (size_t g = first; g < last; g++)
+        for (size_t column = 0; column < kBlock; column += kLanes) {
+            const size_t at = (g - first) * kBlock + column;
+            Isa::store_f32(panel.scales + at, source.scale(g, column));
+            Isa::store(panel.zps + at, source.zp(g, column));
+        }
+}
+
+// ---- rows of activations ---------------------------------------------------------------------
+
+Float load_floats(const void *x, da8w4_type type) {
+    if (type == DA8W4_F32) return Isa::load_f32(static_cast<const float *>(x));
+    const uint16_t *halves = static_cast<const uint16_t *>(x);
+    return type == DA8W4_F16 ? Isa::load_f16(halves) : Isa::load_bf16(halves);
+}
+
+// Calls use(floats, index) for each register of a row; the last one is filled up with zeros.
+template <class Use>
+void for_each_register(const void *x, da8w4_type type, size_t k, Use use) {
+    const size_t bytes = type == DA8W4_F32 ? 4 : 2;
+    const char *at = static_cast<const char *>(x);
+    size_t i = 0;
+    for (; i + kLanes <= k; i += kLanes) use(load_floats(at + i * bytes, type), i);
+    if (i < k) {
+        alignas(64) char rest[kLanes * 4] = {};
+        memcpy(rest, at + i * bytes, (k - i) * bytes);
+        use(load_floats(rest, type), i);
+    }
+}
+
+void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act, float *scale,
+                  int32_t *zp) {
+    uint8_t *bytes = static_cast<uint8_t *>(act);
+    Float low = Isa::zero_float(), high = Isa::zero_float();
+    Int magnitude = Isa::zero();
+    for_each_register(x, x_type, k, [&](Float value, size_t) {
+        low = Isa::min(low, value);
+        high = Isa::max(high, value);
+        magnitude = Isa::max_magnitude(magnitude, value);
+    });
+    const float mn = Isa::lowest(low), mx = Isa::highest(high);
+    const float range = symmetric ? (mx > -mn ? mx : -mn) / 127.0f : (mx - mn) / 255.0f;
+    if (Isa::highest_magnitude(magnitude) >= 0x7f800000 || !(range <= 0x1.fffffep127f)) {
+        memset(bytes, flip, k);
+        *scale = float_of(kNanF32);
+        *zp = 0;
+        return;
+    }
+    const float epsilon = 0x1p-23f;
+    const float s = range > epsilon ? range : epsilon;
+    int32_t z = symmetric ? 0 : -Isa::nearest(mn / s);
+    z = z > 255 ? 255 : z;
+    // Clamping to 0..255 and subtracting c = 128 is subtracting first and saturating to int8. A
+    // symmetric row needs no clamp at -127: |x / s| exceeds 127 only by rounding errors.
+    const int32_t shifted = symmetric ? 0 : z - 128;
+    const Float inverse = Isa::broadcast_float(1.0f / s);
+    const Int offset = Isa::broadcast(shifted);
+    for_each_register(x, x_type, k, [&](Float value, size_t i) {
+        Int a = Isa::add(Isa::to_nearest(Isa::mul(value, inverse)), offset);
+        if (i + kLanes <= k) {
+            Isa::store_s8_saturated(bytes + i, a, flip);
+        } else {
+            uint8_t rest[kLanes];
+            Isa::store_s8_saturated(rest, a, flip);
+            memcpy(bytes + i, rest, k - i);
+        }
+    });
+    *scale = s;
+    *zp = shifted;
+}
+
+void sum_row(const int8_t *act, size_t k, size_t group, int32_t *sums) {
+    for (size_t begin = 0; begin < k;) {
+        size_t group_end = (begin / group + 1) * group, end = begin + kChunk;
+        if (end > group_end) end = group_end;
+        if (end > k) end = k;
+        Int sum = Isa::zero();
+        for (; begin + kLanes * 4 <= end; begin += kLanes * 4) sum = Isa::add_s8(sum, Isa::load(act + begin));
+        if (begin < end) {
+            alignas(64) int8_t rest[kLanes * 4] = {};
+            memcpy(rest, act + begin, end - begin);
+            sum = Isa::add_s8(sum, Isa::load(rest));
+            begin = end;
+        }
+        *sums++ = Isa::total(sum);
+    }
+}
+
+// ---- the last step ---------------------------------------------------------------------------
+
+void finish_row(const Finish &finish) {
+    const size_t bytes = finish.out_type == DA8W4_F32 ? 4 : 2;
+    const bool whole = finish.cols == kBlock;
+    alignas(64) float bias_rest[kBlock] = {};
+    alignas(64) char out_rest[kBlock * 4];
+    const float *bias = finish.bias;
+    if (bias && !whole) bias = static_cast<float *>(memcpy(bias_rest, bias, finish.cols * sizeof(float)));
+    char *out = whole ? static_cast<char *>(finish.out) : out_rest;
+
+    const Float scale = Isa::broadcast_float(finish.act_scale), zp = Isa::broadcast_float(finish.act_zp);
+    for (size_t n = 0; n < kBlock; n += kLanes) {
+        Float t = Isa::load_f32(finish.acc + n);
+        if (finish.act_zp != 0) t = Isa::fnma(zp, Isa::load_f32(finish.sums + n), t);
+        Float y = bias ? Isa::fma(t, scale, Isa::load_f32(bias + n)) : Isa::mul(t, scale);
+        y = Isa::one_nan(y);
+        char *to = out + n * bytes;
+        if (finish.out_type == DA8W4_F32)
+            Isa::store_f32(to, y);
+        else if (finish.out_type == DA8W4_F16)
+            Isa::store_f16(to, y);
+        else
+            Isa::store_bf16(to, y);
+    }
+    if (!whole) memcpy(finish.out, out_rest, finish.cols * bytes);
+}
+
+}  // namespace
+}  // namespace da8w4

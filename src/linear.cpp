@@ -1,0 +1,320 @@
+// The driver: activations to int8 rows, then blocks of columns and rows over the kernel's tiles.
+//
+// Few rows (up to the kernel's direct_max): each thread walks whole column blocks and reads each
+// packed byte once. More rows: a column block is unpacked, a piece of k at a time, into a panel that
+// stays in L1 while all rows pass over it. K is never split between threads, and rows never meet, so
+// neither changes a bit of the result.
+#include <cstring>
+
+#include "cpu.h"
+#include "dispatch.h"
+#include "half.h"
+#include "kernel.h"
+#include "threads.h"
+
+namespace da8w4 {
+namespace {
+
+constexpr size_t kRowBlock = 240;  // rows quantized and multiplied at a time; whole tiles of 4, 5 and 6
+constexpr size_t kPanelK = 512;    // k of one panel: 16 KiB of codes, half an L1 cache
+// Up to this many rows, every thread quantizes them all for itself: cheaper than meeting first.
+constexpr size_t kPrivateRows = 4;
+// Multiplications that are worth a thread: a few microseconds, like the hand-over itself.
+constexpr size_t kMinWorkPerThread = 1 << 17;
+
+// An odd number of cache lines, so that rows do not compete for the same sets of L1.
+size_t row_stride(size_t k) { return (ceil_div(k, 64) | 1) * 64; }
+
+// End of the piece of k that starts at k_begin: whole groups where they fit, else whole chunks.
+size_t panel_end(size_t k_begin, size_t k, size_t group) {
+    size_t end;
+    if (group <= kPanelK) {
+        end = k_begin + kPanelK / group * group;
+    } else {
+        const size_t group_end = (k_begin / group + 1) * group;
+        end = k_begin + kPanelK < group_end ? k_begin + kPanelK : group_end;
+    }
+    return end < k ? end : k;
+}
+
+// Sizes of everything in the workspace, all multiples of 64 bytes.
+struct Workspace {
+    Workspace(const da8w4_packed &weight, size_t m, const Kernel &kernel)
+        : row_block(m < kRowBlock ? m : kRowBlock),
+          direct(m <= kernel.direct_max),
+          private_rows(m <= kPrivateRows),
+          stride(row_stride(weight.k)),
+          sums_stride(round_up(chunks_before(weight.k, weight.group), 16)) {
+        rows_bytes = row_block * stride;
+        sums_bytes = row_block * sums_stride * sizeof(int32_t);
+        scales_bytes = round_up(row_block * sizeof(float), 64);
+        const size_t row_bytes = rows_bytes + sums_bytes + 2 * scales_bytes;
+        const size_t tile_bytes = kBlock * sizeof(float);
+        if (direct) {
+            acc_bytes = kernel.direct_rows * tile_bytes;
+        } else {
+            acc_bytes = row_block * tile_bytes;
+            const size_t piece = panel_end(0, weight.k, weight.group);
+            codes_bytes = ceil_div(piece, kQuad) * kPanelLineBytes;
+            group_bytes = ceil_div(piece, weight.group) * tile_bytes;
+        }
+        shared_bytes = private_rows ? 0 : row_bytes;
+        thread_bytes = 2 * acc_bytes + codes_bytes + 2 * group_bytes + (private_rows ? row_bytes : 0);
+    }
+
+    size_t row_block;
+    bool direct, private_rows;
+    size_t stride, sums_stride;
+    size_t rows_bytes, sums_bytes, scales_bytes;
+    size_t acc_bytes = 0, codes_bytes = 0, group_bytes = 0;
+    size_t shared_bytes, thread_bytes;
+};
+
+// Hands out pieces of the workspace in order.
+class Carver {
+public:
+    explicit Carver(void *memory) : at_(static_cast<char *>(memory)) {}
+    template <class T>
+    T *take(size_t bytes) {
+        char *piece = at_;
+        at_ += bytes;
+        return reinterpret_cast<T *>(piece);
+    }
+
+private:
+    char *at_;
+};
+
+// Quantized rows of one row block.
+struct Rows {
+    Rows(const Workspace &space, Carver &carver)
+        : act(carver.take<int8_t>(space.rows_bytes)),
+          sums(carver.take<int32_t>(space.sums_bytes)),
+          scales(carver.take<float>(space.scales_bytes)),
+          zps(carver.take<float>(space.scales_bytes)) {}
+
+    int8_t *act;
+    int32_t *sums;
+    float *scales;
+    float *zps;  // z_a - c
+};
+
+// What one thread works in.
+struct Scratch {
+    Scratch(const Workspace &space, Carver &carver)
+        : acc(carver.take<float>(space.acc_bytes)),
+          partial(carver.take<int32_t>(space.acc_bytes)),
+          panel{carver.take<uint8_t>(space.codes_bytes), carver.take<float>(space.group_bytes),
+                carver.take<int32_t>(space.group_bytes)} {}
+
+    float *acc;
+    int32_t *partial;
+    Panel panel;
+};
+
+bool is_float(da8w4_type type) { return type == DA8W4_F32 || type == DA8W4_F16 || type == DA8W4_BF16; }
+size_t size_of(da8w4_type type) { return type == DA8W4_F32 ? 4 : is_float(type) ? 2 : 1; }
+
+class Product {
+public:
+    Product(const da8w4_call &call, const Kernel &kernel, const Workspace &space)
+        : call_(call), weight_(*call.weight), kernel_(kernel), space_(space) {}
+
+    void run(size_t threads) const {
+        char *memory = static_cast<char *>(call_.workspace);
+        for (size_t row = 0; row < call_.m; row += space_.row_block) {
+            const size_t rows = call_.m - row < space_.row_block ? call_.m - row : space_.row_block;
+            if (!space_.private_rows)
+                parallel(threads, [&](size_t thread, size_t count) {
+                    Carver carver(memory);
+                    const Rows shared(space_, carver);
+                    const Range range = part_of(rows, thread, count);
+                    for (size_t r = range.begin; r < range.end; r++) prepare_row(row + r, r, shared);
+                });
+            parallel(threads, [&](size_t thread, size_t count) {
+                Carver own(memory + space_.shared_bytes + thread * space_.thread_bytes);
+                Carver common(memory);
+                const Rows prepared(space_, space_.private_rows ? own : common);
+                const Scratch scratch(space_, own);
+                if (space_.private_rows)
+                    for (size_t r = 0; r < rows; r++) prepare_row(row + r, r, prepared);
+                multiply(row, rows, prepared, scratch, thread, count);
+            });
+        }
+    }
+
+private:
+    // Row `from` of the activations to row `to` of the prepared ones.
+    void prepare_row(size_t from, size_t to, const Rows &rows) const {
+        const size_t k = weight_.k;
+        const char *source = static_cast<const char *>(call_.act) + from * call_.act_stride;
+        int8_t *act = rows.act + to * space_.stride;
+        if (is_float(call_.act_type)) {
+            int32_t zp;
+            kernel_.quantize_row(source, call_.act_type, k, call_.symmetric != 0, 0, act, rows.scales + to, &zp);
+            rows.zps[to] = static_cast<float>(zp);
+        } else {
+            const bool shifted = call_.act_type == DA8W4_U8;
+            if (shifted)
+                for (size_t i = 0; i < k; i++) act[i] = static_cast<int8_t>(source[i] ^ 0x80);  // a - 128
+            else
+                memcpy(act, source, k);
+            rows.scales[to] = call_.act_scales ? call_.act_scales[from] : 1.0f;
+            rows.zps[to] = static_cast<float>((call_.act_zps ? call_.act_zps[from] : 0) - (shifted ? 128 : 0));
+        }
+        memset(act + k, 0, space_.stride - k);
+        kernel_.sum_row(act, k, weight_.group, rows.sums + to * space_.sums_stride);
+    }
+
+    // This thread's share of blocks x rows. Rows are split only where blocks alone are too few.
+    void multiply(size_t row, size_t rows, const Rows &prepared, const Scratch &scratch, size_t thread,
+                  size_t threads) const {
+        const size_t tile_rows = space_.direct ? kernel_.direct_rows : kernel_.panel_rows;
+        const size_t tiles = ceil_div(rows, tile_rows), blocks = ceil_div(weight_.n, kBlock);
+        size_t parts = threads == 1 ? 1 : ceil_div(4 * threads, blocks);
+        if (parts > tiles) parts = tiles;
+        const Range range = part_of(parts * blocks, thread, threads);
+        for (size_t task = range.begin; task < range.end; task++) {
+            const Range part = part_of(rows, task / blocks, parts);
+            if (space_.direct)
+                direct_block(task % blocks, row, part, prepared, scratch);
+            else
+                panel_block(task % blocks, row, part, prepared, scratch);
+        }
+    }
+
+    Block block_at(size_t block) const {
+        const size_t groups = ceil_div(weight_.k, weight_.group), at = block * groups * kBlock;
+        return {weight_.codes + block * ceil_div(weight_.k, kQuad) * kLineBytes,
+                static_cast<const char *>(weight_.scales) + at * size_of(weight_.scale_type), weight_.scale_type,
+                weight_.zps ? weight_.zps + at : nullptr, weight_.zp};
+    }
+
+    Tile tile_at(size_t row, const Rows &rows, size_t k_begin, size_t k_end, float *acc, int32_t *partial) const {
+        return {{rows.act + row * space_.stride, space_.stride, rows.sums + row * space_.sums_stride, space_.sums_stride},
+                weight_.k, weight_.group, k_begin, k_end, acc, partial};
+    }
+
+    // Calls use(first, count) for tiles of nearly equal height: 7 rows are 4 and 3, not 6 and 1.
+    template <class Use>
+    static void for_each_tile(Range rows, size_t most, Use use) {
+        const size_t count = rows.end - rows.begin, tiles = ceil_div(count, most);
+        for (size_t tile = 0; tile < tiles; tile++) {
+            const Range part = part_of(count, tile, tiles);
+            use(rows.begin + part.begin, part.end - part.begin);
+        }
+    }
+
+    void direct_block(size_t block, size_t first_row, Range rows, const Rows &prepared, const Scratch &scratch) const {
+        const Block source = block_at(block);
+        for_each_tile(rows, kernel_.direct_rows, [&](size_t row, size_t count) {
+            kernel_.direct_tile(tile_at(row, prepared, 0, weight_.k, scratch.acc, scratch.partial), count, source);
+            for (size_t r = 0; r < count; r++) finish(block, first_row, row + r, prepared, scratch.acc + r * kBlock);
+        });
+    }
+
+    void panel_block(size_t block, size_t first_row, Range rows, const Rows &prepared, const Scratch &scratch) const {
+        const Block source = block_at(block);
+        for (size_t k_begin = 0, k_end; k_begin < weight_.k; k_begin = k_end) {
+            k_end = panel_end(k_begin, weight_.k, weight_.group);
+            kernel_.unpack_panel(source, weight_.k, weight_.group, k_begin, k_end, scratch.panel);
+            for_each_tile(rows, kernel_.panel_rows, [&](size_t row, size_t count) {
+                const size_t at = (row - rows.begin) * kBlock;
+                kernel_.panel_tile(tile_at(row, prepared, k_begin, k_end, scratch.acc + at, scratch.partial + at),
+                                   count, scratch.panel);
+            });
+        }
+        for (size_t row = rows.begin; row < rows.end; row++)
+            finish(block, first_row, row, prepared, scratch.acc + (row - rows.begin) * kBlock);
+    }
+
+    void finish(size_t block, size_t first_row, size_t row, const Rows &prepared, const float *acc) const {
+        const size_t n = block * kBlock, cols = weight_.n - n < kBlock ? weight_.n - n : kBlock;
+        char *out = static_cast<char *>(call_.out) + (first_row + row) * call_.out_stride + n * size_of(call_.out_type);
+        kernel_.finish_row({acc, weight_.sums + n, call_.bias ? call_.bias + n : nullptr, prepared.scales[row],
+                            prepared.zps[row], out, call_.out_type, cols});
+    }
+
+    const da8w4_call &call_;
+    const da8w4_packed &weight_;
+    const Kernel &kernel_;
+    const Workspace &space_;
+};
+
+bool valid(const da8w4_packed *weight) {
+    return weight && weight->n && weight->k && weight->group && weight->group <= weight->k &&
+           (weight->group % kQuad == 0 || weight->group == weight->k) && is_float(weight->scale_type) && weight->codes &&
+           weight->scales && weight->sums;
+}
+
+da8w4_status check_zps(const da8w4_call &call) {
+    if (!call.act_zps) return DA8W4_OK;
+    const int32_t low = call.act_type == DA8W4_U8 ? 0 : INT8_MIN, high = call.act_type == DA8W4_U8 ? 255 : INT8_MAX;
+    for (size_t row = 0; row < call.m; row++)
+        if (call.act_zps[row] < low || call.act_zps[row] > high) return DA8W4_BAD_ACT_ZP;
+    return DA8W4_OK;
+}
+
+da8w4_status run(const da8w4_call *call, bool quantize) {
+    if (!call || !valid(call->weight) || !is_float(call->out_type)) return DA8W4_BAD_ARGUMENT;
+    if (quantize ? !is_float(call->act_type) : call->act_type != DA8W4_U8 && call->act_type != DA8W4_S8)
+        return DA8W4_BAD_ARGUMENT;
+    const Kernel *kernel;
+    const da8w4_status found = find_kernel(call->kernel, &kernel);
+    if (found != DA8W4_OK) return found;
+    if (call->m == 0) return DA8W4_OK;
+    const size_t n = call->weight->n, k = call->weight->k;
+    if (!call->act || !call->out || !call->workspace || reinterpret_cast<uintptr_t>(call->workspace) % 64 ||
+        (call->m > 1 && (call->act_stride < k * size_of(call->act_type) || call->out_stride < n * size_of(call->out_type))))
+        return DA8W4_BAD_ARGUMENT;
+    if (!quantize)
+        if (const da8w4_status status = check_zps(*call)) return status;
+
+    const Workspace space(*call->weight, call->m, *kernel);
+    if (call->workspace_bytes < space.shared_bytes + space.thread_bytes) return DA8W4_WORKSPACE_TOO_SMALL;
+    const size_t room = (call->workspace_bytes - space.shared_bytes) / space.thread_bytes;
+    const double work = static_cast<double>(call->m) * static_cast<double>(n) * static_cast<double>(k);
+    size_t threads = da8w4_get_num_threads();
+    if (threads > room) threads = room;
+    if (static_cast<double>(threads) * kMinWorkPerThread > work) threads = static_cast<size_t>(work / kMinWorkPerThread) + 1;
+    Product(*call, *kernel, space).run(threads);
+    return DA8W4_OK;
+}
+
+}  // namespace
+}  // namespace da8w4
+
+using namespace da8w4;
+
+size_t da8w4_workspace_bytes(const da8w4_call *call, size_t threads) {
+    const Kernel *kernel;
+    if (!call || !valid(call->weight) || !threads || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
+    const Workspace space(*call->weight, call->m, *kernel);
+    return space.shared_bytes + threads * space.thread_bytes;
+}
+
+da8w4_status da8w4_gemm(const da8w4_call *call) { return run(call, false); }
+
+da8w4_status da8w4_linear(const da8w4_call *call) { return run(call, true); }
+
+da8w4_status da8w4_quantize_rows(const char *name, const void *x, da8w4_type x_type, size_t x_stride, size_t m,
+                                 size_t k, int symmetric, void *act, size_t act_stride, float *act_scales,
+                                 int32_t *act_zps) {
+    const Kernel *kernel;
+    if (!is_float(x_type) || !k) return DA8W4_BAD_ARGUMENT;
+    const da8w4_status found = find_kernel(name, &kernel);
+    if (found != DA8W4_OK || m == 0) return found;
+    if (!x || !act || !act_scales || !act_zps || (m > 1 && (x_stride < k * size_of(x_type) || act_stride < k)))
+        return DA8W4_BAD_ARGUMENT;
+    const size_t useful = m * k / kMinWorkPerThread + 1, most = da8w4_get_num_threads();
+    parallel(useful < most ? useful : most, [&](size_t thread, size_t threads) {
+        const Range range = part_of(m, thread, threads);
+        for (size_t row = range.begin; row < range.end; row++) {
+            kernel->quantize_row(static_cast<const char *>(x) + row * x_stride, x_type, k, symmetric != 0,
+                                 symmetric ? 0 : 0x80, static_cast<char *>(act) + row * act_stride, act_scales + row,
+                                 act_zps + row);
+            if (!symmetric) act_zps[row] += 128;
+        }
+    });
+    return DA8W4_OK;
+}

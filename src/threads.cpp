@@ -1,0 +1,337 @@
+#include "threads.h"
+
+#include <dlfcn.h>
+#include <link.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+
+#include "cpu.h"
+#include "pyda8w4/pyda8w4.h"
+
+namespace da8w4 {
+namespace {
+
+// ---- how many --------------------------------------------------------------------------------
+
+// CPUs of the cgroup quota of `file` ("<quota> <period>", or "max ..."), 0 where there is none.
+size_t quota_of(const std::string &quota_file, const std::string &period_file) {
+    double quota = 0, period = 0;
+    FILE *file = std::fopen(quota_file.c_str(), "r");
+    if (!file) return 0;
+    const int found = std::fscanf(file, "%lf %lf", &quota, &period);
+    std::fclose(file);
+    if (found < 1 || quota <= 0) return 0;
+    if (found == 1) {
+        file = std::fopen(period_file.c_str(), "r");
+        if (!file) return 0;
+        if (std::fscanf(file, "%lf", &period) != 1) period = 0;
+        std::fclose(file);
+    }
+    if (period <= 0) return 0;
+    const size_t cpus = static_cast<size_t>(quota / period);
+    return cpus < quota / period ? cpus + 1 : cpus;
+}
+
+// The tightest quota from this process's cgroup up to the root, in version 2 or 1; 0 for none.
+size_t cgroup_cpus() {
+    FILE *file = std::fopen("/proc/self/cgroup", "r");
+    if (!file) return 0;
+    size_t least = 0;
+    char line[4096];
+    while (std::fgets(line, sizeof line, file)) {
+        line[std::strcspn(line, "\n")] = 0;
+        const char *controllers = std::strchr(line, ':');
+        const char *path = controllers ? std::strchr(++controllers, ':') : nullptr;
+        if (!path) continue;
+        const std::string names(controllers, path++);
+        const bool v2 = names.empty();
+        if (!v2 && (',' + names + ',').find(",cpu,") == std::string::npos) continue;
+        const std::string mount = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+        for (std::string folder = path;;) {
+            const std::string at = mount + folder + (folder.empty() || folder.back() == '/' ? "" : "/");
+            const size_t cpus = v2 ? quota_of(at + "cpu.max", "")
+                                   : quota_of(at + "cpu.cfs_quota_us", at + "cpu.cfs_period_us");
+            if (cpus && (!least || cpus < least)) least = cpus;
+            const size_t slash = folder.rfind('/');
+            if (slash == std::string::npos) break;
+            folder.resize(slash);
+        }
+    }
+    std::fclose(file);
+    return least;
+}
+
+size_t affinity_cpus() {
+    cpu_set_t sets[16] = {};  // room for 16384 CPUs; the kernel refuses a mask shorter than its own
+    if (sched_getaffinity(0, sizeof sets, sets) != 0) return 1;
+    return static_cast<size_t>(CPU_COUNT_S(sizeof sets, sets));
+}
+
+size_t allowed_cpus() {
+    static const size_t quota = cgroup_cpus();
+    const size_t cpus = affinity_cpus();
+    return quota && quota < cpus ? quota : cpus;
+}
+
+size_t omp_num_threads() {
+    static const size_t threads = [] {
+        const char *text = std::getenv("OMP_NUM_THREADS");  // "4", or "4,2" for nested levels
+        const long value = text ? std::strtol(text, nullptr, 10) : 0;
+        return value > 0 && value <= 65536 ? static_cast<size_t>(value) : 0;
+    }();
+    return threads;
+}
+
+std::atomic<size_t> chosen_threads{0};
+
+// ---- an OpenMP runtime of the process --------------------------------------------------------
+
+struct OpenMp {
+    std::string path;
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*max_threads)();
+    int (*num_threads)();
+    int (*thread_num)();
+};
+
+struct Search {
+    unsigned long long adds = 0;
+    bool adds_only = true;
+    std::string path;
+};
+
+int look_at(dl_phdr_info *info, size_t, void *data) {
+    Search &search = *static_cast<Search *>(data);
+    search.adds = info->dlpi_adds;
+    if (search.adds_only) return 1;
+    const char *slash = std::strrchr(info->dlpi_name, '/');
+    const char *name = slash ? slash + 1 : info->dlpi_name;
+    for (const char *known : {"libgomp", "libiomp5", "libomp"})
+        if (std::strncmp(name, known, std::strlen(known)) == 0) {
+            search.path = info->dlpi_name;
+            return 1;
+        }
+    return 0;
+}
+
+template <class Function>
+bool resolve(void *library, const char *name, Function *function) {
+    *function = reinterpret_cast<Function>(dlsym(library, name));
+    return *function != nullptr;
+}
+
+std::unique_ptr<OpenMp> open_runtime(const std::string &path) {
+    // RTLD_NOLOAD finds it without loading, and the reference keeps it from being unloaded.
+    void *library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+    if (!library) return nullptr;
+    auto found = std::make_unique<OpenMp>();
+    found->path = path;
+    const bool complete = resolve(library, "GOMP_parallel", &found->parallel) &&
+                          resolve(library, "omp_get_max_threads", &found->max_threads) &&
+                          resolve(library, "omp_get_num_threads", &found->num_threads) &&
+                          resolve(library, "omp_get_thread_num", &found->thread_num);
+    return complete ? std::move(found) : nullptr;
+}
+
+std::atomic<bool> forked{false};
+
+// The runtime, if there is one by now. A library may be loaded at any time, so each call compares the
+// loader's count of libraries (tens of nanoseconds) and searches again when it has grown.
+const OpenMp *openmp() {
+    static std::atomic<const OpenMp *> runtime{nullptr};
+    static std::atomic<unsigned long long> searched{0};
+    // GNU's runtime hangs in the child of a process that has used it.
+    if (forked.load(std::memory_order_relaxed)) return nullptr;
+    const OpenMp *found = runtime.load(std::memory_order_acquire);
+    if (found) return found;
+    Search search;
+    dl_iterate_phdr(look_at, &search);
+    if (search.adds == searched.load(std::memory_order_relaxed)) return nullptr;
+    search.adds_only = false;
+    dl_iterate_phdr(look_at, &search);
+    searched.store(search.adds, std::memory_order_relaxed);
+    if (search.path.empty()) return nullptr;
+    std::unique_ptr<OpenMp> opened = open_runtime(search.path);
+    if (opened && runtime.compare_exchange_strong(found, opened.get(), std::memory_order_acq_rel))
+        found = opened.release();  // kept for the life of the process
+    return found;
+}
+
+// ---- our own pool ----------------------------------------------------------------------------
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#else
+    sched_yield();
+#endif
+}
+
+// Waits for a short while without sleeping: layers follow each other within microseconds, and waking
+// a sleeping thread takes longer than many layers do.
+template <class Done>
+bool spin(Done done) {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point end = Clock::now() + std::chrono::microseconds(50);
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (done()) return true;
+            pause();
+        }
+    } while (Clock::now() < end);
+    return done();
+}
+
+struct Job {
+    Work work;
+    void *context;
+    size_t threads;
+    std::atomic<size_t> *left;
+};
+
+struct Worker {
+    size_t thread;  // its number in a job
+    Worker *next = nullptr;
+    std::mutex mutex;
+    std::condition_variable posted;
+    std::atomic<size_t> jobs{0};  // posted so far
+    Job job;
+};
+
+void *worker_main(void *argument) {
+    Worker &worker = *static_cast<Worker *>(argument);
+    for (size_t done = 0;; done++) {
+        auto ready = [&] { return worker.jobs.load(std::memory_order_acquire) != done; };
+        if (!spin(ready)) {
+            std::unique_lock<std::mutex> lock(worker.mutex);
+            worker.posted.wait(lock, ready);
+        }
+        const Job job = worker.job;
+        job.work(job.context, worker.thread, job.threads);
+        job.left->fetch_sub(1, std::memory_order_release);
+    }
+    return nullptr;
+}
+
+class Pool {
+public:
+    void run(size_t wanted, Work work, void *context) {
+        std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
+        const size_t helpers = busy ? start_workers(wanted - 1) : 0;
+        std::atomic<size_t> left{helpers};
+        for (Worker *worker = first_; worker && worker->thread <= helpers; worker = worker->next) {
+            {
+                std::lock_guard<std::mutex> lock(worker->mutex);
+                worker->job = {work, context, helpers + 1, &left};
+                worker->jobs.fetch_add(1, std::memory_order_release);
+            }
+            worker->posted.notify_one();
+        }
+        work(context, 0, helpers + 1);
+        auto finished = [&] { return left.load(std::memory_order_acquire) == 0; };
+        while (!spin(finished)) sched_yield();
+    }
+
+private:
+    // Up to `count` workers; fewer where the system refuses threads.
+    size_t start_workers(size_t count) {
+        while (started_ < count) {
+            std::unique_ptr<Worker> worker(new (std::nothrow) Worker);
+            if (!worker) break;
+            worker->thread = started_ + 1;
+            pthread_t thread;
+            // Signals are for the application's threads.
+            sigset_t all, before;
+            sigfillset(&all);
+            pthread_sigmask(SIG_BLOCK, &all, &before);
+            const bool running = pthread_create(&thread, nullptr, worker_main, worker.get()) == 0;
+            pthread_sigmask(SIG_SETMASK, &before, nullptr);
+            if (!running) break;
+            pthread_detach(thread);
+            *end_ = worker.release();
+            end_ = &(*end_)->next;
+            started_++;
+        }
+        return started_ < count ? started_ : count;
+    }
+
+    std::mutex busy_;  // held by the caller whose job runs
+    size_t started_ = 0;
+    Worker *first_ = nullptr, **end_ = &first_;
+};
+
+// Never destroyed: its workers may outlive the exit of main. A forked child has none of them, so it
+// starts over with a new pool and leaves the parent's, whatever state it was in, alone.
+Pool *pool = [] {
+    pthread_atfork(nullptr, nullptr, [] {
+        forked.store(true, std::memory_order_relaxed);
+        pool = new Pool;
+    });
+    return new Pool;
+}();
+
+thread_local bool inside = false;
+
+struct Region {
+    Work work;
+    void *context;
+    const OpenMp *runtime;
+};
+
+void run_part(void *context, size_t thread, size_t threads) {
+    const Region &region = *static_cast<Region *>(context);
+    const DefaultRounding rounding;
+    const bool outer = inside;
+    inside = true;
+    region.work(region.context, thread, threads);
+    inside = outer;
+}
+
+void openmp_main(void *context) {
+    const OpenMp &runtime = *static_cast<Region *>(context)->runtime;
+    run_part(context, static_cast<size_t>(runtime.thread_num()), static_cast<size_t>(runtime.num_threads()));
+}
+
+}  // namespace
+
+void parallel(size_t wanted, Work work, void *context) {
+    Region region{work, context, nullptr};
+    if (wanted <= 1 || inside)
+        run_part(&region, 0, 1);
+    else if ((region.runtime = openmp()) != nullptr)
+        region.runtime->parallel(openmp_main, &region, static_cast<unsigned>(wanted), 0);
+    else
+        pool->run(wanted, run_part, &region);
+}
+
+}  // namespace da8w4
+
+using namespace da8w4;
+
+void da8w4_set_num_threads(size_t threads) { chosen_threads.store(threads, std::memory_order_relaxed); }
+
+size_t da8w4_get_num_threads() {
+    if (const size_t chosen = chosen_threads.load(std::memory_order_relaxed)) return chosen;
+    const size_t limit = omp_num_threads() ? omp_num_threads() : allowed_cpus();
+    const OpenMp *runtime = openmp();
+    const int most = runtime ? runtime->max_threads() : 0;  // set by torch.set_num_threads, too
+    return most > 0 && static_cast<size_t>(most) < limit ? static_cast<size_t>(most) : limit;
+}
+
+const char *da8w4_thread_runtime() {
+    const OpenMp *runtime = openmp();
+    return runtime ? runtime->path.c_str() : "own";
+}
