@@ -9,8 +9,17 @@
 (3, 64)
 """
 
+from pkgutil import extend_path
+
+# In a clone of the repository, Python finds this folder first; its compiled module is in the installed one.
+__path__ = extend_path(__path__, __name__)
+
+from pyda8w4._concat import concat
 from pyda8w4._files import load, save
-from pyda8w4._linear import gemm, linear, quantize_activation
+from pyda8w4._linear import gemm, linear
+from pyda8w4._packed import PackedWeight
+from pyda8w4._prepack import prepack
+from pyda8w4._quantize import quantize_activation, quantize_weight
 from pyda8w4._runtime import (
     cpu_info,
     get_include,
@@ -20,7 +29,6 @@ from pyda8w4._runtime import (
     set_num_threads,
     use_kernel,
 )
-from pyda8w4._weight import PackedWeight, concat, prepack, quantize_weight
 
 __version__ = "0.1.0"
 

@@ -6,12 +6,19 @@ from typing import Any
 
 import numpy as np
 
+BLOCK = 32  # columns (n) of one packed block
+QUAD = 4  # consecutive k of one packed line
+
 # Element types by name, as the C interface numbers them.
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint8": 3, "int8": 4}
 FLOATS = ("float32", "float16", "bfloat16")
 
 # dtype object -> name. ml_dtypes' bfloat16 joins when one is first seen.
 _names: dict[Any, str] = {np.dtype(name): name for name in ("float32", "float16", "uint8", "int8")}
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def type_name(dtype: np.dtype) -> str:
@@ -67,3 +74,13 @@ def raw(array: np.ndarray) -> np.ndarray:
     """C-contiguous and without bfloat16, which has no buffer protocol."""
     array = np.ascontiguousarray(array)
     return array.view(np.uint16) if type_name(array.dtype) == "bfloat16" else array
+
+
+def check_group_size(value: Any, k: int) -> int:
+    """-> the group size, at most K: a multiple of 4, or K."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"group_size must be an int, got {type(value).__name__}")
+    group = min(int(value), k)
+    if group < 1 or (group % QUAD and group != k):
+        raise ValueError(f"group_size must be a multiple of 4, or K = {k}, got {value}")
+    return group

@@ -4,7 +4,9 @@ Private and unchecked: callers pass C-contiguous arrays of the right types and s
 """
 import threading
 
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
+)
 from libc.stdint cimport int8_t, int32_t, uint8_t
 
 from pyda8w4._api cimport *

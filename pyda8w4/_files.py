@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pyda8w4._weight import BLOCK, QUAD, PackedWeight
+from pyda8w4._checks import BLOCK, QUAD, ceil_div
+from pyda8w4._packed import PackedWeight
 
 # Of the layout in docs/packed-format.md; a reader refuses every other.
 LAYOUT = "da8w4-n32k4"
@@ -156,18 +157,18 @@ def _weight(name: str, fields: dict[str, Any], header: dict[str, Any], data: np.
         raise ValueError(f"{name} must have positive sizes and a fitting group, got {fields}")
     if zero_point is not None and zero_point > 127:
         raise ValueError(f"{name} must have a zero point of -128 to 127, got {zero_point}")
-    blocks, groups = -(-n // BLOCK), -(-k // group)
+    blocks, groups = ceil_div(n, BLOCK), ceil_div(k, group)
     scale_kind = header[f"{name}.scales"]["dtype"]
     if scale_kind not in _SCALE_TYPES.values():
         raise ValueError(f"{name}.scales must be F16, BF16 or F32, got {scale_kind}")
     wanted = {
-        "codes": ("U8", [blocks, -(-k // QUAD), 2 * BLOCK]),
+        "codes": ("U8", [blocks, ceil_div(k, QUAD), 2 * BLOCK]),
         "scales": (scale_kind, [blocks, groups, BLOCK]),
         "sums": ("F32", [blocks, BLOCK]),
     }
     if zero_point is None:
         wanted["zps"] = ("I8", [blocks, groups, BLOCK])
-    arrays: dict[str, Any] = {"zps": None}
+    arrays = {}
     for part, (kind, shape) in wanted.items():
         entry = header[f"{name}.{part}"]
         if entry["dtype"] != kind or entry["shape"] != shape:

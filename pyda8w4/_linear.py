@@ -1,4 +1,4 @@
-"""The products: quantize activations, multiply."""
+"""The products."""
 
 from __future__ import annotations
 
@@ -8,78 +8,9 @@ from typing import Any
 import numpy as np
 
 from pyda8w4 import _core
-from pyda8w4._checks import (
-    FLOATS,
-    TYPES,
-    as_array,
-    check_dtype,
-    check_shape,
-    dtype_of,
-    one_of,
-    raw,
-    type_name,
-)
-from pyda8w4._runtime import default_kernel, forced_kernel
-from pyda8w4._weight import PackedWeight
-
-
-def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Quantize activations to 8 bits, each row (token) with a scale of its own.
-
-    Parameters
-    ----------
-    x : (..., K) ndarray of float32, float16 or bfloat16
-        K >= 1. All other dimensions are rows.
-    symmetric : bool
-        To int8 with zero point 0; otherwise to uint8 with a zero point per row, which halves the
-        rounding error of rows that are all positive.
-
-    Returns
-    -------
-    a : (..., K) ndarray of uint8, or of int8 if symmetric
-    a_scales : (...) ndarray of float32
-    a_zps : (...) ndarray of int32
-        ``x ~ (a - a_zps) * a_scales``.
-
-    Raises
-    ------
-    TypeError
-        If `x` has another type.
-    ValueError
-        If it has no dimension or K is 0.
-
-    Notes
-    -----
-    In float32 with each operation rounded, as in torchao's ``choose_qparams_affine`` and
-    ``quantize_affine``, and the same bits from every kernel. Asymmetric: ``mn = min(0, min x)``,
-    ``mx = max(0, max x)``, ``s = max((mx - mn) / 255, 2**-23)``, ``z = clip(-rint(mn / s), 0, 255)``,
-    ``a = clip(rint(x * (1 / s)) + z, 0, 255)``. Symmetric: ``s = max(max|x| / 127, 2**-23)``,
-    ``a = clip(rint(x * (1 / s)), -127, 127)``.
-
-    A row with NaN or infinity, or whose range exceeds float32, gets the scale NaN and is all zero
-    point (128, or 0 if symmetric): its outputs are NaN, and no other row's.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import pyda8w4
-    >>> a, a_scales, a_zps = pyda8w4.quantize_activation(np.array([[-1.0, 0.0, 4.1]], np.float32))
-    >>> a, a_scales, a_zps
-    (array([[  0,  50, 255]], dtype=uint8), array([0.02], dtype=float32), array([50], dtype=int32))
-    """
-    x = as_array("x", x)
-    x_type = check_dtype("x", x, FLOATS)
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"x must have shape (..., K) with K >= 1, got {x.shape}")
-    rows, k = x.shape[:-1], x.shape[-1]
-    a = np.empty(x.shape, np.int8 if symmetric else np.uint8)
-    scales = np.empty(rows, np.float32)
-    zps = np.empty(rows, np.int32)
-    try:
-        _core.quantize_rows(raw(x), TYPES[x_type], prod(rows), k, symmetric, a, scales, zps, forced_kernel())
-    except _core.CoreError as error:
-        raise _exception(error) from None
-    return a, scales, zps
+from pyda8w4._checks import FLOATS, TYPES, as_array, check_dtype, check_shape, dtype_of, one_of, raw, type_name
+from pyda8w4._packed import PackedWeight
+from pyda8w4._runtime import forced_kernel, translate
 
 
 def gemm(
@@ -203,7 +134,9 @@ def _check_rows(name: str, act: np.ndarray, packed: PackedWeight) -> tuple[int, 
     if type(packed) is not PackedWeight:
         raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
     if act.ndim == 0 or act.shape[-1] != packed.shape[1]:
-        raise ValueError(f"{name} must have shape (..., {packed.shape[1]}) for packed of shape {packed.shape}, got {act.shape}")
+        raise ValueError(
+            f"{name} must have shape (..., {packed.shape[1]}) for packed of shape {packed.shape}, got {act.shape}"
+        )
     return act.shape[:-1]
 
 
@@ -228,7 +161,20 @@ def _out_type(out: np.ndarray | None, out_dtype: Any, default: str) -> str:
     return name
 
 
-def _multiply(quantize, act, act_type, rows, a_scales, a_zps, symmetric, packed, bias, out, out_dtype, default):
+def _multiply(
+    quantize: bool,
+    act: np.ndarray,
+    act_type: str,
+    rows: tuple[int, ...],
+    a_scales: np.ndarray | None,
+    a_zps: np.ndarray | None,
+    symmetric: bool,
+    packed: PackedWeight,
+    bias: np.ndarray | None,
+    out: np.ndarray | None,
+    out_dtype: Any,
+    default: str,
+) -> np.ndarray:
     n = packed.shape[0]
     if bias is not None:
         bias = _check_operand("bias", bias, "float32", (n,))
@@ -245,7 +191,12 @@ def _multiply(quantize, act, act_type, rows, a_scales, a_zps, symmetric, packed,
             bias, raw(out), TYPES[out_type], out.itemsize * n, forced_kernel(),
         )  # fmt: skip
     except _core.CoreError as error:
-        raise _exception(error, act_type, a_zps) from None
+        if error.args[0] == "BAD_ACT_ZP" and a_zps is not None:
+            takes = "0 to 255" if act_type == "uint8" else "-128 to 127"
+            raise ValueError(
+                f"a_zps must be {takes} for {act_type} activations, got {a_zps.min()} to {a_zps.max()}"
+            ) from None
+        raise translate(error) from None
     return out
 
 
@@ -257,13 +208,3 @@ def _check_out(out: np.ndarray, shape: tuple[int, ...], inputs: list[np.ndarray 
         raise ValueError("out must be writable, got a read-only array")
     if any(array is not None and np.may_share_memory(out, array) for array in inputs):
         raise ValueError("out must not overlap the inputs, got memory that does")
-
-
-def _exception(error: Exception, act_type: str = "", a_zps: np.ndarray | None = None) -> Exception:
-    status, text = error.args
-    if status == "BAD_ACT_ZP" and a_zps is not None:
-        takes = "0 to 255" if act_type == "uint8" else "-128 to 127"
-        return ValueError(f"a_zps must be {takes} for {act_type} activations, got {a_zps.min()} to {a_zps.max()}")
-    if status in ("UNKNOWN_KERNEL", "KERNEL_UNAVAILABLE"):
-        default_kernel()  # raises what is wrong with PYDA8W4_KERNEL
-    return RuntimeError(text)

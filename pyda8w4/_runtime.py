@@ -63,6 +63,14 @@ def default_kernel() -> str:
         raise ValueError(_describe(os.environ.get("PYDA8W4_KERNEL", ""), "PYDA8W4_KERNEL")) from None
 
 
+def translate(error: Exception) -> Exception:
+    """What to raise for a CoreError that is not about a value that the caller knows."""
+    status, text = error.args
+    if status in ("UNKNOWN_KERNEL", "KERNEL_UNAVAILABLE"):
+        default_kernel()  # raises what is wrong with PYDA8W4_KERNEL
+    return RuntimeError(text)
+
+
 @contextmanager
 def use_kernel(name: str) -> Iterator[None]:
     """Use one kernel inside a ``with`` block, in this thread (or asyncio task) only.

@@ -89,8 +89,7 @@ def gemm(
         # astype rounds the exact integer to float32 once.
         acc = fma((act[:, part] @ w.T).astype(_F32), scales[:, g].astype(_F32), acc)
         column = fma(w.sum(axis=1).astype(_F32), scales[:, g].astype(_F32), column)
-    z = (np.zeros(m) if a_zps is None else a_zps.astype(np.float64)) - shift
-    z = z.astype(_F32)[:, None]
+    z = ((0 if a_zps is None else a_zps.astype(np.float64)) - np.full(m, shift)).astype(_F32)[:, None]
     s = np.ones((m, 1), _F32) if a_scales is None else a_scales.astype(_F32)[:, None]
     t = np.where(z == 0, acc, fma(-z, column, acc))
     with np.errstate(all="ignore"):

@@ -11,9 +11,9 @@
 
 namespace da8w4 {
 
-constexpr size_t kBlock = 32;          // columns of one packed block
-constexpr size_t kQuad = 4;            // consecutive k of one packed line
-constexpr size_t kLineBytes = 64;      // one line: kQuad k of kBlock columns, two codes a byte
+constexpr size_t kBlock = 32;            // columns of one packed block
+constexpr size_t kQuad = 4;              // consecutive k of one packed line
+constexpr size_t kLineBytes = 64;        // one line: kQuad k of kBlock columns, two codes a byte
 constexpr size_t kPanelLineBytes = 128;  // the same line unpacked: one code a byte, column-major quads
 
 // A chunk is a piece of a group whose activation sum always fits int16, so that one 16-bit multiply
@@ -92,8 +92,7 @@ struct Kernel {
     // sums[c] of a row of a'.
     void (*sum_row)(const int8_t *act, size_t k, size_t group, int32_t *sums);
     void (*direct_tile)(const Tile &tile, size_t rows, const Block &block);
-    void (*unpack_panel)(const Block &block, size_t k, size_t group, size_t k_begin, size_t k_end,
-                         const Panel &panel);
+    void (*unpack_panel)(const Block &block, size_t k, size_t group, size_t k_begin, size_t k_end, const Panel &panel);
     void (*panel_tile)(const Tile &tile, size_t rows, const Panel &panel);
     void (*finish_row)(const Finish &finish);
 };

@@ -37,8 +37,7 @@ void read_codes(const da8w4_weight &weight, size_t n, size_t k, size_t count, ui
         case DA8W4_CODES_LOW_FIRST:
         case DA8W4_CODES_HIGH_FIRST: {
             const int even = weight.format == DA8W4_CODES_LOW_FIRST ? 0 : 4;
-            for (size_t i = 0; i < count; i++)
-                codes[i] = row[(k + i) / 2] >> (i % 2 == 0 ? even : 4 - even) & 15;
+            for (size_t i = 0; i < count; i++) codes[i] = row[(k + i) / 2] >> (i % 2 == 0 ? even : 4 - even) & 15;
             break;
         }
     }
@@ -142,8 +141,7 @@ void unpack_column(const da8w4_packed &packed, size_t column, uint8_t *codes, fl
     const size_t block = column / kBlock, n = column % kBlock, groups = ceil_div(packed.k, packed.group);
     const uint8_t *lines = packed.codes + block * ceil_div(packed.k, kQuad) * kLineBytes + n % 16 * kQuad;
     const int shift = n < 16 ? 0 : 4;
-    for (size_t k = 0; k < packed.k; k++)
-        codes[k] = lines[k / kQuad * kLineBytes + k % kQuad] >> shift & 15;
+    for (size_t k = 0; k < packed.k; k++) codes[k] = lines[k / kQuad * kLineBytes + k % kQuad] >> shift & 15;
     for (size_t g = 0; g < groups; g++) {
         const size_t at = (block * groups + g) * kBlock + n;
         if (packed.scale_type == DA8W4_F32)
@@ -239,8 +237,8 @@ da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, ui
 }
 
 da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps) {
-    if (!packed || !packed->codes || !packed->scales || !packed->n || !packed->k || !packed->group || !codes || !scales ||
-        !zps)
+    if (!packed || !packed->codes || !packed->scales || !packed->n || !packed->k || !packed->group || !codes ||
+        !scales || !zps)
         return DA8W4_BAD_ARGUMENT;
     const size_t groups = ceil_div(packed->k, packed->group);
     parallel(threads_for(packed->n * packed->k), [&](size_t thread, size_t threads) {

@@ -191,8 +191,14 @@ private:
     }
 
     Tile tile_at(size_t row, const Rows &rows, size_t k_begin, size_t k_end, float *acc, int32_t *partial) const {
-        return {{rows.act + row * space_.stride, space_.stride, rows.sums + row * space_.sums_stride, space_.sums_stride},
-                weight_.k, weight_.group, k_begin, k_end, acc, partial};
+        return {
+            {rows.act + row * space_.stride, space_.stride, rows.sums + row * space_.sums_stride, space_.sums_stride},
+            weight_.k,
+            weight_.group,
+            k_begin,
+            k_end,
+            acc,
+            partial};
     }
 
     // Calls use(first, count) for tiles of nearly equal height: 7 rows are 4 and 3, not 6 and 1.
@@ -243,8 +249,8 @@ private:
 
 bool valid(const da8w4_packed *weight) {
     return weight && weight->n && weight->k && weight->group && weight->group <= weight->k &&
-           (weight->group % kQuad == 0 || weight->group == weight->k) && is_float(weight->scale_type) && weight->codes &&
-           weight->scales && weight->sums;
+           (weight->group % kQuad == 0 || weight->group == weight->k) && is_float(weight->scale_type) &&
+           weight->codes && weight->scales && weight->sums;
 }
 
 da8w4_status check_zps(const da8w4_call &call) {
@@ -265,7 +271,8 @@ da8w4_status run(const da8w4_call *call, bool quantize) {
     if (call->m == 0) return DA8W4_OK;
     const size_t n = call->weight->n, k = call->weight->k;
     if (!call->act || !call->out || !call->workspace || reinterpret_cast<uintptr_t>(call->workspace) % 64 ||
-        (call->m > 1 && (call->act_stride < k * size_of(call->act_type) || call->out_stride < n * size_of(call->out_type))))
+        (call->m > 1 &&
+         (call->act_stride < k * size_of(call->act_type) || call->out_stride < n * size_of(call->out_type))))
         return DA8W4_BAD_ARGUMENT;
     if (!quantize)
         if (const da8w4_status status = check_zps(*call)) return status;
@@ -276,7 +283,8 @@ da8w4_status run(const da8w4_call *call, bool quantize) {
     const double work = static_cast<double>(call->m) * static_cast<double>(n) * static_cast<double>(k);
     size_t threads = da8w4_get_num_threads();
     if (threads > room) threads = room;
-    if (static_cast<double>(threads) * kMinWorkPerThread > work) threads = static_cast<size_t>(work / kMinWorkPerThread) + 1;
+    if (static_cast<double>(threads) * kMinWorkPerThread > work)
+        threads = static_cast<size_t>(work / kMinWorkPerThread) + 1;
     Product(*call, *kernel, space).run(threads);
     return DA8W4_OK;
 }

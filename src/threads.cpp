@@ -62,8 +62,8 @@ size_t cgroup_cpus() {
         const std::string mount = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
         for (std::string folder = path;;) {
             const std::string at = mount + folder + (folder.empty() || folder.back() == '/' ? "" : "/");
-            const size_t cpus = v2 ? quota_of(at + "cpu.max", "")
-                                   : quota_of(at + "cpu.cfs_quota_us", at + "cpu.cfs_period_us");
+            const size_t cpus =
+                v2 ? quota_of(at + "cpu.max", "") : quota_of(at + "cpu.cfs_quota_us", at + "cpu.cfs_period_us");
             if (cpus && (!least || cpus < least)) least = cpus;
             const size_t slash = folder.rfind('/');
             if (slash == std::string::npos) break;

@@ -17,9 +17,7 @@ template <class Callable>
 void parallel(size_t wanted, Callable &&callable) {
     parallel(
         wanted,
-        [](void *context, size_t thread, size_t threads) {
-            (*static_cast<Callable *>(context))(thread, threads);
-        },
+        [](void *context, size_t thread, size_t threads) { (*static_cast<Callable *>(context))(thread, threads); },
         &callable);
 }
 

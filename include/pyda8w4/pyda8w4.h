@@ -81,14 +81,13 @@ typedef struct da8w4_packed_bytes {
 
 /* Looks at sizes, scales and zero points, and decides how they will be stored: fills `packed` but
  * for its pointers, and the sizes of the arrays that da8w4_pack will write. */
-DA8W4_API da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed,
-                                       da8w4_packed_bytes *bytes);
+DA8W4_API da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *bytes);
 
 /* Packs into the four arrays that the caller allocated by the plan, with several threads. `zps` is
  * read only if the plan gave it a size. The input is not changed. DA8W4_BAD_CODE: what the arrays
  * hold is then of no use. */
-DA8W4_API da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes,
-                                  void *scales, int8_t *zps, float *sums);
+DA8W4_API da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales,
+                                  int8_t *zps, float *sums);
 
 /* Gives back what was packed: codes [n][k] as 0..15, scales [n][groups], zps [n][groups]. Weights
  * that came as -8..7 come back as 0..15 with zero points 8 higher. */
@@ -104,9 +103,9 @@ DA8W4_API void da8w4_free(void *memory);
 /* Quantizes m rows of k floats (x_type F32, F16 or BF16), each row by itself, to uint8 with a zero
  * point or, if symmetric, to int8. A row with NaN, with Inf, or of a range beyond float32 gets the
  * scale NaN, the zero point 0 and zeros. `kernel` NULL is the default. */
-DA8W4_API da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da8w4_type x_type,
-                                           size_t x_stride, size_t m, size_t k, int symmetric, void *act,
-                                           size_t act_stride, float *act_scales, int32_t *act_zps);
+DA8W4_API da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da8w4_type x_type, size_t x_stride,
+                                           size_t m, size_t k, int symmetric, void *act, size_t act_stride,
+                                           float *act_scales, int32_t *act_zps);
 
 /* ---- the product --------------------------------------------------------------------------- */
 

@@ -33,7 +33,9 @@ struct Isa256 {
 
     // (int16(-zp), 0) in each lane, so that a 16-bit multiply-add by a chunk sum is -zp * sum.
     static Int zp_pairs(Int zp) { return _mm256_and_si256(_mm256_sub_epi32(zero(), zp), broadcast(0xffff)); }
-    static Int add_product(Int sum, Int zp_pair, Int chunk_sum) { return add(sum, _mm256_madd_epi16(zp_pair, chunk_sum)); }
+    static Int add_product(Int sum, Int zp_pair, Int chunk_sum) {
+        return add(sum, _mm256_madd_epi16(zp_pair, chunk_sum));
+    }
 
     static Int add_s8(Int sum, Int bytes) {
         Int pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);

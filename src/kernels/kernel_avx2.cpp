@@ -14,7 +14,12 @@ struct Isa : Isa256 {
     static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
 
     static Part open(Int) { return zero(); }
-    static Part dot(Part part, Int codes, Int act) { return _mm256_add_epi16(part, _mm256_maddubs_epi16(codes, act)); }
+    static Part dot(Part part, Int codes, Int act) {
+        part = _mm256_add_epi16(part, _mm256_maddubs_epi16(codes, act));
+        // Without this, GCC does the products of all eight steps first, in memory, and adds them later.
+        __asm__ volatile("" : "+x"(part));
+        return part;
+    }
     static Int flush(Int sum, Part part) { return add(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1))); }
 };
 

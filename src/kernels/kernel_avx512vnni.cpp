@@ -40,9 +40,7 @@ struct Isa {
 
     // (int16(-zp), 0) in each lane, so that a 16-bit multiply-add by a chunk sum is -zp * sum.
     static Int zp_pairs(Int zp) { return _mm512_and_si512(_mm512_sub_epi32(zero(), zp), broadcast(0xffff)); }
-    static Int add_product(Int sum, Int zp_pair, Int chunk_sum) {
-        return _mm512_dpwssd_epi32(sum, zp_pair, chunk_sum);
-    }
+    static Int add_product(Int sum, Int zp_pair, Int chunk_sum) { return _mm512_dpwssd_epi32(sum, zp_pair, chunk_sum); }
 
     static Int add_s8(Int sum, Int bytes) { return _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), bytes); }
     static int32_t total(Int value) { return _mm512_reduce_add_epi32(value); }

@@ -17,8 +17,8 @@ float load_float(const void *array, da8w4_type type, size_t i) {
 
 float clamp(float value, float low, float high) { return fminf(fmaxf(value, low), high); }
 
-void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act,
-                  float *scale, int32_t *zp) {
+void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act, float *scale,
+                  int32_t *zp) {
     uint8_t *bytes = static_cast<uint8_t *>(act);
     float low = 0, high = 0;
     bool finite = true;
@@ -92,11 +92,17 @@ void finish_row(const Finish &finish) {
 }  // namespace
 
 extern const Kernel kernel_scalar = {
-    "scalar",    "portable C++",
-    0,           SIZE_MAX,  // direct_max: every M
-    1,           0,
-    quantize_row, sum_row,
-    direct_tile, nullptr,   nullptr,
+    "scalar",
+    "portable C++",
+    0,
+    SIZE_MAX,  // direct_max: every M
+    1,
+    0,
+    quantize_row,
+    sum_row,
+    direct_tile,
+    nullptr,
+    nullptr,
     finish_row,
 };
 

@@ -69,9 +69,7 @@ struct FromPanel {
     Float scale(size_t group, size_t column) const {
         return Isa::load_f32(panel.scales + (group - first_group) * kBlock + column);
     }
-    Int zp(size_t group, size_t column) const {
-        return Isa::load(panel.zps + (group - first_group) * kBlock + column);
-    }
+    Int zp(size_t group, size_t column) const { return Isa::load(panel.zps + (group - first_group) * kBlock + column); }
 };
 
 // ---- the tile --------------------------------------------------------------------------------

@@ -1,0 +1,161 @@
+"""Quantization: weights to 4 bits once, activations to 8 bits at each call."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from pyda8w4 import _core
+from pyda8w4._checks import FLOATS, TYPES, as_array, ceil_div, check_dtype, check_group_size, raw
+from pyda8w4._runtime import forced_kernel, translate
+
+_EPSILON = np.float32(2.0**-23)
+
+
+def quantize_weight(
+    w: np.ndarray, group_size: int = 128, symmetric: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantize a float weight matrix to 4 bits, in groups of consecutive k.
+
+    Parameters
+    ----------
+    w : (N, K) ndarray of float32, float16 or bfloat16
+        One row per output feature, as in ``torch.nn.Linear.weight``. Finite.
+    group_size : int
+        Elements of k that share a scale: a multiple of 4, or K and more for one group per row. The
+        last group may be shorter.
+    symmetric : bool
+        All zero points 8. Otherwise each group has its own, which costs a byte and uses the range
+        of a lopsided group better.
+
+    Returns
+    -------
+    w_int4 : (N, K) ndarray of uint8
+        Codes 0 to 15.
+    scales : (N, G) ndarray of float32
+        G = ceil(K / group_size).
+    zps : (N, G) ndarray of int8
+        Zero points, 0 to 15: ``w ~ (w_int4 - zps) * scales``.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If `w` is not a non-empty matrix of finite numbers, or `group_size` is not as above.
+
+    Notes
+    -----
+    Round to nearest, in float32, with the formulas of torchao's ``choose_qparams_affine`` and
+    ``quantize_affine``. Asymmetric: ``s = max((max(0, max w) - min(0, min w)) / 15, 2**-23)``,
+    ``z = clip(-rint(min(0, min w) / s), 0, 15)``. Symmetric: ``s = max(max|w| / 7.5, 2**-23)``,
+    ``z = 8``. Code: ``clip(rint(w * (1 / s)) + z, 0, 15)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyda8w4
+    >>> w = np.array([[-1.0, 0.0, 1.0, 2.0]], np.float32)
+    >>> pyda8w4.quantize_weight(w, group_size=4)
+    (array([[ 0,  5, 10, 15]], dtype=uint8), array([[0.2]], dtype=float32), array([[5]], dtype=int8))
+    """
+    w = as_array("w", w)
+    check_dtype("w", w, FLOATS)
+    if w.ndim != 2 or 0 in w.shape:
+        raise ValueError(f"w must be a non-empty matrix (N, K), got shape {w.shape}")
+    n, k = w.shape
+    group = check_group_size(group_size, k)
+    groups = ceil_div(k, group)
+    codes = np.empty((n, k), np.uint8)
+    scales = np.empty((n, groups), np.float32)
+    zps = np.empty((n, groups), np.int8)
+    rows = max(1, (1 << 20) // k)  # a few MB of temporaries at a time
+    for top in range(0, n, rows):
+        part = slice(top, top + rows)
+        _quantize_rows(w[part], group, symmetric, codes[part], scales[part], zps[part])
+    return codes, scales, zps
+
+
+def _quantize_rows(
+    w: np.ndarray, group: int, symmetric: bool, codes: np.ndarray, scales: np.ndarray, zps: np.ndarray
+) -> None:
+    n, k = w.shape
+    grouped = np.zeros((n, scales.shape[1], group), np.float32)  # zeros change no minimum or maximum below
+    grouped.reshape(n, -1)[:, :k] = w
+    low = np.minimum(grouped.min(axis=2), np.float32(0))
+    high = np.maximum(grouped.max(axis=2), np.float32(0))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError("w must be finite, got NaN or infinity")
+    with np.errstate(over="ignore"):
+        s = np.maximum(-low, high) / np.float32(7.5) if symmetric else (high - low) / np.float32(15)
+    if not np.isfinite(s).all():
+        raise ValueError("w must have groups whose range fits float32, got one that overflows")
+    s = np.maximum(s, _EPSILON)
+    z = np.full_like(s, 8) if symmetric else np.clip(-np.rint(low / s), 0, 15)
+    grouped *= (np.float32(1) / s)[:, :, None]
+    np.rint(grouped, out=grouped)
+    grouped += z[:, :, None]
+    np.clip(grouped, 0, 15, out=grouped)
+    codes[:] = grouped.reshape(n, -1)[:, :k]
+    scales[:] = s
+    zps[:] = z
+
+
+def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantize activations to 8 bits, each row (token) with a scale of its own.
+
+    Parameters
+    ----------
+    x : (..., K) ndarray of float32, float16 or bfloat16
+        K >= 1. All other dimensions are rows.
+    symmetric : bool
+        To int8 with zero point 0; otherwise to uint8 with a zero point per row, which halves the
+        rounding error of rows that are all positive.
+
+    Returns
+    -------
+    a : (..., K) ndarray of uint8, or of int8 if symmetric
+    a_scales : (...) ndarray of float32
+    a_zps : (...) ndarray of int32
+        ``x ~ (a - a_zps) * a_scales``.
+
+    Raises
+    ------
+    TypeError
+        If `x` has another type.
+    ValueError
+        If it has no dimension or K is 0.
+
+    Notes
+    -----
+    In float32 with each operation rounded, as in torchao's ``choose_qparams_affine`` and
+    ``quantize_affine``, and the same bits from every kernel. Asymmetric: ``mn = min(0, min x)``,
+    ``mx = max(0, max x)``, ``s = max((mx - mn) / 255, 2**-23)``, ``z = clip(-rint(mn / s), 0, 255)``,
+    ``a = clip(rint(x * (1 / s)) + z, 0, 255)``. Symmetric: ``s = max(max|x| / 127, 2**-23)``,
+    ``a = clip(rint(x * (1 / s)), -127, 127)``.
+
+    A row with NaN or infinity, or whose range exceeds float32, gets the scale NaN and is all zero
+    point (128, or 0 if symmetric): its outputs are NaN, and no other row's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyda8w4
+    >>> a, a_scales, a_zps = pyda8w4.quantize_activation(np.array([[-1.0, 0.0, 4.1]], np.float32))
+    >>> a, a_scales, a_zps
+    (array([[  0,  50, 255]], dtype=uint8), array([0.02], dtype=float32), array([50], dtype=int32))
+    """
+    x = as_array("x", x)
+    x_type = check_dtype("x", x, FLOATS)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must have shape (..., K) with K >= 1, got {x.shape}")
+    rows, k = x.shape[:-1], x.shape[-1]
+    a = np.empty(x.shape, np.int8 if symmetric else np.uint8)
+    scales = np.empty(rows, np.float32)
+    zps = np.empty(rows, np.int32)
+    try:
+        _core.quantize_rows(raw(x), TYPES[x_type], prod(rows), k, symmetric, a, scales, zps, forced_kernel())
+    except _core.CoreError as error:
+        raise translate(error) from None
+    return a, scales, zps
