@@ -11,7 +11,7 @@ namespace {
 struct Isa : Isa256 {
     using Part = Int;
     static constexpr size_t kStepBlock = 8;
-    static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
+    static constexpr size_t kRows = 4, kDirectMax = 8, kSetsOneRow = 1, kSetsTwoRows = 1;
 
     static Part open(Int) { return zero(); }
     static Part dot(Part part, Int codes, Int act) {
@@ -31,13 +31,6 @@ struct Isa : Isa256 {
 
 namespace da8w4 {
 
-extern const Kernel kernel_avx2 = {
-    "avx2",       "AVX2, FMA, F16C: 256-bit vpmaddubsw",
-    kAvx2,        8,
-    Isa::kRows,   Isa::kRows,
-    quantize_row, sum_row,
-    direct_tile,  unpack_panel,
-    panel_tile,   finish_row,
-};
+extern constexpr Kernel kernel_avx2 = simd_kernel("avx2", "AVX2, FMA, F16C: 256-bit vpmaddubsw", kAvx2);
 
 }  // namespace da8w4

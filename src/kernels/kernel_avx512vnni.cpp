@@ -16,7 +16,7 @@ struct Isa {
     using Part = Int;
     static constexpr size_t kLanes = 16;
     static constexpr size_t kStepBlock = 8;
-    static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
+    static constexpr size_t kRows = 6, kDirectMax = 8, kSetsOneRow = 4, kSetsTwoRows = 2;
 
     static Int zero() { return _mm512_setzero_si512(); }
     static Int broadcast(int32_t value) { return _mm512_set1_epi32(value); }
@@ -98,13 +98,6 @@ struct Isa {
 
 namespace da8w4 {
 
-extern const Kernel kernel_avx512vnni = {
-    "avx512vnni", "AVX-512 VNNI: 512-bit vpdpbusd",
-    kAvx512Vnni,  8,
-    Isa::kRows,   Isa::kRows,
-    quantize_row, sum_row,
-    direct_tile,  unpack_panel,
-    panel_tile,   finish_row,
-};
+extern constexpr Kernel kernel_avx512vnni = simd_kernel("avx512vnni", "AVX-512 VNNI: 512-bit vpdpbusd", kAvx512Vnni);
 
 }  // namespace da8w4

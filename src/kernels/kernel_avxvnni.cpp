@@ -10,7 +10,7 @@ namespace {
 struct Isa : Isa256 {
     using Part = Int;
     static constexpr size_t kStepBlock = 8;
-    static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
+    static constexpr size_t kRows = 6, kDirectMax = 8, kSetsOneRow = 4, kSetsTwoRows = 2;
 
     static Part open(Int sum) { return sum; }
     static Part dot(Part part, Int codes, Int act) { return _mm256_dpbusd_avx_epi32(part, codes, act); }
@@ -25,13 +25,6 @@ struct Isa : Isa256 {
 
 namespace da8w4 {
 
-extern const Kernel kernel_avxvnni = {
-    "avxvnni",    "AVX-VNNI: 256-bit vpdpbusd",
-    kAvxVnni,     8,
-    Isa::kRows,   Isa::kRows,
-    quantize_row, sum_row,
-    direct_tile,  unpack_panel,
-    panel_tile,   finish_row,
-};
+extern constexpr Kernel kernel_avxvnni = simd_kernel("avxvnni", "AVX-VNNI: 256-bit vpdpbusd", kAvxVnni);
 
 }  // namespace da8w4

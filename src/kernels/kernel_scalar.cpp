@@ -89,21 +89,21 @@ void finish_row(const Finish &finish) {
     }
 }
 
+constexpr Kernel make_kernel() {
+    Kernel kernel = {};
+    kernel.name = "scalar";
+    kernel.description = "portable C++";
+    kernel.direct_max = SIZE_MAX;
+    kernel.direct_rows = 1;
+    kernel.quantize_row = quantize_row;
+    kernel.sum_row = sum_row;
+    kernel.direct_tile = direct_tile;
+    kernel.finish_row = finish_row;
+    return kernel;
+}
+
 }  // namespace
 
-extern const Kernel kernel_scalar = {
-    "scalar",
-    "portable C++",
-    0,
-    SIZE_MAX,  // direct_max: every M
-    1,
-    0,
-    quantize_row,
-    sum_row,
-    direct_tile,
-    nullptr,
-    nullptr,
-    finish_row,
-};
+extern constexpr Kernel kernel_scalar = make_kernel();
 
 }  // namespace da8w4

@@ -7,6 +7,8 @@
 //   kLanes                      32-bit lanes of a register: 8 or 16
 //   Int, Float, Part            registers; Part is where dot products of one step block gather
 //   kStepBlock                  steps (quads of k) after which a Part must be flushed
+//   kRows, kDirectMax           rows of a tile, and up to how many rows packed codes are read directly
+//   kSetsOneRow, kSetsTwoRows   independent sums of a tile with so few rows
 //   and the operations used below.
 //
 // Column vectors. A register of L lanes read at byte 4*L*h of a packed line holds the columns
@@ -304,6 +306,23 @@ void finish_row(const Finish &finish) {
             Isa::store_bf16(to, y);
     }
     if (!whole) memcpy(finish.out, out_rest, finish.cols * bytes);
+}
+
+constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t needs) {
+    Kernel kernel = {};
+    kernel.name = name;
+    kernel.description = description;
+    kernel.needs = needs;
+    kernel.direct_max = Isa::kDirectMax;
+    kernel.direct_rows = Isa::kRows;
+    kernel.panel_rows = Isa::kRows;
+    kernel.quantize_row = quantize_row;
+    kernel.sum_row = sum_row;
+    kernel.direct_tile = direct_tile;
+    kernel.unpack_panel = unpack_panel;
+    kernel.panel_tile = panel_tile;
+    kernel.finish_row = finish_row;
+    return kernel;
 }
 
 }  // namespace
