@@ -149,7 +149,7 @@ def _check_operand(name: str, value: Any, dtype: str, shape: tuple[int, ...]) ->
 
 
 def _out_type(out: np.ndarray | None, out_dtype: Any, default: str) -> str:
-    if out is not None and type(out) is not np.ndarray:
+    if out is not None and not isinstance(out, np.ndarray):
         raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
     if out_dtype is None:
         return default if out is None else check_dtype("out", out, FLOATS)

@@ -80,10 +80,17 @@ size_t affinity_cpus() {
     return static_cast<size_t>(CPU_COUNT_S(sizeof sets, sets));
 }
 
+std::atomic<size_t> known_cpus{0};  // asked at the first call, and again in a forked child
+
 size_t allowed_cpus() {
-    static const size_t quota = cgroup_cpus();
-    const size_t cpus = affinity_cpus();
-    return quota && quota < cpus ? quota : cpus;
+    size_t cpus = known_cpus.load(std::memory_order_relaxed);
+    if (!cpus) {
+        const size_t quota = cgroup_cpus();
+        cpus = affinity_cpus();
+        if (quota && quota < cpus) cpus = quota;
+        known_cpus.store(cpus, std::memory_order_relaxed);
+    }
+    return cpus;
 }
 
 size_t omp_num_threads() {
@@ -278,6 +285,7 @@ private:
 Pool *pool = [] {
     pthread_atfork(nullptr, nullptr, [] {
         forked.store(true, std::memory_order_relaxed);
+        known_cpus.store(0, std::memory_order_relaxed);
         pool = new Pool;
     });
     return new Pool;
