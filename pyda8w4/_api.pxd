@@ -33,6 +33,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         size_t group
         da8w4_type scale_type
         int zp
+        int zp_min
         const uint8_t *codes
         const void *scales
         const int8_t *zps

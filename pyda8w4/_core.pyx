@@ -49,7 +49,9 @@ cdef void *address(object array, int flags) except? NULL:
 
 
 cdef const char *name_or_null(bytes kernel):
-    return NULL if kernel is None else <const char *>kernel
+    if kernel is None:
+        return NULL
+    return kernel
 
 
 cdef class Memory:
@@ -117,11 +119,13 @@ cdef class View:
     cdef da8w4_packed packed
     cdef tuple arrays
 
-    def __init__(self, size_t n, size_t k, size_t group, int scale_type, int zp, codes, scales, zps, sums):
+    def __init__(self, size_t n, size_t k, size_t group, int scale_type, int zp, int zp_min, codes, scales, zps,
+                 sums):
         self.arrays = (codes, scales, zps, sums)
         self.packed.n, self.packed.k, self.packed.group = n, k, group
         self.packed.scale_type = <da8w4_type>scale_type
         self.packed.zp = zp
+        self.packed.zp_min = zp_min
         self.packed.codes = <const uint8_t *>address(codes, 0)
         self.packed.scales = address(scales, 0)
         self.packed.zps = <const int8_t *>address(zps, 0)

@@ -92,7 +92,9 @@ class PackedWeight:
         set_once(self, "group_size", group_size)
         set_once(self, "scale_dtype", scale_dtype)
         set_once(self, "zero_point", zero_point)
-        view = _core.View(*shape, group_size, TYPES[scale_dtype], zero_point or 0, codes, scales, zps, sums)
+        zp = 0 if zero_point is None else zero_point
+        zp_min = zp if zps is None else int(zps.min())
+        view = _core.View(*shape, group_size, TYPES[scale_dtype], zp, zp_min, codes, scales, zps, sums)
         set_once(self, "_view", view)
         return self
 

@@ -45,12 +45,12 @@ struct Block {
     int zp;             // every zero point, where zps is null
 };
 
-// One column block over some range of k, unpacked for many rows: codes one a byte, and per group the
-// scales as float32 and the zero points as (int16(-zp), 0) pairs.
+// One column block over some range of k, unpacked for many rows: a byte for each code, and for each
+// group the scales as float32 and what its integer sums start from. Two kinds, see Kernel.
 struct Panel {
-    uint8_t *codes;  // [quads][kPanelLineBytes]
-    float *scales;   // [groups][kBlock]
-    int32_t *zps;    // [groups][kBlock]
+    uint8_t *codes;   // [quads][kPanelLineBytes]: code, or code - zp if signed
+    float *scales;    // [groups][kBlock]
+    int32_t *starts;  // [groups][kBlock]: (int16(-zp), 0) pairs, or -128 * sum(code - zp) if signed
 };
 
 // A tile: some rows by one column block over k_begin..k_end. Group boundaries count from 0, so a
@@ -84,6 +84,10 @@ struct Kernel {
     // is unpacked once into a panel that all rows share.
     size_t direct_max;
     size_t direct_rows, panel_rows;  // most rows of one tile
+
+    // Panels of signed codes - zp meet activations as uint8, a' + 128, and need no sums of a' but a
+    // start of each sum: -128 * sum(code - zp). Others hold raw codes for a' as it is.
+    bool signed_panel;
 
     // One row of floats to a' ^ flip (k bytes), its scale and z_a - c, as docs/numbers.md defines
     // them. flip 0x80 turns the a' of an asymmetric row into uint8.

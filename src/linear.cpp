@@ -41,7 +41,9 @@ size_t panel_end(size_t k_begin, size_t k, size_t group) {
 struct Workspace {
     Workspace(const da8w4_packed &weight, size_t m, const Kernel &kernel)
         : row_block(m < kRowBlock ? m : kRowBlock),
-          direct(m <= kernel.direct_max),
+          // int8 holds code - zp only down to the zero point -112.
+          direct(m <= kernel.direct_max || (kernel.signed_panel && weight.zp_min < -112)),
+          flip(!direct && kernel.signed_panel ? 0x80 : 0),
           private_rows(m <= kPrivateRows),
           stride(row_stride(weight.k)),
           sums_stride(round_up(chunks_before(weight.k, weight.group), 16)) {
@@ -63,7 +65,9 @@ struct Workspace {
     }
 
     size_t row_block;
-    bool direct, private_rows;
+    bool direct;
+    uint8_t flip;  // of the bytes of a'
+    bool private_rows;
     size_t stride, sums_stride;
     size_t rows_bytes, sums_bytes, scales_bytes;
     size_t acc_bytes = 0, codes_bytes = 0, group_bytes = 0;
@@ -151,19 +155,18 @@ private:
         int8_t *act = rows.act + to * space_.stride;
         if (is_float(call_.act_type)) {
             int32_t zp;
-            kernel_.quantize_row(source, call_.act_type, k, call_.symmetric != 0, 0, act, rows.scales + to, &zp);
+            kernel_.quantize_row(source, call_.act_type, k, call_.symmetric != 0, space_.flip, act, rows.scales + to,
+                                 &zp);
             rows.zps[to] = static_cast<float>(zp);
         } else {
             const bool shifted = call_.act_type == DA8W4_U8;
-            if (shifted)
-                for (size_t i = 0; i < k; i++) act[i] = static_cast<int8_t>(source[i] ^ 0x80);  // a - 128
-            else
-                memcpy(act, source, k);
+            const uint8_t flip = space_.flip ^ (shifted ? 0x80 : 0);  // flipping the sign bit is adding 128
+            for (size_t i = 0; i < k; i++) act[i] = static_cast<int8_t>(source[i] ^ flip);
             rows.scales[to] = call_.act_scales ? call_.act_scales[from] : 1.0f;
             rows.zps[to] = static_cast<float>((call_.act_zps ? call_.act_zps[from] : 0) - (shifted ? 128 : 0));
         }
-        memset(act + k, 0, space_.stride - k);
-        kernel_.sum_row(act, k, weight_.group, rows.sums + to * space_.sums_stride);
+        memset(act + k, space_.flip, space_.stride - k);
+        if (!space_.flip) kernel_.sum_row(act, k, weight_.group, rows.sums + to * space_.sums_stride);
     }
 
     // This thread's share of blocks x rows. Rows are split only where blocks alone are too few.

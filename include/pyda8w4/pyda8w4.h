@@ -68,6 +68,7 @@ typedef struct da8w4_packed {
     size_t n, k, group;
     da8w4_type scale_type;
     int zp;               /* every zero point, where zps is NULL */
+    int zp_min;           /* the least of all zero points */
     const uint8_t *codes; /* [blocks][ceil(k / 4)][64] */
     const void *scales;   /* [blocks][groups][32] of scale_type */
     const int8_t *zps;    /* [blocks][groups][32], or NULL */

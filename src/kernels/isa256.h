@@ -37,6 +37,12 @@ struct Isa256 {
         return add(sum, _mm256_madd_epi16(zp_pair, chunk_sum));
     }
 
+    static Int replicate_byte(Int value) {  // the low byte of each lane, four times
+        return _mm256_shuffle_epi8(
+            value, _mm256_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+    }
+    static Int sub_bytes(Int a, Int b) { return _mm256_sub_epi8(a, b); }
+    static Int times_minus_128(Int value) { return _mm256_sub_epi32(zero(), _mm256_slli_epi32(value, 7)); }
     static Int add_s8(Int sum, Int bytes) {
         Int pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
         return add(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

@@ -16,6 +16,7 @@ struct Isa {
     using Part = Int;
     static constexpr size_t kLanes = 16;
     static constexpr size_t kStepBlock = 8;
+    static constexpr bool kSignedPanel = true;
     static constexpr size_t kRows = 6, kDirectMax = 8, kSetsOneRow = 4, kSetsTwoRows = 2;
 
     static Int zero() { return _mm512_setzero_si512(); }
@@ -42,6 +43,11 @@ struct Isa {
     static Int zp_pairs(Int zp) { return _mm512_and_si512(_mm512_sub_epi32(zero(), zp), broadcast(0xffff)); }
     static Int add_product(Int sum, Int zp_pair, Int chunk_sum) { return _mm512_dpwssd_epi32(sum, zp_pair, chunk_sum); }
 
+    static Int replicate_byte(Int value) {  // the low byte of each lane, four times
+        return _mm512_shuffle_epi8(value, _mm512_broadcast_i32x4(_mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0)));
+    }
+    static Int sub_bytes(Int a, Int b) { return _mm512_sub_epi8(a, b); }
+    static Int times_minus_128(Int value) { return _mm512_sub_epi32(zero(), _mm512_slli_epi32(value, 7)); }
     static Int add_s8(Int sum, Int bytes) { return _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), bytes); }
     static int32_t total(Int value) { return _mm512_reduce_add_epi32(value); }
 

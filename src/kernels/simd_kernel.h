@@ -8,6 +8,7 @@
 //   Int, Float, Part            registers; Part is where dot products of one step block gather
 //   kStepBlock                  steps (quads of k) after which a Part must be flushed
 //   kRows, kDirectMax           rows of a tile, and up to how many rows packed codes are read directly
+//   kSignedPanel                which kind of panel, see kernel.h
 //   kSetsOneRow, kSetsTwoRows   independent sums of a tile with so few rows
 //   and the operations used below.
 //
@@ -41,6 +42,7 @@ constexpr size_t kHalf = 16;            // column distance between the two vecto
 
 struct FromBlock {
     const Block &block;
+    static constexpr bool kSigned = false;
 
     void codes(size_t quad, size_t h, Int *low, Int *high) const {
         Int line = Isa::load(block.codes + quad * kLineBytes + h * kLanes * 4);
@@ -54,14 +56,16 @@ struct FromBlock {
         return block.scale_type == DA8W4_F16 ? Isa::load_f16(halves) : Isa::load_bf16(halves);
     }
     Int zp(size_t group, size_t column) const {
-        if (!block.zps) return Isa::zp_pairs(Isa::broadcast(block.zp));
-        return Isa::zp_pairs(Isa::load_s8(block.zps + group * kBlock + column));
+        if (!block.zps) return Isa::broadcast(block.zp);
+        return Isa::load_s8(block.zps + group * kBlock + column);
     }
+    Int start(size_t group, size_t column) const { return Isa::zp_pairs(zp(group, column)); }
 };
 
 struct FromPanel {
     const Panel &panel;
     size_t first_quad, first_group;
+    static constexpr bool kSigned = Isa::kSignedPanel;
 
     void codes(size_t quad, size_t h, Int *low, Int *high) const {
         const uint8_t *line = panel.codes + (quad - first_quad) * kPanelLineBytes + h * kLanes * 4;
@@ -71,91 +75,117 @@ struct FromPanel {
     Float scale(size_t group, size_t column) const {
         return Isa::load_f32(panel.scales + (group - first_group) * kBlock + column);
     }
-    Int zp(size_t group, size_t column) const { return Isa::load(panel.zps + (group - first_group) * kBlock + column); }
+    Int start(size_t group, size_t column) const {
+        return Isa::load(panel.starts + (group - first_group) * kBlock + column);
+    }
 };
 
 // ---- the tile --------------------------------------------------------------------------------
 
-// Independent sums per output: with few rows, one chain of dependent dot products would wait for
-// its own latency. Integer sums may be split; the float chain may not.
 template <size_t kValue>
 struct Count {
     static constexpr size_t value = kValue;
 };
 
+// Independent sums per output: with few rows, one chain of dependent dot products would wait for
+// its own latency. Integer sums may be split; the float chain may not.
 constexpr size_t sets_for(size_t rows) { return rows == 1 ? Isa::kSetsOneRow : rows == 2 ? Isa::kSetsTwoRows : 1; }
+
+// Adds the dot products of `count` quads, from `quad` on, to sum[0].
+template <size_t kRows, class Source>
+struct Dots {
+    static constexpr size_t kSets = sets_for(kRows);
+    const Source &source;
+    const int8_t *act;
+    size_t stride, h;
+    Int (*sum)[2];
+
+    void add(size_t quad, size_t quad_end) const {
+        Int more[kSets][kRows][2];
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) {
+                more[0][r][v] = sum[r][v];
+                for (size_t s = 1; s < kSets; s++) more[s][r][v] = Isa::zero();
+            }
+        for (; quad + Isa::kStepBlock <= quad_end; quad += Isa::kStepBlock) steps(quad, more, Count<Isa::kStepBlock>());
+        for (; quad < quad_end; quad++) steps(quad, more, Count<1>());
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) {
+                sum[r][v] = more[0][r][v];
+                for (size_t s = 1; s < kSets; s++) sum[r][v] = Isa::add(sum[r][v], more[s][r][v]);
+            }
+    }
+
+    template <size_t kCount>
+    void steps(size_t quad, Int (*more)[kRows][2], Count<kCount>) const {
+        Part part[kSets][kRows][2];
+        for (size_t s = 0; s < kSets; s++)
+            for (size_t r = 0; r < kRows; r++)
+                for (size_t v = 0; v < 2; v++) part[s][r][v] = Isa::open(more[s][r][v]);
+#pragma GCC unroll 16
+        for (size_t i = 0; i < kCount; i++) {
+            Int low, high;
+            source.codes(quad + i, h, &low, &high);
+#pragma GCC unroll 16
+            for (size_t r = 0; r < kRows; r++) {
+                Int a = Isa::broadcast_quad(act + r * stride + (quad + i) * kQuad);
+                Part *to = part[i % kSets][r];
+                to[0] = Source::kSigned ? Isa::dot(to[0], a, low) : Isa::dot(to[0], low, a);
+                to[1] = Source::kSigned ? Isa::dot(to[1], a, high) : Isa::dot(to[1], high, a);
+            }
+        }
+        for (size_t s = 0; s < kSets; s++)
+            for (size_t r = 0; r < kRows; r++)
+                for (size_t v = 0; v < 2; v++) more[s][r][v] = Isa::flush(more[s][r][v], part[s][r][v]);
+    }
+};
 
 template <size_t kRows, class Source>
 void rows_tile(const Tile &tile, const Source &source) {
-    constexpr size_t kSets = sets_for(kRows);
-    const int8_t *act = tile.act.rows;
-    const size_t stride = tile.act.stride;
+    const int32_t *sums = tile.act.sums + chunks_before(tile.k_begin, tile.group);
     for (size_t h = 0; h < kPairs; h++) {
         const size_t column = h * kLanes;
-        const int32_t *sums = tile.act.sums + chunks_before(tile.k_begin, tile.group);
-        size_t k = tile.k_begin, group = k / tile.group, group_end = (group + 1) * tile.group;
-        Int sum[kSets][kRows][2];
+        size_t k = tile.k_begin, group = k / tile.group, group_end = (group + 1) * tile.group, chunk = 0;
+        Int sum[kRows][2];
         Float acc[kRows][2];
+        const Dots<kRows, Source> dots{source, tile.act.rows, tile.act.stride, h, sum};
+        auto start_group = [&] {
+            for (size_t v = 0; v < 2; v++) {
+                Int start = Source::kSigned ? source.start(group, column + v * kHalf) : Isa::zero();
+                for (size_t r = 0; r < kRows; r++) sum[r][v] = start;
+            }
+        };
+        start_group();
         for (size_t r = 0; r < kRows; r++)
             for (size_t v = 0; v < 2; v++) {
                 const size_t at = r * kBlock + column + v * kHalf;
                 acc[r][v] = k == 0 ? Isa::zero_float() : Isa::load_f32(tile.acc + at);
-                sum[0][r][v] = k % tile.group == 0 ? Isa::zero() : Isa::load(tile.partial + at);
+                if (k % tile.group != 0) sum[r][v] = Isa::add(sum[r][v], Isa::load(tile.partial + at));
             }
         while (k < tile.k_end) {
-            size_t end = k + kChunk;
+            size_t end = Source::kSigned ? tile.k_end : k + kChunk;
             if (end > group_end) end = group_end;
             if (end > tile.k) end = tile.k;
-            for (size_t v = 0; v < 2; v++) {
-                Int zp = source.zp(group, column + v * kHalf);
-                for (size_t r = 0; r < kRows; r++)
-                    sum[0][r][v] = Isa::add_product(sum[0][r][v], zp, Isa::broadcast(sums[r * tile.act.sums_stride]));
-            }
-            sums++;
-            for (size_t s = 1; s < kSets; s++)
-                for (size_t r = 0; r < kRows; r++) sum[s][r][0] = sum[s][r][1] = Isa::zero();
-
-            size_t quad = k / kQuad;
-            const size_t quad_end = ceil_div(end, kQuad);
-            auto steps = [&](auto count) {
-                Part part[kSets][kRows][2];
-                for (size_t s = 0; s < kSets; s++)
-                    for (size_t r = 0; r < kRows; r++)
-                        for (size_t v = 0; v < 2; v++) part[s][r][v] = Isa::open(sum[s][r][v]);
-#pragma GCC unroll 16
-                for (size_t i = 0; i < count.value; i++) {
-                    Int low, high;
-                    source.codes(quad + i, h, &low, &high);
-#pragma GCC unroll 16
+            if (!Source::kSigned) {
+                for (size_t v = 0; v < 2; v++) {
+                    Int zp = source.start(group, column + v * kHalf);
                     for (size_t r = 0; r < kRows; r++) {
-                        Int a = Isa::broadcast_quad(act + r * stride + (quad + i) * kQuad);
-                        Part *to = part[i % kSets][r];
-                        to[0] = Isa::dot(to[0], low, a);
-                        to[1] = Isa::dot(to[1], high, a);
+                        Int chunk_sum = Isa::broadcast(sums[r * tile.act.sums_stride + chunk]);
+                        sum[r][v] = Isa::add_product(sum[r][v], zp, chunk_sum);
                     }
                 }
-                for (size_t s = 0; s < kSets; s++)
-                    for (size_t r = 0; r < kRows; r++)
-                        for (size_t v = 0; v < 2; v++) sum[s][r][v] = Isa::flush(sum[s][r][v], part[s][r][v]);
-                quad += count.value;
-            };
-            while (quad + Isa::kStepBlock <= quad_end) steps(Count<Isa::kStepBlock>());
-            while (quad < quad_end) steps(Count<1>());
-
-            for (size_t s = 1; s < kSets; s++)
-                for (size_t r = 0; r < kRows; r++)
-                    for (size_t v = 0; v < 2; v++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
+                chunk++;
+            }
+            dots.add(k / kQuad, ceil_div(end, kQuad));
             k = end;
             if (k == group_end || k == tile.k) {
                 for (size_t v = 0; v < 2; v++) {
                     Float scale = source.scale(group, column + v * kHalf);
-                    for (size_t r = 0; r < kRows; r++) {
-                        acc[r][v] = Isa::fma(Isa::to_float(sum[0][r][v]), scale, acc[r][v]);
-                        sum[0][r][v] = Isa::zero();
-                    }
+                    for (size_t r = 0; r < kRows; r++) acc[r][v] = Isa::fma(Isa::to_float(sum[r][v]), scale, acc[r][v]);
                 }
                 group++;
                 group_end += tile.group;
+                if (k < tile.k_end) start_group();
             }
         }
         const bool unfinished = k % tile.group != 0 && k != tile.k;
@@ -163,7 +193,7 @@ void rows_tile(const Tile &tile, const Source &source) {
             for (size_t v = 0; v < 2; v++) {
                 const size_t at = r * kBlock + column + v * kHalf;
                 Isa::store_f32(tile.acc + at, acc[r][v]);
-                if (unfinished) Isa::store(tile.partial + at, sum[0][r][v]);
+                if (unfinished) Isa::store(tile.partial + at, sum[r][v]);
             }
     }
 }
@@ -183,21 +213,37 @@ void panel_tile(const Tile &tile, size_t rows, const Panel &panel) {
 
 void unpack_panel(const Block &block, size_t k, size_t group, size_t k_begin, size_t k_end, const Panel &panel) {
     const FromBlock source{block};
-    uint8_t *line = panel.codes;
-    for (size_t quad = k_begin / kQuad; quad < ceil_div(k_end, kQuad); quad++, line += kPanelLineBytes)
+    const size_t first_quad = k_begin / kQuad, first_group = k_begin / group;
+    for (size_t g = first_group; g * group < k_end && g * group < k; g++) {
+        const size_t begin = g * group > k_begin ? g * group : k_begin;
+        const size_t end = (g + 1) * group < k_end ? (g + 1) * group : k_end;
         for (size_t h = 0; h < kPairs; h++) {
-            Int low, high;
-            source.codes(quad, h, &low, &high);
-            Isa::store(line + h * kLanes * 4, low);
-            Isa::store(line + (h * kLanes + kHalf) * 4, high);
+            const size_t column = h * kLanes;
+            Int zp[2], sum[2];
+            for (size_t v = 0; v < 2; v++) {
+                zp[v] = source.zp(g, column + v * kHalf);
+                sum[v] = Isa::zero();
+            }
+            const Int zp_bytes[2] = {Isa::replicate_byte(zp[0]), Isa::replicate_byte(zp[1])};
+            uint8_t *line = panel.codes + (begin / kQuad - first_quad) * kPanelLineBytes + column * 4;
+            for (size_t quad = begin / kQuad; quad < ceil_div(end, kQuad); quad++, line += kPanelLineBytes) {
+                Int codes[2];
+                source.codes(quad, h, &codes[0], &codes[1]);
+                for (size_t v = 0; v < 2; v++) {
+                    if (Isa::kSignedPanel) {
+                        codes[v] = Isa::sub_bytes(codes[v], zp_bytes[v]);
+                        sum[v] = Isa::add_s8(sum[v], codes[v]);
+                    }
+                    Isa::store(line + v * kHalf * 4, codes[v]);
+                }
+            }
+            for (size_t v = 0; v < 2; v++) {
+                const size_t at = (g - first_group) * kBlock + column + v * kHalf;
+                Isa::store_f32(panel.scales + at, source.scale(g, column + v * kHalf));
+                Isa::store(panel.starts + at, Isa::kSignedPanel ? Isa::times_minus_128(sum[v]) : Isa::zp_pairs(zp[v]));
+            }
         }
-    const size_t first = k_begin / group, last = ceil_div(k_end < k ? k_end : k, group);
-    for (size_t g = first; g < last; g++)
-        for (size_t column = 0; column < kBlock; column += kLanes) {
-            const size_t at = (g - first) * kBlock + column;
-            Isa::store_f32(panel.scales + at, source.scale(g, column));
-            Isa::store(panel.zps + at, source.zp(g, column));
-        }
+    }
 }
 
 // ---- rows of activations ---------------------------------------------------------------------
@@ -316,6 +362,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
     kernel.direct_max = Isa::kDirectMax;
     kernel.direct_rows = Isa::kRows;
     kernel.panel_rows = Isa::kRows;
+    kernel.signed_panel = Isa::kSignedPanel;
     kernel.quantize_row = quantize_row;
     kernel.sum_row = sum_row;
     kernel.direct_tile = direct_tile;
