@@ -64,7 +64,10 @@ def check_shape(name: str, array: np.ndarray, *shapes: tuple[int, ...]) -> None:
 
 def as_array(name: str, value: Any) -> np.ndarray:
     """Any array-like that is not a bare Python number or text."""
-    array = value if type(value) is np.ndarray else np.asarray(value)
+    try:
+        array = value if type(value) is np.ndarray else np.asarray(value)
+    except ValueError as error:  # nested sequences of different lengths
+        raise ValueError(f"{name} must be an array: {error}") from None
     if array.dtype == object:
         raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}")
     return array

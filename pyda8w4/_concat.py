@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -46,6 +46,8 @@ def concat(weights: Sequence[PackedWeight]) -> PackedWeight:
     >>> pyda8w4.concat([q, k]).shape
     (96, 16)
     """
+    if isinstance(weights, PackedWeight) or not isinstance(weights, Iterable):
+        raise TypeError(f"weights must be a sequence of PackedWeight, got {type(weights).__name__}")
     weights = list(weights)
     for i, weight in enumerate(weights):
         if not isinstance(weight, PackedWeight):

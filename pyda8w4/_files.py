@@ -119,6 +119,16 @@ def load(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
     ValueError
         If it is not a safetensors file, of another layout or layout version, or its contents do
         not fit each other.
+
+    Examples
+    --------
+    >>> import numpy as np, os, pyda8w4, tempfile
+    >>> packed = pyda8w4.prepack(np.zeros((64, 128), np.uint8), np.ones(64, np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "weights.safetensors")
+    ...     pyda8w4.save(path, {"lm_head": packed})
+    ...     list(pyda8w4.load(path))
+    ['lm_head']
     """
     try:
         from safetensors import SafetensorError, safe_open
@@ -144,7 +154,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
     try:
         for name, fields in json.loads(metadata["weights"]).items():
             weights[name] = _weight(name, fields, header, data)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} has a damaged header: {error!r}") from None
     return weights
 
@@ -152,10 +162,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
 def _weight(name: str, fields: dict[str, Any], header: dict[str, Any], data: np.ndarray) -> PackedWeight:
     n, k = fields["shape"]
     group, zero_point = fields["group_size"], fields["zero_point"]
-    numbers = [n, k, group] if zero_point is None else [n, k, group, zero_point + 129]
-    if not all(type(number) is int and number > 0 for number in numbers) or group > k or (group % QUAD and group != k):
+    if not all(type(size) is int and size > 0 for size in (n, k, group)) or group > k or (group % QUAD and group != k):
         raise ValueError(f"{name} must have positive sizes and a fitting group, got {fields}")
-    if zero_point is not None and zero_point > 127:
+    if zero_point is not None and not (type(zero_point) is int and -128 <= zero_point <= 127):
         raise ValueError(f"{name} must have a zero point of -128 to 127, got {zero_point}")
     blocks, groups = ceil_div(n, BLOCK), ceil_div(k, group)
     scale_kind = header[f"{name}.scales"]["dtype"]

@@ -153,7 +153,13 @@ def _out_type(out: np.ndarray | None, out_dtype: Any, default: str) -> str:
         raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
     if out_dtype is None:
         return default if out is None else check_dtype("out", out, FLOATS)
-    name = "bfloat16" if isinstance(out_dtype, str) and out_dtype == "bfloat16" else type_name(np.dtype(out_dtype))
+    if isinstance(out_dtype, str) and out_dtype == "bfloat16":
+        name = out_dtype
+    else:
+        try:
+            name = type_name(np.dtype(out_dtype))
+        except (TypeError, ValueError):
+            raise TypeError(f"out_dtype must be {one_of(FLOATS)}, got {out_dtype!r}") from None
     if name not in FLOATS:
         raise TypeError(f"out_dtype must be {one_of(FLOATS)}, got {name}")
     if out is not None:

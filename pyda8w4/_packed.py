@@ -39,6 +39,10 @@ class PackedWeight:
         Elements of k that share a scale; K where there is one group per row.
     scale_dtype : str
         How scales are stored: ``float16`` or ``bfloat16`` where that loses nothing, else ``float32``.
+    zero_point : int or None
+        The one of all groups, or None where they differ.
+    groups : int
+        Groups of one row: ceil(K / group_size).
     nbytes : int
         Bytes of the packed arrays.
 

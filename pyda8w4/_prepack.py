@@ -155,7 +155,9 @@ def prepack(
         else:
             zps = np.ascontiguousarray(zps, dtype=np.int8)
 
-    source = _core.Source(n, k, group, _FORMATS[form], w, w.strides[0], scales, zps, zp)
+    # numpy gives a single row any stride, such as the 0 of w[None].
+    stride = max(w.strides[0], w.shape[1])
+    source = _core.Source(n, k, group, _FORMATS[form], w, stride, scales, zps, zp)
     try:
         scale_type, zero_point, *_, zp_bytes, _ = source.plan_pack()
         scale_dtype = _SCALE_TYPES[scale_type]

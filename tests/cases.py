@@ -1,0 +1,173 @@
+"""Weights, activations and expected results that several tests share.
+
+Everything is computed once per process: the kernels are compared with the same oracle results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+
+import pyda8w4
+from pyda8w4 import reference
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+MOST_ROWS = 70
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The same memory as unsigned integers, so that -0.0 differs from 0.0 and a NaN equals itself."""
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").reshape(array.shape)
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray, about: object = "") -> None:
+    assert actual.shape == expected.shape, about
+    assert actual.dtype.itemsize == expected.dtype.itemsize, about
+    wrong = np.argwhere(bits(actual) != bits(expected))
+    if len(wrong):
+        at = tuple(int(i) for i in wrong[0])
+        raise AssertionError(
+            f"{about}: {len(wrong)} of {actual.size} values differ, first at {at}: {actual[at]!r}, not {expected[at]!r}"
+        )
+
+
+def packed_bytes(packed: pyda8w4.PackedWeight) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in packed._arrays.items()}
+
+
+def assert_same_weight(actual: pyda8w4.PackedWeight, expected: pyda8w4.PackedWeight) -> None:
+    for field in ("shape", "group_size", "scale_dtype", "zero_point"):
+        assert getattr(actual, field) == getattr(expected, field), field
+    assert packed_bytes(actual) == packed_bytes(expected)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A random weight matrix. `zps`: "random" 0..15, "extreme" -128 or 127, or one number for all."""
+
+    n: int
+    k: int
+    group: int | None = None  # None: all of k
+    scales: str = "float32"
+    zps: str | int = "random"
+
+    @property
+    def group_size(self) -> int:
+        return min(self.group or self.k, self.k)
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.n, self.k, self.group_size])
+
+
+@cache
+def arrays(weight: Weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """-> codes, scales in the dtype asked for, zero points."""
+    rng, n, groups = weight.rng(), weight.n, -(-weight.k // weight.group_size)
+    codes = rng.integers(0, 16, (n, weight.k), np.uint8)
+    scales = (rng.standard_normal((n, groups)) * 0.01).astype(np.float32)
+    if weight.scales == "bfloat16":
+        scales *= np.float32(2.0**-40)  # beyond float16, so that these must be stored as bfloat16
+    scales = scales.astype(DTYPES[weight.scales])
+    if weight.zps == "random":
+        zps = rng.integers(0, 16, (n, groups), np.int8)
+    elif weight.zps == "extreme":
+        zps = rng.choice(np.array([-128, 127], np.int8), (n, groups))
+    else:
+        zps = np.full((n, groups), weight.zps, np.int8)
+    for array in (codes, scales, zps):
+        array.flags.writeable = False
+    return codes, scales, zps
+
+
+@cache
+def pack(weight: Weight) -> pyda8w4.PackedWeight:
+    codes, scales, zps = arrays(weight)
+    return pyda8w4.prepack(codes, scales, zps, group_size=weight.group_size)
+
+
+@cache
+def bias_of(n: int) -> np.ndarray:
+    return np.random.default_rng(n).standard_normal(n, np.float32)
+
+
+@cache
+def quantized(k: int, dtype: str, rows: int = MOST_ROWS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """-> activations with the extremes of their type, scales, zero points."""
+    rng = np.random.default_rng([k, rows])
+    info = np.iinfo(dtype)
+    a = rng.integers(info.min, info.max, (rows, k), dtype, endpoint=True)
+    scales = rng.uniform(0.001, 0.1, rows).astype(np.float32)
+    zps = rng.integers(info.min, info.max, rows, np.int32, endpoint=True)
+    if rows >= 5:
+        a[1], a[2] = info.min, info.max
+        zps[1:5] = info.min, info.max, 0, info.max // 2 + 1  # the last is the uint8 value that shifts to 0
+    return a, scales, zps
+
+
+@cache
+def floats(k: int, dtype: str = "float32", rows: int = MOST_ROWS) -> np.ndarray:
+    rng = np.random.default_rng([k, rows])
+    x = rng.standard_normal((rows, k)) * 10.0 ** rng.integers(-3, 3, (rows, 1)) + rng.integers(-1, 2, (rows, 1))
+    return x.astype(DTYPES[dtype])
+
+
+@cache
+def expected_gemm(
+    weight: Weight, act: str = "uint8", *, bias: bool = False, out: str = "float32", rows: int = MOST_ROWS
+) -> np.ndarray:
+    codes, scales, zps = arrays(weight)
+    a, a_scales, a_zps = quantized(weight.k, act, rows)
+    return reference.gemm(
+        a,
+        codes,
+        scales.astype(np.float32),
+        zps,
+        a_scales,
+        a_zps,
+        bias_of(weight.n) if bias else None,
+        group_size=weight.group_size,
+        out_dtype=out,
+    )
+
+
+@cache
+def expected_linear(
+    weight: Weight,
+    x: str = "float32",
+    *,
+    symmetric: bool = False,
+    bias: bool = False,
+    out: str = "float32",
+    rows: int = MOST_ROWS,
+) -> np.ndarray:
+    codes, scales, zps = arrays(weight)
+    return reference.linear(
+        floats(weight.k, x, rows),
+        codes,
+        scales.astype(np.float32),
+        zps,
+        bias_of(weight.n) if bias else None,
+        group_size=weight.group_size,
+        symmetric=symmetric,
+        out_dtype=out,
+    )
+
+
+def assert_gemm_exact(
+    weight: Weight,
+    rows: int | tuple[int, int],
+    act: str = "uint8",
+    *,
+    bias: bool = False,
+    out: str = "float32",
+    most: int = MOST_ROWS,
+) -> None:
+    """The product of the first rows, or of rows begin to end, equals the oracle's rows."""
+    part = slice(*rows) if isinstance(rows, tuple) else slice(rows)
+    a, a_scales, a_zps = (array[part] for array in quantized(weight.k, act, most))
+    y = pyda8w4.gemm(a, pack(weight), a_scales, a_zps, bias=bias_of(weight.n) if bias else None, out_dtype=DTYPES[out])
+    assert y.dtype == DTYPES[out]
+    assert_same_bits(y, expected_gemm(weight, act, bias=bias, out=out, rows=most)[part], (weight, act, rows))

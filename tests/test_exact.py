@@ -1,0 +1,167 @@
+"""Every kernel gives the bits of the numpy oracle."""
+
+import numpy as np
+import pytest
+from cases import (
+    DTYPES,
+    Weight,
+    assert_gemm_exact,
+    assert_same_bits,
+    bias_of,
+    expected_gemm,
+    expected_linear,
+    floats,
+    pack,
+    quantized,
+)
+
+import pyda8w4
+
+FLOATS = tuple(DTYPES)
+ACTIVATIONS = ("uint8", "int8")
+# A few rows read packed codes directly; more share a panel. 3 and 13 leave a short last tile in both.
+FEW, MANY = 3, 13
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 63, 64, 65, 67, 127, 128, 129, 130, 255, 257])
+def test_k_tails(kernel, k):
+    for n in (1, 33):
+        for group in {k, 4 if k > 4 else k, 32 if k > 32 else k}:
+            for act in ACTIVATIONS:
+                for rows in (FEW, MANY):
+                    assert_gemm_exact(Weight(n, k, group), rows, act)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 15, 16, 17, 24, 31, 32, 33, 48, 49, 63, 64, 65, 97])
+@pytest.mark.parametrize("out", FLOATS)
+def test_n_tails(kernel, n, out):
+    for rows in (FEW, MANY):
+        assert_gemm_exact(Weight(n, 70, 20), rows, bias=True, out=out)
+        assert_gemm_exact(Weight(n, 70, 20), rows, bias=False, out=out)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_every_small_number_of_rows(kernel, act):
+    for rows in range(71):
+        assert_gemm_exact(Weight(65, 260, 64), rows, act, bias=True)
+
+
+@pytest.mark.parametrize("rows", [239, 240, 241, 245, 250, 480, 487])
+def test_row_block_edges(kernel, rows):
+    assert_gemm_exact(Weight(33, 68, 32), rows, most=487)
+    assert_gemm_exact(Weight(33, 68, 32), rows, "int8", bias=True, most=487)
+
+
+# Chunks of 256 and panels of 512 k are borders inside the driver; groups may straddle or divide them.
+@pytest.mark.parametrize("group", [4, 32, 36, 64, 100, 128, 252, 256, 260, 508, 512, 516, 600, 768, 1000, 1028])
+def test_groups(kernel, group):
+    for k in {group, 2 * group, 2 * group + 4, 3 * group - 1, max(1300, group + 1)}:
+        for rows in (1, FEW, MANY):
+            assert_gemm_exact(Weight(34, k, group), rows)
+        assert_gemm_exact(Weight(34, k, group), MANY, "int8")
+
+
+@pytest.mark.parametrize("k", [255, 256, 257, 511, 512, 513, 770, 1025, 2049])
+def test_per_channel_across_chunks_and_panels(kernel, k):
+    for zps in ("extreme", 8, -128, 127):
+        for rows in (2, MANY):
+            assert_gemm_exact(Weight(33, k, zps=zps), rows)
+
+
+@pytest.mark.parametrize("zps", ["extreme", "random", -128, -1, 0, 7, 8, 15, 16, 127])
+@pytest.mark.parametrize("group", [16, 512, None])
+def test_zero_points(kernel, zps, group):
+    for act in ACTIVATIONS:
+        for rows in (FEW, MANY):
+            assert_gemm_exact(Weight(40, 600, group, zps=zps), rows, act)
+
+
+@pytest.mark.parametrize("scales", FLOATS)
+def test_scale_storage(kernel, scales):
+    for group in (36, 300, None):
+        weight = Weight(47, 600, group, scales=scales)
+        assert pack(weight).scale_dtype == scales
+        for rows in (FEW, MANY):
+            assert_gemm_exact(weight, rows)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_threads(kernel, threads, count):
+    pyda8w4.set_num_threads(count)
+    # Rows prepared by each thread for itself; blocks split; rows split because blocks are too few.
+    assert_gemm_exact(Weight(330, 600, 100), 4)
+    assert_gemm_exact(Weight(330, 600, 100), 7)
+    assert_gemm_exact(Weight(97, 600, 100), MANY)
+    assert_gemm_exact(Weight(33, 300, 100), 70, bias=True)
+    assert_gemm_exact(Weight(1, 4100, 512), (0, 250), most=250)
+
+
+@pytest.mark.parametrize("x", FLOATS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_linear(kernel, x, symmetric):
+    for weight in (Weight(33, 130, 32), Weight(65, 259, 100), Weight(7, 515)):
+        for out in FLOATS:
+            expected = expected_linear(weight, x, symmetric=symmetric, bias=True, out=out)
+            for rows in (1, 4, 5, 8, 9, 70):
+                act = floats(weight.k, x)[:rows]
+                y = pyda8w4.linear(act, pack(weight), bias_of(weight.n), symmetric=symmetric, out_dtype=DTYPES[out])
+                assert_same_bits(y, expected[:rows], (weight, rows, out))
+
+
+def test_linear_without_bias_gives_the_dtype_of_x(kernel):
+    weight = Weight(33, 130, 32)
+    for x, dtype in DTYPES.items():
+        y = pyda8w4.linear(floats(130, x)[:9], pack(weight))
+        assert y.dtype == dtype
+        assert_same_bits(y, expected_linear(weight, x, out=x)[:9])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (12,), (3, 4), (2, 1, 6), (1, 1, 1, 2), (0,), (2, 0), (0, 3)])
+def test_leading_dimensions(kernel, shape):
+    weight = Weight(33, 68, 32)
+    m = int(np.prod(shape))
+    a, a_scales, a_zps = (array[:m] for array in quantized(68, "uint8"))
+    y = pyda8w4.gemm(a.reshape(*shape, 68), pack(weight), a_scales.reshape(shape), a_zps.reshape(shape))
+    assert y.shape == (*shape, 33)
+    assert_same_bits(y.reshape(m, 33), expected_gemm(weight)[:m])
+
+    y = pyda8w4.linear(floats(68)[:m].reshape(*shape, 68), pack(weight))
+    assert y.shape == (*shape, 33)
+    assert_same_bits(y.reshape(m, 33), expected_linear(weight)[:m])
+
+
+def test_scales_default_to_1_and_zero_points_to_0(kernel):
+    weight = Weight(33, 68, 32)
+    for act in ACTIVATIONS:
+        a = quantized(68, act)[0][:9]
+        ones, zeros = np.ones(9, np.float32), np.zeros(9, np.int32)
+        y = pyda8w4.gemm(a, pack(weight))
+        assert_same_bits(y, pyda8w4.gemm(a, pack(weight), ones, zeros))
+        assert_same_bits(y, pyda8w4.gemm(a, pack(weight), ones))
+        assert_same_bits(y, pyda8w4.gemm(a, pack(weight), None, zeros))
+
+
+def test_out_is_filled_and_returned(kernel):
+    weight = Weight(33, 68, 32)
+    for name, dtype in DTYPES.items():
+        out = np.full((9, 33), 7, dtype)
+        a, a_scales, a_zps = (array[:9] for array in quantized(68, "uint8"))
+        assert pyda8w4.gemm(a, pack(weight), a_scales, a_zps, out=out) is out
+        assert_same_bits(out, expected_gemm(weight, out=name)[:9])
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_shapes(kernel, threads, seed):
+    rng = np.random.default_rng(seed)
+    pyda8w4.set_num_threads(int(rng.integers(1, 4)))
+    n, k = (int(size) for size in rng.integers(1, (200, 1500)))
+    weight = Weight(
+        n,
+        k,
+        rng.choice([None, 4 * int(rng.integers(1, 1 + -(-k // 4)))]),
+        rng.choice(FLOATS),
+        rng.choice(np.array(["random", "extreme", 8, 0], object)),
+    )
+    assert_gemm_exact(
+        weight, int(rng.integers(1, 71)), rng.choice(ACTIVATIONS), bias=bool(rng.integers(2)), out=rng.choice(FLOATS)
+    )
