@@ -283,11 +283,11 @@ da8w4_status run(const da8w4_call *call, bool quantize) {
     const Workspace space(*call->weight, call->m, *kernel);
     if (call->workspace_bytes < space.shared_bytes + space.thread_bytes) return DA8W4_WORKSPACE_TOO_SMALL;
     const size_t room = (call->workspace_bytes - space.shared_bytes) / space.thread_bytes;
-    const double work = static_cast<double>(call->m) * static_cast<double>(n) * static_cast<double>(k);
+    // In integers: floating point would leave its exception flags with the caller.
+    const size_t useful = call->m * n / ceil_div(kMinWorkPerThread, k) + 1;
     size_t threads = da8w4_get_num_threads();
     if (threads > room) threads = room;
-    if (static_cast<double>(threads) * kMinWorkPerThread > work)
-        threads = static_cast<size_t>(work / kMinWorkPerThread) + 1;
+    if (threads > useful) threads = useful;
     Product(*call, *kernel, space).run(threads);
     return DA8W4_OK;
 }
