@@ -75,8 +75,11 @@ DefaultRounding::~DefaultRounding() {
 
 uint64_t cpu_bits() { return 0; }
 
-DefaultRounding::DefaultRounding() : saved_(0) {}
-DefaultRounding::~DefaultRounding() = default;
+DefaultRounding::DefaultRounding() {
+    fegetenv(&saved_);
+    fesetenv(FE_DFL_ENV);
+}
+DefaultRounding::~DefaultRounding() { fesetenv(&saved_); }
 
 #endif
 

@@ -1,6 +1,7 @@
 // What the CPU and the operating system offer, as a set of bits. Included by ISA units: no code here.
 #pragma once
 
+#include <fenv.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,7 +33,11 @@ public:
     DefaultRounding &operator=(const DefaultRounding &) = delete;
 
 private:
-    uint32_t saved_;
+#if defined(__x86_64__) || defined(__i386__)
+    uint32_t saved_;  // MXCSR: fenv.h would save the slow x87 state, too
+#else
+    fenv_t saved_;
+#endif
 };
 
 }  // namespace da8w4
