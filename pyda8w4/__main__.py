@@ -1,0 +1,197 @@
+"""The command line: ``python -m pyda8w4 info | selftest | bench``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+import pyda8w4
+from pyda8w4 import _core, bench, selftest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 where the self-test finds a difference. Arguments that make no sense
+        exit with 2.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except _UsageError as error:
+        parser.error(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except MemoryError:
+        return _fail("there is not enough memory")
+    except KeyboardInterrupt:
+        return 130
+
+
+class _UsageError(Exception):
+    """Arguments or environment that cannot be used."""
+
+
+def _fail(message: str) -> int:
+    print(f"pyda8w4: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pyda8w4", description=pyda8w4.__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"pyda8w4 {pyda8w4.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = _add(commands, "info", _info, "show the CPU, the kernels that it can run, and threads")
+
+    command = _add(commands, "selftest", _selftest, "compare every kernel with the numpy reference, bit for bit")
+    command.add_argument("--kernel", type=_kernel, metavar="NAME", help="test only this one")
+
+    command = _add(commands, "bench", _bench, "time layers of language models against numpy's float32")
+    command.add_argument(
+        "--shapes",
+        type=_list_of(_shape),
+        default=bench.SHAPES,
+        metavar="NxK,...",
+        help=f"outputs x inputs of layers (default: {','.join(f'{n}x{k}' for n, k in bench.SHAPES)})",
+    )
+    command.add_argument(
+        "--m",
+        type=_list_of(_positive),
+        default=bench.ROWS,
+        metavar="M,...",
+        help=f"rows of activations (default: {','.join(map(str, bench.ROWS))})",
+    )
+    command.add_argument(
+        "--group-size", type=_group_size, default=128, metavar="G", help="weights that share a scale (default: 128)"
+    )
+    command.add_argument("--threads", type=_threads, metavar="T", help="of pyda8w4, and of numpy with threadpoolctl")
+    command.add_argument("--kernel", type=_kernel, metavar="NAME", help="instead of the default one")
+    command.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each shape and M (default: 1)")
+    command.add_argument("--json", metavar="FILE", help="write all numbers to this file, too")
+    return parser
+
+
+def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _info(args: argparse.Namespace) -> int:
+    info = _cpu_info()
+    runtime = "pyda8w4's own" if info["thread_runtime"] == "own" else info["thread_runtime"]
+    features = (name if present else f"no {name}" for name, present in info["features"].items())
+    chosen = "PYDA8W4_KERNEL" if os.environ.get("PYDA8W4_KERNEL") else "the best that runs here"
+    rows = [
+        ("pyda8w4", pyda8w4.__version__),
+        ("python", f"{platform.python_version()}, numpy {np.__version__}"),
+        ("cpu", info["cpu"]),
+        ("features", ", ".join(features)),
+        ("kernel", f"{info['kernel']} ({chosen})"),
+        ("threads", f"{info['threads']}, {runtime}"),
+        ("library", pyda8w4.get_library()),
+        ("headers", pyda8w4.get_include()),
+    ]
+    for name, text in rows:
+        print(f"{name:<10}{text}")
+    print("kernels")
+    for name, description, reason in _core.kernel_table():
+        print(f"  {name:<12}{description}")
+        if reason:
+            print(f"  {'':<12}cannot run here: {reason}")
+    return 0
+
+
+def _selftest(args: argparse.Namespace) -> int:
+    return selftest.main(args.kernel)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    _cpu_info()
+    if args.threads is not None:
+        pyda8w4.set_num_threads(args.threads)
+    with (
+        pyda8w4.use_kernel(args.kernel) if args.kernel else nullcontext(),
+        open(args.json, "w") if args.json else nullcontext() as file,
+    ):
+        return bench.main(args.shapes, args.m, args.group_size, args.seconds, args.threads, file)
+
+
+def _cpu_info() -> dict[str, Any]:
+    try:
+        return pyda8w4.cpu_info()
+    except ValueError as error:
+        raise _UsageError(error) from None
+
+
+# ---- types of arguments ----------------------------------------------------------------------
+
+
+def _kernel(text: str) -> str:
+    try:
+        with pyda8w4.use_kernel(text):
+            return text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    threads = _positive(text)
+    if threads > 65536:
+        raise argparse.ArgumentTypeError(f"must be at most 65536, got {text}")
+    return threads
+
+
+def _group_size(text: str) -> int:
+    group = _positive(text)
+    if group % 4:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 4, got {text}")
+    return group
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return seconds
+
+
+def _shape(text: str) -> tuple[int, int]:
+    n, cross, k = text.lower().partition("x")
+    if not cross:
+        raise argparse.ArgumentTypeError(f"must be NxK, such as 4096x4096, got {text!r}")
+    return _positive(n), _positive(k)
+
+
+def _list_of(item: Callable[[str], object]) -> Callable[[str], list]:
+    return lambda text: [item(part.strip()) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
