@@ -136,8 +136,8 @@ def main(
         _print_header(setup)
         cells = []
         for n, k in shapes:
-            for cell in measure_layer(n, k, rows, group_size, seconds, target):
-                _print_row(cell, first=cell.m == rows[0])
+            for number, cell in enumerate(measure_layer(n, k, rows, group_size, seconds, target)):
+                _print_row(cell, first=number == 0)
                 cells.append(cell)
     reads = [cell.numpy_read for cell in cells]
     print("\nof read: the share of the GB/s at which numpy, before each layer, read memory, which may give more;")
