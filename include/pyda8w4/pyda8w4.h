@@ -19,11 +19,16 @@
 #define DA8W4_API __attribute__((visibility("default")))
 #endif
 
+/* Unknown values of the enumerations are refused with a status. C++ lets them be passed only where
+ * the underlying type is fixed; C always does. */
 #ifdef __cplusplus
+#define DA8W4_INT : int
 extern "C" {
+#else
+#define DA8W4_INT
 #endif
 
-typedef enum da8w4_status {
+typedef enum da8w4_status DA8W4_INT {
     DA8W4_OK = 0,
     DA8W4_BAD_ARGUMENT,       /* a null pointer, a size of 0, an unknown type, a stride too short */
     DA8W4_BAD_GROUP,          /* the group is neither a multiple of 4 nor all of k */
@@ -40,11 +45,11 @@ typedef enum da8w4_status {
 /* A sentence for a status; never NULL. */
 DA8W4_API const char *da8w4_status_text(da8w4_status status);
 
-typedef enum da8w4_type { DA8W4_F32 = 0, DA8W4_F16, DA8W4_BF16, DA8W4_U8, DA8W4_S8 } da8w4_type;
+typedef enum da8w4_type DA8W4_INT { DA8W4_F32 = 0, DA8W4_F16, DA8W4_BF16, DA8W4_U8, DA8W4_S8 } da8w4_type;
 
 /* ---- weights ------------------------------------------------------------------------------- */
 
-typedef enum da8w4_codes {
+typedef enum da8w4_codes DA8W4_INT {
     DA8W4_CODES_U4 = 0,    /* one byte a weight, 0..15 */
     DA8W4_CODES_S4,        /* one byte a weight, -8..7 */
     DA8W4_CODES_LOW_FIRST, /* two weights a byte, 0..15, the even k in the low nibble */
