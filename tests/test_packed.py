@@ -108,6 +108,8 @@ def test_scales_are_stored_in_the_smallest_exact_type():
     assert stored(1, 1, 2.0**-133) == "bfloat16"
     assert stored(1, 1 + 2.0**-10, 1) == "float16"
     assert stored(1, 1 + 2.0**-10, 65536) == "float32"
+    assert stored(1, 1 + 2.0**-8, 65536) == "float32"
+    assert stored(1, 1 + 2.0**-7, 65536) == "bfloat16"
     assert stored(1, 1, np.nextafter(np.float32(1), np.float32(2))) == "float32"
     assert stored(1, 1, 1e-45) == "float32"
 

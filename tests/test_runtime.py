@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ def run(code, *, timeout=60, product=False, **environment):
     process = subprocess.run(
         [sys.executable, "-c", (PRODUCT if product else "import pyda8w4\n") + textwrap.dedent(code)],
         env={**inherited, **environment},
+        cwd=Path(__file__).parent,  # not the root: its pyda8w4/ would hide an installed package
         capture_output=True,
         text=True,
         timeout=timeout,
