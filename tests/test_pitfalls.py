@@ -87,11 +87,12 @@ def test_input_mutation():
 @pytest.mark.parametrize("zp", [-128, -127, -113, -112, 112, 113, 127])
 def test_zp_wrap(kernel, zp):
     codes = np.arange(16, dtype=np.uint8).repeat(8).reshape(2, 64)
-    a = np.array([[-128] * 64, [127] * 64, range(-32, 32)], np.int8)
-    np.testing.assert_array_equal(pyda8w4.gemm(a, prepack(codes, [zp, zp])), int_gemm(a, codes, zp))
-    # The same beside another zero point, so that it is stored for each group.
-    packed = prepack(codes, [zp, 0])
-    np.testing.assert_array_equal(pyda8w4.gemm(a, packed)[:, 0], int_gemm(a, codes[:1], zp)[:, 0])
+    few = np.array([[-128] * 64, [127] * 64, range(-32, 32)], np.int8)
+    for a in (few, few.repeat(4, 0)):
+        np.testing.assert_array_equal(pyda8w4.gemm(a, prepack(codes, [zp, zp])), int_gemm(a, codes, zp))
+        # The same beside another zero point, so that it is stored for each group.
+        packed = prepack(codes, [zp, 0])
+        np.testing.assert_array_equal(pyda8w4.gemm(a, packed)[:, 0], int_gemm(a, codes[:1], zp)[:, 0])
 
 
 @pytest.mark.parametrize("dtype, bad", [(np.uint8, 16), (np.uint8, 255), (np.int8, 8), (np.int8, -9), (np.int8, -128)])
@@ -149,14 +150,14 @@ def test_maddubs_saturation(kernel, zp):
 
 
 def test_dpbusd_not_dpbusds(kernel):
-    # With zp 7 and codes of 15, sum a * code alone leaves int32 (-128 * 15 * k): only modulo 2**32
-    # does the difference come out right, and an instruction that saturates would not give it.
+    # The difference fits int32, but neither sum a * code (-128 * 15 * k) nor sum (a + 128) * (code - zp)
+    # does: a kernel that forms one of them must take parts in turn or wrap, and may never clamp.
     k = 2**21 - 1
     assert 128 * 15 * k > INT32_MAX
     codes = np.full((1, k), 15, np.uint8)
     packed = prepack(codes, [7])
-    for value in (-128, 127):
-        a = np.full((2, k), value, np.int8)
+    for rows, value in ((2, -128), (2, 127), (9, 127)):
+        a = np.full((rows, k), value, np.int8)
         assert (pyda8w4.gemm(a, packed) == F32(value * 8 * k)).all()
 
 
