@@ -19,8 +19,15 @@ int main(void) {
     /* value = (code - 8) * scale:  0.5 * {1, 0, -1, 2}  and  0.25 * {0, 2, 0, -3} */
     const uint8_t codes[2][4] = {{9, 8, 7, 10}, {8, 10, 8, 5}};
     const float scales[2] = {0.5f, 0.25f};
-    const da8w4_weight weight = {.n = 2, .k = 4, .group = 4, .format = DA8W4_CODES_U4, .codes = codes,
-                                 .codes_stride = 4, .scales = scales, .zps = NULL, .zp = 8};
+    const da8w4_weight weight = {.n = 2,
+                                 .k = 4,
+                                 .group = 4,
+                                 .format = DA8W4_CODES_U4,
+                                 .codes = codes,
+                                 .codes_stride = 4,
+                                 .scales = scales,
+                                 .zps = NULL,
+                                 .zp = 8};
 
     /* The plan says how large the packed arrays are; the caller allocates and owns them. */
     da8w4_packed packed;
@@ -41,8 +48,16 @@ int main(void) {
     const float x[2][4] = {{127, -2, 3, 4}, {0, 127, 0, -127}}, bias[2] = {1, 2};
     const float expected[2][2] = {{67, -2}, {-126, 160.75f}};
     float out[2][2];
-    da8w4_call call = {.m = 2, .act = x, .act_type = DA8W4_F32, .act_stride = sizeof x[0], .symmetric = 1,
-                       .weight = &packed, .bias = bias, .out = out, .out_type = DA8W4_F32, .out_stride = sizeof out[0]};
+    da8w4_call call = {.m = 2,
+                       .act = x,
+                       .act_type = DA8W4_F32,
+                       .act_stride = sizeof x[0],
+                       .symmetric = 1,
+                       .weight = &packed,
+                       .bias = bias,
+                       .out = out,
+                       .out_type = DA8W4_F32,
+                       .out_stride = sizeof out[0]};
     call.workspace_bytes = da8w4_workspace_bytes(&call, da8w4_get_num_threads());
     call.workspace = da8w4_alloc(call.workspace_bytes);
     check(da8w4_linear(&call));

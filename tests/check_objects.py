@@ -25,7 +25,7 @@ def problems(nm: str, archive: str) -> list[str]:
             found.append(f"{name} is used: kernels use the C library only")
         elif kind != "U" and kind.isupper() and name != only_global:
             found.append(f"{name} is a global symbol")
-        defined = defined or name == only_global and kind != "U"
+        defined = defined or (name == only_global and kind != "U")
     return found if defined else [*found, f"{only_global} is not there"]
 
 
