@@ -87,3 +87,9 @@ def check_group_size(value: Any, k: int) -> int:
     if group < 1 or (group % QUAD and group != k):
         raise ValueError(f"group_size must be a multiple of 4, or K = {k}, got {value}")
     return group
+
+
+def check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return bool(value)

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 
 from pyda8w4 import _core
-from pyda8w4._checks import FLOATS, TYPES, as_array, check_dtype, check_shape, dtype_of, one_of, raw, type_name
+from pyda8w4._checks import (
+    FLOATS,
+    TYPES,
+    as_array,
+    check_dtype,
+    check_flag,
+    check_shape,
+    dtype_of,
+    one_of,
+    raw,
+    type_name,
+)
 from pyda8w4._packed import PackedWeight
 from pyda8w4._runtime import forced_kernel, translate
 
@@ -127,6 +138,7 @@ def linear(
     x = as_array("x", x)
     x_type = check_dtype("x", x, FLOATS)
     rows = _check_rows("x", x, packed)
+    symmetric = check_flag("symmetric", symmetric)
     return _multiply(True, x, x_type, rows, None, None, symmetric, packed, bias, out, out_dtype, x_type)
 
 

@@ -61,7 +61,10 @@ def _group_size(k: int, groups: int, group_size: int | None) -> int:
             raise ValueError(f"group_size {group_size} does not fit scales with {groups} groups of K = {k}")
         return group
     if k % groups == 0:
-        return check_group_size(k // groups, k)
+        group = k // groups
+        if group % QUAD and group != k:
+            raise ValueError(f"scales with {groups} groups of K = {k} make groups of {group}, not a multiple of 4")
+        return group
     group = ceil_div(ceil_div(k, groups), QUAD) * QUAD
     if ceil_div(k, group) != groups:
         raise ValueError(f"scales must have G groups of one size for K = {k}, got G = {groups}, which none gives")

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from pyda8w4 import _core
-from pyda8w4._checks import FLOATS, TYPES, as_array, ceil_div, check_dtype, check_group_size, raw
+from pyda8w4._checks import FLOATS, TYPES, as_array, ceil_div, check_dtype, check_flag, check_group_size, raw
 from pyda8w4._runtime import forced_kernel, translate
 
 _EPSILON = np.float32(2.0**-23)
@@ -66,6 +66,7 @@ def quantize_weight(
         raise ValueError(f"w must be a non-empty matrix (N, K), got shape {w.shape}")
     n, k = w.shape
     group = check_group_size(group_size, k)
+    symmetric = check_flag("symmetric", symmetric)
     groups = ceil_div(k, group)
     codes = np.empty((n, k), np.uint8)
     scales = np.empty((n, groups), np.float32)
@@ -150,6 +151,7 @@ def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndar
     x_type = check_dtype("x", x, FLOATS)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must have shape (..., K) with K >= 1, got {x.shape}")
+    symmetric = check_flag("symmetric", symmetric)
     rows, k = x.shape[:-1], x.shape[-1]
     a = np.empty(x.shape, np.int8 if symmetric else np.uint8)
     scales = np.empty(rows, np.float32)

@@ -207,18 +207,19 @@ BAD_GROUP_SIZE = [
     ("32", TypeError),
     (True, TypeError),
 ]
+BAD_FLAG = [("False", TypeError), (1, TypeError), (None, TypeError)]
 
 TABLE = [
     ("linear", good_linear, {
         "x": NO_FLOATS + ROWS_THAT_DO_NOT_FIT, "packed": BAD_PACKED, "bias": BAD_BIAS, "out_dtype": BAD_OUT_DTYPE,
-        "out": BAD_OUT,
+        "out": BAD_OUT, "symmetric": BAD_FLAG,
     }),
     ("gemm", good_gemm, {
         "a": BAD_A, "packed": BAD_PACKED, "a_scales": BAD_A_SCALES, "a_zps": BAD_A_ZPS, "bias": BAD_BIAS,
         "out_dtype": BAD_OUT_DTYPE, "out": BAD_OUT,
     }),
     ("quantize_activation", lambda: {"x": floats(64)[:ROWS]}, {
-        "x": [*NO_FLOATS, (ones(ROWS, 0), ValueError), (np.float32(1), ValueError)],
+        "x": [*NO_FLOATS, (ones(ROWS, 0), ValueError), (np.float32(1), ValueError)], "symmetric": BAD_FLAG,
     }),
     ("quantize_weight", lambda: {"w": floats(64)[:ROWS]}, {
         "w": [
@@ -228,7 +229,7 @@ TABLE = [
             (with_value(ones(ROWS, 64), np.inf, np.float16), ValueError),
             (np.tile(np.float32([3e38, -3e38]), (ROWS, 32)), ValueError),
         ],
-        "group_size": [*BAD_GROUP_SIZE, (None, TypeError)],
+        "group_size": [*BAD_GROUP_SIZE, (None, TypeError)], "symmetric": BAD_FLAG,
     }),
     ("prepack", good_prepack, {
         "w_int4": BAD_W, "scales": BAD_SCALES, "zps": BAD_WEIGHT_ZPS,
