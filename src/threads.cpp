@@ -188,7 +188,8 @@ void pause() {
 }
 
 // Waits for a short while without sleeping: layers follow each other within microseconds, and waking
-// a sleeping thread takes longer than many layers do.
+// a sleeping thread takes longer than many layers do. It yields now and then, because the thread that
+// it waits for may be waiting for this very CPU.
 template <class Done>
 bool spin(Done done) {
     using Clock = std::chrono::steady_clock;
@@ -198,6 +199,7 @@ bool spin(Done done) {
             if (done()) return true;
             pause();
         }
+        sched_yield();
     } while (Clock::now() < end);
     return done();
 }
@@ -249,7 +251,8 @@ public:
         }
         work(context, 0, helpers + 1);
         auto finished = [&] { return left.load(std::memory_order_acquire) == 0; };
-        while (!spin(finished)) sched_yield();
+        while (!spin(finished)) {
+        }
     }
 
 private:
