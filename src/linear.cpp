@@ -17,6 +17,9 @@ namespace {
 
 constexpr size_t kRowBlock = 240;  // rows quantized and multiplied at a time; whole tiles of 4, 5 and 6
 constexpr size_t kPanelK = 512;    // k of one panel: 16 KiB of codes, half an L1 cache
+// Column blocks that take turns over one piece of k: while they do, its activations stay in L2, and the
+// rows of the output are written in longer runs.
+constexpr size_t kPanelBlocks = 8;
 // Up to this many rows, every thread quantizes them all for itself: cheaper than meeting first.
 constexpr size_t kPrivateRows = 4;
 // Multiplications that are worth a thread: a few microseconds, like the hand-over itself.
@@ -55,13 +58,14 @@ struct Workspace {
         if (direct) {
             acc_bytes = kernel.direct_rows * tile_bytes;
         } else {
-            acc_bytes = row_block * tile_bytes;
+            acc_bytes = kPanelBlocks * row_block * tile_bytes;
+            if (weight.group > kPanelK) partial_bytes = acc_bytes;
             const size_t piece = panel_end(0, weight.k, weight.group);
             codes_bytes = ceil_div(piece, kQuad) * kPanelLineBytes;
             group_bytes = ceil_div(piece, weight.group) * tile_bytes;
         }
         shared_bytes = private_rows ? 0 : row_bytes;
-        thread_bytes = 2 * acc_bytes + codes_bytes + 2 * group_bytes + (private_rows ? row_bytes : 0);
+        thread_bytes = acc_bytes + partial_bytes + codes_bytes + 2 * group_bytes + (private_rows ? row_bytes : 0);
     }
 
     size_t row_block;
@@ -70,7 +74,7 @@ struct Workspace {
     bool private_rows;
     size_t stride, sums_stride;
     size_t rows_bytes, sums_bytes, scales_bytes;
-    size_t acc_bytes = 0, codes_bytes = 0, group_bytes = 0;
+    size_t acc_bytes = 0, partial_bytes = 0, codes_bytes = 0, group_bytes = 0;
     size_t shared_bytes, thread_bytes;
 };
 
@@ -107,7 +111,7 @@ struct Rows {
 struct Scratch {
     Scratch(const Workspace &space, Carver &carver)
         : acc(carver.take<float>(space.acc_bytes)),
-          partial(carver.take<int32_t>(space.acc_bytes)),
+          partial(carver.take<int32_t>(space.partial_bytes)),
           panel{carver.take<uint8_t>(space.codes_bytes), carver.take<float>(space.group_bytes),
                 carver.take<int32_t>(space.group_bytes)} {}
 
@@ -177,12 +181,15 @@ private:
         size_t parts = threads == 1 ? 1 : ceil_div(4 * threads, blocks);
         if (parts > tiles) parts = tiles;
         const Range range = part_of(parts * blocks, thread, threads);
-        for (size_t task = range.begin; task < range.end; task++) {
+        for (size_t task = range.begin, end; task < range.end; task = end) {
             const Range part = part_of(rows, task / blocks, parts);
+            const size_t block = task % blocks, left = blocks - block, most = space_.direct ? 1 : kPanelBlocks;
+            end = task + (left < most ? left : most);
+            if (end > range.end) end = range.end;
             if (space_.direct)
-                direct_block(task % blocks, row, part, prepared, scratch);
+                direct_block(block, row, part, prepared, scratch);
             else
-                panel_block(task % blocks, row, part, prepared, scratch);
+                panel_blocks({block, block + end - task}, row, part, prepared, scratch);
         }
     }
 
@@ -222,19 +229,25 @@ private:
         });
     }
 
-    void panel_block(size_t block, size_t first_row, Range rows, const Rows &prepared, const Scratch &scratch) const {
-        const Block source = block_at(block);
+    void panel_blocks(Range blocks, size_t first_row, Range rows, const Rows &prepared, const Scratch &scratch) const {
+        const size_t height = rows.end - rows.begin;
+        auto place = [&](size_t block, size_t row) {
+            return ((block - blocks.begin) * height + row - rows.begin) * kBlock;
+        };
         for (size_t k_begin = 0, k_end; k_begin < weight_.k; k_begin = k_end) {
             k_end = panel_end(k_begin, weight_.k, weight_.group);
-            kernel_.unpack_panel(source, weight_.k, weight_.group, k_begin, k_end, scratch.panel);
-            for_each_tile(rows, kernel_.panel_rows, [&](size_t row, size_t count) {
-                const size_t at = (row - rows.begin) * kBlock;
-                kernel_.panel_tile(tile_at(row, prepared, k_begin, k_end, scratch.acc + at, scratch.partial + at),
-                                   count, scratch.panel);
-            });
+            for (size_t block = blocks.begin; block < blocks.end; block++) {
+                kernel_.unpack_panel(block_at(block), weight_.k, weight_.group, k_begin, k_end, scratch.panel);
+                for_each_tile(rows, kernel_.panel_rows, [&](size_t row, size_t count) {
+                    const size_t at = place(block, row);
+                    kernel_.panel_tile(tile_at(row, prepared, k_begin, k_end, scratch.acc + at, scratch.partial + at),
+                                       count, scratch.panel);
+                });
+            }
         }
         for (size_t row = rows.begin; row < rows.end; row++)
-            finish(block, first_row, row, prepared, scratch.acc + (row - rows.begin) * kBlock);
+            for (size_t block = blocks.begin; block < blocks.end; block++)
+                finish(block, first_row, row, prepared, scratch.acc + place(block, row));
     }
 
     void finish(size_t block, size_t first_row, size_t row, const Rows &prepared, const float *acc) const {

@@ -206,8 +206,8 @@ const char *name_of(da8w4_type type) {
 float any_finite(Random &random, da8w4_type type) {
     for (;;) {
         const uint64_t bits = random.bits();
-        const float value = type == DA8W4_F32 ? float_of(static_cast<uint32_t>(bits))
-                                              : from_half(static_cast<uint16_t>(bits), type);
+        const float value =
+            type == DA8W4_F32 ? float_of(static_cast<uint32_t>(bits)) : from_half(static_cast<uint16_t>(bits), type);
         if (std::isfinite(value)) return value;
     }
 }
@@ -303,8 +303,14 @@ Weight pack(Random &random, Tally &tally, const Matrix &w) {
         }
     const std::vector<int8_t> zps(w.zps.begin(), w.zps.end());
     const bool give_zps = !w.one_zp || random.one_in(2);
-    const da8w4_weight weight = {w.n, w.k, w.group, w.format, raw_codes.take(codes, at_end), stride,
-                                 raw_scales.take(w.scales, at_end), give_zps ? raw_zps.take(zps, at_end) : nullptr,
+    const da8w4_weight weight = {w.n,
+                                 w.k,
+                                 w.group,
+                                 w.format,
+                                 raw_codes.take(codes, at_end),
+                                 stride,
+                                 raw_scales.take(w.scales, at_end),
+                                 give_zps ? raw_zps.take(zps, at_end) : nullptr,
                                  give_zps ? 99 : w.zps[0]};
 
     Weight result = {w, {}};
@@ -464,9 +470,9 @@ std::vector<float> random_row(Random &random, size_t k) {
             case 2: value = std::fabs(ordinary); break;
             case 3: value = -std::fabs(ordinary); break;
             case 4: value = ordinary * 1e-40f; break;
-            case 5: value = ordinary * 1e38f; break;                                     // the range may overflow
+            case 5: value = ordinary * 1e38f; break;                                          // the range may overflow
             case 6: value = step * static_cast<float>(random.between(-255, 255)) / 2; break;  // ties of rounding
-            case 7: value = ordinary * 1e-6f; break;                                     // about the least scale
+            case 7: value = ordinary * 1e-6f; break;                                          // about the least scale
             case 8: value = any_finite(random, DA8W4_F32); break;
             default: value = ordinary;
         }
@@ -485,9 +491,7 @@ Case random_case(Random &random, const Matrix &w, size_t m) {
     c.symmetric = random.one_in(2);
     c.at_end = !random.one_in(4);
     c.out_type = static_cast<da8w4_type>(random.below(3));
-    c.act_type = c.linear      ? static_cast<da8w4_type>(random.below(3))
-                 : c.symmetric ? DA8W4_S8
-                               : DA8W4_U8;
+    c.act_type = c.linear ? static_cast<da8w4_type>(random.below(3)) : c.symmetric ? DA8W4_S8 : DA8W4_U8;
     const size_t act_size = size_of(c.act_type), out_size = size_of(c.out_type);
     c.act_stride = (w.k + random.below(2) * random.below(40)) * act_size;
     c.out_stride = (w.n + random.below(2) * random.below(40)) * out_size;
@@ -606,8 +610,8 @@ Quantized run_quantize(Random &random, Tally &tally, const char *kernel, const C
     float *scales = quantized_scales.take<float>(c.m, c.at_end);
     int32_t *zps = quantized_zps.take<int32_t>(c.m, c.at_end);
     FloatMode mode(hostile);
-    const da8w4_status status = da8w4_quantize_rows(kernel, call.act, c.act_type, c.act_stride, c.m, k, c.symmetric,
-                                                    act, stride, scales, zps);
+    const da8w4_status status =
+        da8w4_quantize_rows(kernel, call.act, c.act_type, c.act_stride, c.m, k, c.symmetric, act, stride, scales, zps);
     expect(tally, mode.restore(), "the caller's floating-point mode was changed");
     expect(tally, status == DA8W4_OK, "%s", da8w4_status_text(status));
     return {std::vector<uint8_t>(act, act + bytes), std::vector<float>(scales, scales + c.m),
@@ -913,8 +917,7 @@ void check_refusals(Checked &checked) {
         {"u8 zero point -1", DA8W4_BAD_ACT_ZP, [](Example &e) { e.act_zps[1] = -1; }},
         {"u8 zero point 256", DA8W4_BAD_ACT_ZP, [](Example &e) { e.act_zps[1] = 256; }},
         {"u8 zero point 255", DA8W4_OK, [](Example &e) { e.act_zps[1] = 255; }},
-        {"s8 zero point -129", DA8W4_BAD_ACT_ZP,
-         [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = -129; }},
+        {"s8 zero point -129", DA8W4_BAD_ACT_ZP, [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = -129; }},
         {"s8 zero point 128", DA8W4_BAD_ACT_ZP, [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = 128; }},
         {"s8 zero point -128", DA8W4_OK, [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = -128; }},
     };
@@ -999,17 +1002,20 @@ void check_refusals(Checked &checked) {
     Example e(true);
     da8w4_packed plan, other;
     da8w4_packed_bytes bytes;
-    expect(tally, da8w4_plan_pack(nullptr, &plan, &bytes) == bad && da8w4_plan_pack(&e.raw, nullptr, &bytes) == bad &&
-                      da8w4_plan_pack(&e.raw, &plan, nullptr) == bad, "plan_pack takes a null pointer");
+    expect(tally,
+           da8w4_plan_pack(nullptr, &plan, &bytes) == bad && da8w4_plan_pack(&e.raw, nullptr, &bytes) == bad &&
+               da8w4_plan_pack(&e.raw, &plan, nullptr) == bad,
+           "plan_pack takes a null pointer");
     da8w4_plan_pack(&e.raw, &plan, &bytes);
     const auto pack_into = [&](const da8w4_packed *by, uint8_t *codes, void *scales, int8_t *zps, float *sums) {
         return da8w4_pack(&e.raw, by, codes, scales, zps, sums);
     };
-    expect(tally, pack_into(nullptr, e.packed_codes, e.packed_scales, e.packed_zps, e.packed_sums) == bad &&
-                      pack_into(&plan, nullptr, e.packed_scales, e.packed_zps, e.packed_sums) == bad &&
-                      pack_into(&plan, e.packed_codes, nullptr, e.packed_zps, e.packed_sums) == bad &&
-                      pack_into(&plan, e.packed_codes, e.packed_scales, nullptr, e.packed_sums) == bad &&
-                      pack_into(&plan, e.packed_codes, e.packed_scales, e.packed_zps, nullptr) == bad,
+    expect(tally,
+           pack_into(nullptr, e.packed_codes, e.packed_scales, e.packed_zps, e.packed_sums) == bad &&
+               pack_into(&plan, nullptr, e.packed_scales, e.packed_zps, e.packed_sums) == bad &&
+               pack_into(&plan, e.packed_codes, nullptr, e.packed_zps, e.packed_sums) == bad &&
+               pack_into(&plan, e.packed_codes, e.packed_scales, nullptr, e.packed_sums) == bad &&
+               pack_into(&plan, e.packed_codes, e.packed_scales, e.packed_zps, nullptr) == bad,
            "pack takes a null pointer");
     const struct {
         const char *what;
@@ -1030,11 +1036,11 @@ void check_refusals(Checked &checked) {
     float scales[10];
     int8_t zps[10];
     other = e.packed, other.codes = nullptr;
-    expect(tally, da8w4_unpack(nullptr, codes, scales, zps) == bad &&
-                      da8w4_unpack(&e.packed, nullptr, scales, zps) == bad &&
-                      da8w4_unpack(&e.packed, codes, nullptr, zps) == bad &&
-                      da8w4_unpack(&e.packed, codes, scales, nullptr) == bad &&
-                      da8w4_unpack(&other, codes, scales, zps) == bad,
+    expect(tally,
+           da8w4_unpack(nullptr, codes, scales, zps) == bad && da8w4_unpack(&e.packed, nullptr, scales, zps) == bad &&
+               da8w4_unpack(&e.packed, codes, nullptr, zps) == bad &&
+               da8w4_unpack(&e.packed, codes, scales, nullptr) == bad &&
+               da8w4_unpack(&other, codes, scales, zps) == bad,
            "unpack takes a null pointer");
 
     // The longest group with |code - zp| up to 143, and one step more.
@@ -1056,16 +1062,19 @@ void check_refusals(Checked &checked) {
     expect(tally, rows(nullptr, x, DA8W4_F32, 12, 2, 3, act, 3, act_scales, act_zps) == DA8W4_OK, "refused");
     expect(tally, rows(nullptr, x, DA8W4_F32, 0, 1, 3, act, 0, act_scales, act_zps) == DA8W4_OK, "one row, strides 0");
     expect(tally, rows(nullptr, nullptr, DA8W4_F32, 0, 0, 3, nullptr, 0, nullptr, nullptr) == DA8W4_OK, "no rows");
-    expect(tally, rows(nullptr, nullptr, DA8W4_F32, 12, 2, 3, act, 3, act_scales, act_zps) == bad &&
-                      rows(nullptr, x, DA8W4_F32, 12, 2, 3, nullptr, 3, act_scales, act_zps) == bad &&
-                      rows(nullptr, x, DA8W4_F32, 12, 2, 3, act, 3, nullptr, act_zps) == bad &&
-                      rows(nullptr, x, DA8W4_F32, 12, 2, 3, act, 3, act_scales, nullptr) == bad,
+    expect(tally,
+           rows(nullptr, nullptr, DA8W4_F32, 12, 2, 3, act, 3, act_scales, act_zps) == bad &&
+               rows(nullptr, x, DA8W4_F32, 12, 2, 3, nullptr, 3, act_scales, act_zps) == bad &&
+               rows(nullptr, x, DA8W4_F32, 12, 2, 3, act, 3, nullptr, act_zps) == bad &&
+               rows(nullptr, x, DA8W4_F32, 12, 2, 3, act, 3, act_scales, nullptr) == bad,
            "a null pointer is taken");
-    expect(tally, rows(nullptr, x, DA8W4_F32, 11, 2, 3, act, 3, act_scales, act_zps) == bad &&
-                      rows(nullptr, x, DA8W4_F32, 12, 2, 3, act, 2, act_scales, act_zps) == bad,
+    expect(tally,
+           rows(nullptr, x, DA8W4_F32, 11, 2, 3, act, 3, act_scales, act_zps) == bad &&
+               rows(nullptr, x, DA8W4_F32, 12, 2, 3, act, 2, act_scales, act_zps) == bad,
            "a short stride is taken");
-    expect(tally, rows(nullptr, x, DA8W4_S8, 12, 2, 3, act, 3, act_scales, act_zps) == bad &&
-                      rows(nullptr, x, DA8W4_F32, 12, 2, 0, act, 3, act_scales, act_zps) == bad,
+    expect(tally,
+           rows(nullptr, x, DA8W4_S8, 12, 2, 3, act, 3, act_scales, act_zps) == bad &&
+               rows(nullptr, x, DA8W4_F32, 12, 2, 0, act, 3, act_scales, act_zps) == bad,
            "int8 input, or k 0, is taken");
     expect(tally, rows("abacus", x, DA8W4_F32, 12, 2, 3, act, 3, act_scales, act_zps) == DA8W4_UNKNOWN_KERNEL,
            "an unknown kernel is taken");

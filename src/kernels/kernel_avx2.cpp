@@ -12,7 +12,7 @@ struct Isa : Isa256 {
     using Part = Int;
     static constexpr size_t kStepBlock = 8;
     static constexpr bool kSignedPanel = false;
-    static constexpr size_t kRows = 4, kDirectMax = 8, kSetsOneRow = 1, kSetsTwoRows = 1;
+    static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
 
     static Part open(Int) { return zero(); }
     static Part dot(Part part, Int codes, Int act) {

@@ -17,7 +17,7 @@ struct Isa {
     static constexpr size_t kLanes = 16;
     static constexpr size_t kStepBlock = 8;
     static constexpr bool kSignedPanel = true;
-    static constexpr size_t kRows = 6, kDirectMax = 8, kSetsOneRow = 4, kSetsTwoRows = 2;
+    static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
 
     static Int zero() { return _mm512_setzero_si512(); }
     static Int broadcast(int32_t value) { return _mm512_set1_epi32(value); }

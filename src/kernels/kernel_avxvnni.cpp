@@ -11,7 +11,7 @@ struct Isa : Isa256 {
     using Part = Int;
     static constexpr size_t kStepBlock = 8;
     static constexpr bool kSignedPanel = true;
-    static constexpr size_t kRows = 6, kDirectMax = 8, kSetsOneRow = 4, kSetsTwoRows = 2;
+    static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
 
     static Part open(Int sum) { return sum; }
     static Part dot(Part part, Int codes, Int act) { return _mm256_dpbusd_avx_epi32(part, codes, act); }
