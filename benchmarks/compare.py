@@ -19,6 +19,7 @@ import os
 import platform
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,10 @@ def _cell(
             bound[name] = worker.ask("bind", m)
         except Gone as reason:
             failed[name] = str(reason)
-    turns = {name: lambda worker=workers[name]: worker.ask("turn", options.seconds) for name in bound}
-    turns["read"] = lambda: machine.ask("read", hot_size)
+    turns = {name: partial(workers[name].ask, "turn", options.seconds) for name in bound}
+    turns["read"] = partial(machine.ask, "read", hot_size)
     for isa in isas:
-        turns[f"dots {isa}"] = lambda isa=isa: machine.ask("dots", isa)
+        turns[f"dots {isa}"] = partial(machine.ask, "dots", isa)
     samples = take_turns(turns, options.rounds, options.settle, seed=m)
 
     limits = {}
@@ -121,15 +122,15 @@ def _cell(
             failed[name] = str(values)
             continue
         ms = Spread.of([1e3 * value for value in values])
-        isa = next((isa for isa in isas if name.endswith(isa)), isas[0] if isas else None)
+        best = next((isa for isa in isas if name.endswith(isa)), isas[0] if isas else None)
         read_ms = built[name]["weight_bytes"] / limits["read"].median / 1e6
-        dots_ms = 2 * m * n * k / limits[f"dots {isa}"].median / 1e6 if isa else 0.0
+        dots_ms = 2 * m * n * k / limits[f"dots {best}"].median / 1e6 if best else 0.0
         results[name] = {
             "ms": ms.as_dict(),
             "gb_per_s": built[name]["weight_bytes"] / ms.median / 1e6,
             "gops": 2 * m * n * k / ms.median / 1e6,
             "of_limit": max(read_ms, dots_ms) / ms.median,
-            "limit": "read" if read_ms > dots_ms else f"dots {isa}",
+            "limit": "read" if read_ms > dots_ms else f"dots {best}",
             **bound[name],
         }
     for result in results.values():
@@ -170,11 +171,12 @@ def _print_header(report: dict[str, Any]) -> None:
 def _print_cell(cell: dict[str, Any]) -> None:
     for number, (name, result) in enumerate(cell["results"].items()):
         ms = result["ms"]
+        first = "" if number else cell["m"]
         times = f"{_short(ms['median']):>7} [{_short(ms['q1'])}..{_short(ms['q3'])}]"
         huge = "" if result["huge_pages"] is None else f"{result['huge_pages']:.0%}"
         ours = "" if result["times_ours"] is None else f"{result['times_ours']:.2f}"
         print(
-            f"  {'' if number else cell['m']:>5}  {name:<15} {times:<26}{result['gb_per_s']:>7.1f}{result['gops']:>8.0f}"
+            f"  {first:>5}  {name:<15} {times:<26}{result['gb_per_s']:>7.1f}{result['gops']:>8.0f}"
             f"{result['of_limit']:>10.0%}{result['error']:>10.1e}{huge:>6}{ours:>8}"
         )
     for name, reason in cell["failed"].items():

@@ -7,15 +7,18 @@ float64 of its own weights. Quantizing the activations is part of each timed cal
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,7 +45,8 @@ class Layer:
 
     def rolled(self, rows: int) -> Layer:
         """Another layer, of the same rows in another order: no library can take two copies for one."""
-        return Layer(*(np.roll(part, rows, axis=0) for part in (self.codes, self.scales, self.zps)), self.group_size)
+        codes, scales, zps = (np.roll(part, rows, axis=0) for part in (self.codes, self.scales, self.zps))
+        return Layer(codes, scales, zps, self.group_size)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,9 +55,8 @@ class Layer:
 
     def dense(self, *, symmetric: bool = False) -> np.ndarray:
         """(N, K) float32, exact; symmetric: as if every zero point were 8."""
-        n, k = self.shape
         zps = np.full_like(self.zps, 8) if symmetric else self.zps
-        scales, zps = (np.repeat(part, self.group_size, axis=1)[:, :k] for part in (self.scales, zps))
+        scales, zps = (np.repeat(part, self.group_size, axis=1)[:, : self.shape[1]] for part in (self.scales, zps))
         return np.subtract(self.codes, zps, dtype=np.float32) * scales
 
 
@@ -77,7 +80,7 @@ class Peer(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str]
-    packages: ClassVar[tuple[str, ...]]  # distributions: needed, and their versions are reported
+    packages: ClassVar[Sequence[str]]  # distributions: needed, and their versions are reported
     per_pass: ClassVar[bool] = False  # one call multiplies by every copy: graphs cost less run as a whole
 
     def __init__(self, layer: Layer, copies: int, threads: int) -> None:
@@ -129,8 +132,9 @@ class Peer(ABC):
         """(N, K) weights that the first copy stands for."""
         return self.layer.dense()
 
-    def each_layer(self) -> Sequence[Layer]:
-        return [self.layer.rolled(copy) for copy in range(self.copies)]
+    def layers(self) -> Iterator[Layer]:
+        """What to make the copies of, one at a time."""
+        return (self.layer.rolled(copy) for copy in range(self.copies))
 
 
 def four_bits(layer: Layer, *, scale: int, zero_point: float) -> int:
@@ -155,15 +159,14 @@ class Ours(Peer):
 
         pyda8w4.set_num_threads(self.threads)
         self.packed = [
-            pyda8w4.prepack(part.codes, part.scales, part.zps, group_size=part.group_size)
-            for part in map(self.layer.rolled, range(self.copies))
+            pyda8w4.prepack(part.codes, part.scales, part.zps, group_size=part.group_size) for part in self.layers()
         ]
 
     def bind(self, x: np.ndarray) -> list[Call]:
         from pyda8w4 import linear
 
         out = np.empty((len(x), self.layer.shape[0]), np.float32)
-        return [lambda packed=packed: linear(x, packed, out=out) for packed in self.packed]
+        return [partial(linear, x, packed, out=out) for packed in self.packed]
 
 
 class _OursForced(Ours):
@@ -208,11 +211,11 @@ class Numpy(Peer):
         return 4 * layer.codes.size
 
     def build(self) -> None:
-        self.weights = [self.layer.rolled(copy).dense() for copy in range(self.copies)]
+        self.weights = [part.dense() for part in self.layers()]
 
     def bind(self, x: np.ndarray) -> list[Call]:
         out = np.empty((len(x), self.layer.shape[0]), np.float32)
-        return [lambda w=w: np.matmul(x, w.T, out=out) for w in self.weights]
+        return [partial(np.matmul, x, w.T, out=out) for w in self.weights]
 
 
 # ---- graph frameworks ------------------------------------------------------------------------
@@ -241,8 +244,7 @@ class OnnxRuntime(Peer):
 
         n, k = self.layer.shape
         nodes, weights = [], [numpy_helper.from_array(np.array([i]), f"at{i}") for i in range(2)]
-        for i in range(self.copies):
-            part = self.layer.rolled(i)
+        for i, part in enumerate(self.layers()):
             padded = np.zeros((n, part.zps.shape[1] * part.group_size), np.uint8)
             padded[:, :k] = part.codes
             arrays = {
@@ -251,9 +253,9 @@ class OnnxRuntime(Peer):
                 "z": nibbles(part.zps).reshape(-1),
             }
             weights += [numpy_helper.from_array(array, f"{name}{i}") for name, array in arrays.items()]
-            sizes = {"K": k, "N": n, "bits": 4, "block_size": part.group_size, "accuracy_level": 4}
-            inputs = ["x", *(f"{name}{i}" for name in arrays)]
-            nodes.append(helper.make_node("MatMulNBits", inputs, [f"y{i}"], domain="com.microsoft", **sizes))
+            sizes: dict[str, Any] = {"K": k, "N": n, "bits": 4, "block_size": part.group_size, "accuracy_level": 4}
+            operands = ["x", *(f"{name}{i}" for name in arrays)]
+            nodes.append(helper.make_node("MatMulNBits", operands, [f"y{i}"], domain="com.microsoft", **sizes))
             if i:
                 nodes.append(helper.make_node("Slice", [f"y{i}", "at0", "at1", "at1"], [f"one{i}"]))
         outputs = [helper.make_tensor_value_info("y0", TensorProto.FLOAT, ["m", n])]
@@ -308,8 +310,7 @@ class OpenVino(Peer):
         self.kept: list[np.ndarray] = []  # the model refers to this memory
         x = opset13.parameter([-1, k], np.float32, name="x")
         outputs, ones = [], []
-        for i in range(self.copies):
-            part = self.layer.rolled(i)
+        for i, part in enumerate(self.layers()):
 
             def u4(codes: np.ndarray, *shape: int) -> Any:
                 self.kept.append(nibbles(codes.reshape(-1)))
@@ -357,7 +358,7 @@ class OpenVino(Peer):
 
 
 class _Torch(Peer):
-    packages = ("torch",)
+    packages: ClassVar[Sequence[str]] = ("torch",)
     dtype = "bfloat16"  # of x and y; x is rounded before the time starts
 
     @cached_property
@@ -369,7 +370,7 @@ class _Torch(Peer):
         return torch
 
     def build(self) -> None:
-        self.weights = [self.pack(self.layer.rolled(copy)) for copy in range(self.copies)]
+        self.weights = [self.pack(part) for part in self.layers()]
 
     def pack(self, layer: Layer) -> Any:
         raise NotImplementedError
@@ -379,7 +380,7 @@ class _Torch(Peer):
 
     def bind(self, x: np.ndarray) -> list[Call]:
         rounded = self.torch.from_numpy(x).to(getattr(self.torch, self.dtype))
-        return [lambda weight=weight: self.multiply(rounded, weight) for weight in self.weights]
+        return [partial(self.multiply, rounded, weight) for weight in self.weights]
 
     def result(self, returned: Any) -> np.ndarray:
         return returned.float().numpy()
@@ -566,6 +567,164 @@ class Vllm(_Torch):
         return self.torch.ops._C.int4_scaled_mm_cpu(x, *weight, None)
 
 
+# ---- ggml ------------------------------------------------------------------------------------
+
+
+class _GgmlInit(ctypes.Structure):
+    _fields_: ClassVar = [("size", ctypes.c_size_t), ("memory", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+_P, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+_GGML: dict[str, tuple[Any, list[Any]]] = {  # name without ggml_: what it returns, what it takes
+    "init": (_P, [_GgmlInit]),
+    "free": (None, [_P]),
+    "tensor_overhead": (_SIZE, []),
+    "graph_overhead_custom": (_SIZE, [_SIZE, ctypes.c_bool]),
+    "new_tensor_2d": (_P, [_P, _INT, ctypes.c_int64, ctypes.c_int64]),
+    "mul_mat": (_P, [_P, _P, _P]),
+    "new_graph_custom": (_P, [_P, _SIZE, ctypes.c_bool]),
+    "build_forward_expand": (None, [_P, _P]),
+    "quantize_chunk": (_SIZE, [_INT, _P, _P, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, _P]),
+    "backend_cpu_init": (_P, []),
+    "backend_cpu_set_n_threads": (None, [_P, _INT]),
+    "backend_cpu_buffer_type": (_P, []),
+    "backend_get_device": (_P, [_P]),
+    "backend_dev_backend_reg": (_P, [_P]),
+    "backend_reg_get_proc_address": (_P, [_P, ctypes.c_char_p]),
+    "backend_buft_name": (ctypes.c_char_p, [_P]),
+    "backend_buft_alloc_buffer": (_P, [_P, _SIZE]),
+    "backend_buffer_get_base": (_P, [_P]),
+    "backend_buffer_free": (None, [_P]),
+    "backend_alloc_ctx_tensors_from_buft": (_P, [_P, _P]),
+    "backend_tensor_alloc": (_INT, [_P, _P, _P]),
+    "backend_tensor_set": (None, [_P, _P, _SIZE, _SIZE]),
+    "backend_graph_compute": (_INT, [_P, _P]),
+}
+
+
+class _Ggml(Peer):
+    """A format of ggml, through the libraries of llama-cpp-python, or those in $GGML_LIBRARY_DIR."""
+
+    packages = ("llama-cpp-python",)
+    type_name: ClassVar[str]
+    type_number: ClassVar[int]  # in enum ggml_type
+    block: ClassVar[int]  # weights
+    block_bytes: ClassVar[int]
+    repacked: ClassVar[bool]  # into the layout that ggml has for this CPU, if it has one
+
+    @staticmethod
+    def _folder() -> Path | None:
+        if "GGML_LIBRARY_DIR" in os.environ:
+            return Path(os.environ["GGML_LIBRARY_DIR"])
+        spec = importlib.util.find_spec("llama_cpp")
+        return None if spec is None or spec.origin is None else Path(spec.origin).parent / "lib"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        folder = cls._folder()
+        if folder is None:
+            return "llama-cpp-python is not installed, and GGML_LIBRARY_DIR names no folder"
+        return None if (folder / "libggml-cpu.so").exists() else "there is no libggml-cpu.so, as shared builds have"
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        return {} if "GGML_LIBRARY_DIR" in os.environ else super().versions()
+
+    @classmethod
+    def weight_bytes(cls, layer: Layer) -> int:
+        return layer.codes.size // cls.block * cls.block_bytes
+
+    @classmethod
+    def refuses(cls, layer: Layer) -> str | None:
+        return f"K must be a multiple of {cls.block}" if layer.shape[1] % cls.block else None
+
+    def _function(self, name: str) -> Any:
+        function = next(lib[f"ggml_{name}"] for lib in self.libraries if hasattr(lib, f"ggml_{name}"))
+        function.restype, function.argtypes = _GGML[name]
+        return function
+
+    def build(self) -> None:
+        folder = self._folder()
+        assert folder is not None
+        self.libraries = [ctypes.CDLL(str(folder / f"libggml-{part}.so")) for part in ("base", "cpu")]
+        self.ggml = ggml = SimpleNamespace(**{name: self._function(name) for name in _GGML})
+        self.backend = ggml.backend_cpu_init()
+        ggml.backend_cpu_set_n_threads(self.backend, self.threads)
+        n, k = self.layer.shape
+        self.context = ggml.init(_GgmlInit(self.copies * ggml.tensor_overhead(), None, True))
+        self.tensors = [ggml.new_tensor_2d(self.context, self.type_number, k, n) for _ in range(self.copies)]
+        ggml.backend_alloc_ctx_tensors_from_buft(self.context, self._buffer_type())
+        w = self.layer.dense()
+        self.quantized = np.empty((n, k // self.block * self.block_bytes), np.uint8)
+        ggml.quantize_chunk(self.type_number, w.ctypes.data, self.quantized.ctypes.data, 0, n, k, None)
+        for i, tensor in enumerate(self.tensors):
+            rolled = np.roll(self.quantized, i, axis=0)
+            ggml.backend_tensor_set(tensor, rolled.ctypes.data, 0, rolled.nbytes)
+        self.bound: Any = None
+
+    def _buffer_type(self) -> Any:
+        """Of buffers for weights: setting a tensor in one of CPU_REPACK changes its layout."""
+        ggml = self.ggml
+        if self.repacked:
+            device = ggml.backend_get_device(self.backend)
+            address = ggml.backend_reg_get_proc_address(
+                ggml.backend_dev_backend_reg(device), b"ggml_backend_dev_get_extra_bufts"
+            )
+            types = ctypes.CFUNCTYPE(ctypes.POINTER(_P), _P)(address)(device)
+            for found in takewhile(bool, types):
+                if ggml.backend_buft_name(found) == b"CPU_REPACK":
+                    return found
+        return ggml.backend_cpu_buffer_type()
+
+    def bind(self, x: np.ndarray) -> list[Call]:
+        ggml = self.ggml
+        if self.bound is not None:
+            context, buffer = self.bound
+            ggml.free(context)
+            ggml.backend_buffer_free(buffer)
+        m, (n, k) = len(x), self.layer.shape
+        size = (1 + self.copies) * ggml.tensor_overhead() + self.copies * ggml.graph_overhead_custom(4, False)
+        context = ggml.init(_GgmlInit(size, None, True))
+        buffer = ggml.backend_buft_alloc_buffer(ggml.backend_cpu_buffer_type(), 4 * m * (n + k) + 256)
+        self.bound = context, buffer
+        start = ggml.backend_buffer_get_base(buffer)
+        act = ggml.new_tensor_2d(context, 0, k, m)
+        ggml.backend_tensor_alloc(buffer, act, start)
+        ggml.backend_tensor_set(act, x.ctypes.data, 0, x.nbytes)
+        after = start + -(-x.nbytes // 64) * 64
+        graphs = []
+        for tensor in self.tensors:
+            out = ggml.mul_mat(context, tensor, act)
+            ggml.backend_tensor_alloc(buffer, out, after)
+            graph = ggml.new_graph_custom(context, 4, False)
+            ggml.build_forward_expand(graph, out)
+            graphs.append(graph)
+        self.out = np.ctypeslib.as_array(ctypes.cast(after, ctypes.POINTER(ctypes.c_float)), (m, n))
+        return [partial(ggml.backend_graph_compute, self.backend, graph) for graph in graphs]
+
+    def result(self, returned: Any) -> np.ndarray:
+        return self.out
+
+    def dense(self) -> np.ndarray:
+        w = np.empty(self.layer.shape, np.float32)
+        function = getattr(self.libraries[0], f"dequantize_row_{self.type_name}")
+        function.restype, function.argtypes = None, [_P, _P, ctypes.c_int64]
+        function(self.quantized.ctypes.data, w.ctypes.data, w.size)
+        return w
+
+
+class GgmlQ40(_Ggml):
+    name = "ggml-q4_0"
+    about = "symmetric blocks of 32 with a float16 scale, repacked where ggml has a layout for this CPU"
+    type_name, type_number, block, block_bytes, repacked = "q4_0", 2, 32, 18, True
+
+
+class GgmlQ4K(_Ggml):
+    name = "ggml-q4_k"
+    about = "blocks of 32 with 6-bit scales and minima, not repacked"
+    type_name, type_number, block, block_bytes, repacked = "q4_K", 12, 256, 144, False
+
+
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
     for peer in (
@@ -576,6 +735,8 @@ PEERS: dict[str, type[Peer]] = {
         OpenVino,
         Zentorch,
         Vllm,
+        GgmlQ40,
+        GgmlQ4K,
         TorchInt4,
         TorchInt8,
         TorchBf16,

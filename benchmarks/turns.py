@@ -82,7 +82,7 @@ class Worker:
         self, name: str, threads: int, make: str, arguments: tuple = (), environment: Mapping[str, str] | None = None
     ) -> None:
         self.name = name
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
         self._pipe, theirs = Pipe()
         tunables = ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), "glibc.malloc.hugetlb=1"]))
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
