@@ -208,16 +208,20 @@ def _machine() -> dict[str, Any]:
     }
 
 
+def numbers(text: str) -> list[int]:
+    """Of an option: 1,2,3."""
+    values = [int(value) for value in text.split(",")]
+    if min(values) < 1:
+        raise ValueError
+    return values
+
+
+def shapes(text: str) -> list[tuple[int, int]]:
+    """Of an option: NxK,NxK."""
+    return [(n, k) for n, k in (map(int, shape.split("x")) for shape in text.split(","))]
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    def numbers(text: str) -> list[int]:
-        values = [int(value) for value in text.split(",")]
-        if min(values) < 1:
-            raise ValueError
-        return values
-
-    def shapes(text: str) -> list[tuple[int, int]]:
-        return [(n, k) for n, k in (map(int, shape.split("x")) for shape in text.split(","))]
-
     def names(text: str) -> list[str]:
         unknown = set(text.split(",")) - set(PEERS)
         if unknown:

@@ -6,6 +6,7 @@ process, one runs at a time, and some time passes between two turns.
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -261,11 +262,13 @@ def _huge_pages() -> float | None:
     return sizes["AnonHugePages"] / max(1, sizes["Anonymous"])
 
 
-def _serve(pipe: Connection) -> None:
-    (module, _, function), arguments = (lambda make, rest: (make.partition(":"), rest))(*pipe.recv())
+def serve(pipe: Connection) -> None:
+    """Make what the first message asks for, and answer the others with its methods."""
+    make, arguments = pipe.recv()
+    module, _, function = make.partition(":")
     reason: Gone | None = None
     try:
-        contender = getattr(__import__(module), function)(*arguments)
+        contender = getattr(importlib.import_module(module), function)(*arguments)
     except Gone as gone:
         reason = gone
     while True:
@@ -283,5 +286,6 @@ def _serve(pipe: Connection) -> None:
 
 
 if __name__ == "__main__":
-    sys.modules["turns"] = sys.modules["__main__"]
-    _serve(Connection(int(sys.argv[1])))
+    import turns  # once more, by the name under which the other process knows its classes
+
+    turns.serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,113 @@
+"""Did `linear` become slower between two commits?
+
+    python benchmarks/compare_commits.py main HEAD
+    python benchmarks/compare_commits.py HEAD .       # "." is the working tree
+
+Builds both into temporary folders with pip, lets them take turns in processes of their own (turns.py), with
+cold weights, and prints the time of the second over that of the first: the median over rounds and the
+quartiles. Below 1 the second is faster. Where the quartiles enclose 1, the rounds do not tell them apart.
+Exits with 1 if in some cell even the first quartile is above ``--worst``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from compare import numbers, shapes
+from limits import last_level_cache
+from turns import CACHES_TOUCHED, MOST_BYTES, SETTLE_SECONDS, Gone, Spread, Worker, take_turns
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    cpus = str(len(os.sched_getaffinity(0)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base")
+    parser.add_argument("head", nargs="?", default=".")
+    parser.add_argument("--shapes", type=shapes, default="4096x4096", help="NxK,... (%(default)s)")
+    parser.add_argument("--m", type=numbers, default="1,16,256", help="numbers of rows (%(default)s)")
+    parser.add_argument("--group-size", type=numbers, default="128,32", help="(%(default)s)")
+    parser.add_argument("--threads", type=numbers, default=cpus, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of a turn (%(default)s)")
+    parser.add_argument("--worst", type=float, default=1.03, help="ratio that counts as a regression (%(default)s)")
+    options = parser.parse_args(arguments)
+
+    slower = 0
+    cold = min(CACHES_TOUCHED * last_level_cache(), MOST_BYTES)
+    with tempfile.TemporaryDirectory() as folder:
+        places = [_install(commit, Path(folder) / str(i)) for i, commit in enumerate((options.base, options.head))]
+        print(f"{'N x K':<12}{'group':>6}{'threads':>8}{'M':>5}{'base ms':>10}{'head ms':>10}  head / base [quartiles]")
+        for n, k in options.shapes:
+            for group_size in options.group_size:
+                for threads in options.threads:
+                    workers = [_worker(place, threads) for place in places]
+                    try:
+                        for worker in workers:
+                            worker.ask("build", n, k, min(group_size, k), cold)
+                        for m in options.m:
+                            base, head = _measure(workers, m, options.seconds, options.rounds)
+                            ratio = Spread.of([second / first for first, second in zip(base, head)])
+                            slow = ratio.q1 > options.worst
+                            slower += slow
+                            print(
+                                f"{f'{n}x{k}':<12}{group_size:>6}{threads:>8}{m:>5}"
+                                f"{1e3 * median(base):>10.3f}{1e3 * median(head):>10.3f}"
+                                f"  {ratio.median:.3f} [{ratio.q1:.3f}..{ratio.q3:.3f}]{'  SLOWER' * slow}",
+                                flush=True,
+                            )
+                    finally:
+                        for worker in workers:
+                            worker.close()
+    return int(slower > 0)
+
+
+def _measure(workers: list[Worker], m: int, seconds: float, rounds: int) -> list[list[float]]:
+    """Median seconds of a product, for each worker and round."""
+    for worker in workers:
+        worker.ask("bind", m)
+    turns = {str(i): partial(_one_turn, worker, seconds) for i, worker in enumerate(workers)}
+    found = []
+    for values in take_turns(turns, rounds, SETTLE_SECONDS).values():
+        if isinstance(values, Gone):
+            raise values
+        found.append(values)
+    return found
+
+
+def _one_turn(worker: Worker, seconds: float) -> list[float]:
+    return [median(worker.ask("turn", seconds))]
+
+
+def _worker(place: Path, threads: int) -> Worker:
+    return Worker("pyda8w4", threads, "turns:Contender", ("pyda8w4", threads), {"PYTHONPATH": str(place)})
+
+
+def _install(commit: str, folder: Path) -> Path:
+    """Build a commit; where it can be imported from."""
+    source, place = folder / "source", folder / "installed"
+    if commit == ".":
+        source = _ROOT
+    else:
+        source.mkdir(parents=True)
+        archive = subprocess.run(["git", "-C", _ROOT, "archive", commit], check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run(["tar", "-x", "-C", source], input=archive, check=True)
+    ready = all(importlib.util.find_spec(module) for module in ("mesonpy", "mesonbuild", "Cython"))
+    how = ["--no-build-isolation"] if ready else []  # else pip fetches what the build needs
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *how, "--target", str(place), str(source)]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    subprocess.run(pip, check=True, env={**os.environ, "PATH": path})
+    return place
+
+
+if __name__ == "__main__":
+    sys.exit(main())
