@@ -74,8 +74,7 @@ def _table(n: int, k: int, group_size: int, threads: int, options: argparse.Name
         for name, info in built.items():
             report["contenders"][name] = {key: info[key] for key in ("about", "per_pass", "versions")}
         print(_HEADER, flush=True)
-        hot_size = 0 if report["cold_bytes"] else n * k // 2
-        cells = [_cell(m, n, k, workers, built, machine, isas, hot_size, options) for m in options.m]
+        cells = [_cell(m, n, k, workers, built, machine, isas, options) for m in options.m]
     finally:
         for worker in [machine, *workers.values()]:
             worker.close()
@@ -92,7 +91,6 @@ def _cell(
     built: dict[str, dict],
     machine: Worker,
     isas: list[str],
-    hot_size: int,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Measure and print all contenders with m rows."""
@@ -104,7 +102,7 @@ def _cell(
         except Gone as reason:
             failed[name] = str(reason)
     turns = {name: partial(workers[name].ask, "turn", options.seconds) for name in bound}
-    turns["read"] = partial(machine.ask, "read", hot_size)
+    turns["read"] = partial(machine.ask, "read", n * k // 2, not options.hot)
     for isa in isas:
         turns[f"dots {isa}"] = partial(machine.ask, "dots", isa)
     samples = take_turns(turns, options.rounds, options.settle, seed=m)
@@ -122,7 +120,8 @@ def _cell(
             failed[name] = str(values)
             continue
         ms = Spread.of([1e3 * value for value in values])
-        best = next((isa for isa in isas if name.endswith(isa)), isas[0] if isas else None)
+        kernel = built[name]["versions"].get("kernel")
+        best = kernel if kernel in isas else isas[0] if isas else None
         read_ms = built[name]["weight_bytes"] / limits["read"].median / 1e6
         dots_ms = 2 * m * n * k / limits[f"dots {best}"].median / 1e6 if best else 0.0
         results[name] = {

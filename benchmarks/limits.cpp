@@ -37,25 +37,28 @@ double timed(int threads, Work work) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-__attribute__((target("avx512f"))) void read_avx512(const char *from, const char *to) {
+// Reads 128 bytes at each of two places, `rounds` times, both places `step` further each time.
+__attribute__((target("avx512f"))) void read_avx512(const char *first, const char *second, size_t step, size_t rounds) {
     __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-    for (; from + 256 <= to; from += 256) {
-        a = _mm512_or_si512(a, _mm512_loadu_si512(from));
-        b = _mm512_or_si512(b, _mm512_loadu_si512(from + 64));
-        c = _mm512_or_si512(c, _mm512_loadu_si512(from + 128));
-        d = _mm512_or_si512(d, _mm512_loadu_si512(from + 192));
+    for (size_t i = 0; i < rounds; i++, first += step, second += step) {
+        a = _mm512_or_si512(a, _mm512_loadu_si512(first));
+        b = _mm512_or_si512(b, _mm512_loadu_si512(first + 64));
+        c = _mm512_or_si512(c, _mm512_loadu_si512(second));
+        d = _mm512_or_si512(d, _mm512_loadu_si512(second + 64));
     }
     a = _mm512_or_si512(_mm512_or_si512(a, b), _mm512_or_si512(c, d));
     __asm__ volatile("" : : "v"(a));
 }
 
-__attribute__((target("avx2"))) void read_avx2(const char *from, const char *to) {
+__attribute__((target("avx2"))) void read_avx2(const char *first, const char *second, size_t step, size_t rounds) {
     __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-    for (; from + 128 <= to; from += 128) {
-        a = _mm256_or_si256(a, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
-        b = _mm256_or_si256(b, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from + 32)));
-        c = _mm256_or_si256(c, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from + 64)));
-        d = _mm256_or_si256(d, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from + 96)));
+    for (size_t i = 0; i < rounds; i++, first += step, second += step) {
+        for (size_t at = 0; at < 128; at += 64) {
+            a = _mm256_or_si256(a, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(first + at)));
+            b = _mm256_or_si256(b, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(first + at + 32)));
+            c = _mm256_or_si256(c, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(second + at)));
+            d = _mm256_or_si256(d, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(second + at + 32)));
+        }
     }
     a = _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d));
     __asm__ volatile("" : : "x"(a));
@@ -113,13 +116,15 @@ void *limits_alloc(size_t bytes, int huge) {
 
 void limits_free(void *memory) { free(memory); }
 
-// Seconds for each of `threads` threads to read its part of the memory `passes` times.
-double limits_read(const char *memory, size_t bytes, int threads, int passes) {
+// Seconds for each of `threads` threads to read its part of the memory `passes` times: from one end to the
+// other, or in two streams, its halves side by side. Some CPUs fetch ahead better with one, some with two.
+double limits_read(const char *memory, size_t bytes, int threads, int passes, int streams) {
     const bool wide = __builtin_cpu_supports("avx512f");
-    const size_t part = bytes / threads / 256 * 256;
+    const size_t rounds = bytes / threads / 256, part = rounds * 256;
+    const size_t apart = streams == 2 ? part / 2 : 128, step = streams == 2 ? 128 : 256;
     return timed(threads, [&](int thread) {
         const char *from = memory + thread * part;
-        for (int pass = 0; pass < passes; pass++) wide ? read_avx512(from, from + part) : read_avx2(from, from + part);
+        for (int pass = 0; pass < passes; pass++) (wide ? read_avx512 : read_avx2)(from, from + apart, step, rounds);
     });
 }
 

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 ISAS = {"avx512vnni": 0, "avx2": 1}
+_STREAMS = (1, 2)  # of each thread that reads; the better one counts
 
 
 def last_level_cache() -> int:
@@ -26,6 +27,10 @@ def last_level_cache() -> int:
         text = size.read_text().strip()
         sizes.append(int(text[:-1]) << {"K": 10, "M": 20}[text[-1]])
     return max(sizes)
+
+
+def _beyond_caches() -> int:
+    return max(4 * last_level_cache(), 256 << 20)
 
 
 class Limits:
@@ -43,18 +48,33 @@ class Limits:
         self._library.limits_alloc.restype = ctypes.c_void_p
         self._library.limits_read.restype = self._library.limits_dots.restype = ctypes.c_double
         self._library.limits_alloc.argtypes = [ctypes.c_size_t, ctypes.c_int]
-        self._library.limits_read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
+        self._library.limits_read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3]
         self._buffers: dict[tuple[int, bool], int] = {}
 
     def read(self, size: int, threads: int, *, huge: bool = True, passes: int = 1) -> float:
         """GB/s of `threads` threads that read `size` bytes between them, `passes` times each."""
-        if (size, huge) not in self._buffers:
-            self._buffers[size, huge] = self._library.limits_alloc(size, huge)
-        seconds = self._library.limits_read(self._buffers[size, huge], size, threads, passes)
+        start = self._buffer(size, huge)
+        seconds = min(self._library.limits_read(start, size, threads, passes, streams) for streams in _STREAMS)
         return size * passes / seconds / 1e9
 
     def dram(self, threads: int, *, huge: bool = True) -> float:
-        return self.read(max(4 * last_level_cache(), 256 << 20), threads, huge=huge)
+        return self.read(_beyond_caches(), threads, huge=huge)
+
+    def dram_pieces(self, piece: int, threads: int) -> list[float]:
+        """GB/s of each `piece` bytes of memory in huge pages: as long, and as many, as calls that read as much."""
+        size = _beyond_caches()
+        start = self._buffer(size, True)
+        found = []
+        for streams in _STREAMS:
+            places = range(start, start + size - piece + 1, piece)
+            seconds = [self._library.limits_read(place, piece, threads, 1, streams) for place in places]
+            found.append([piece / each / 1e9 for each in seconds])
+        return max(found, key=statistics.median)
+
+    def _buffer(self, size: int, huge: bool) -> int:
+        if (size, huge) not in self._buffers:
+            self._buffers[size, huge] = self._library.limits_alloc(size, huge)
+        return self._buffers[size, huge]
 
     def dots(self, isa: str, threads: int) -> float:
         """GOPS of a register-only loop; isa is a key of ISAS that this CPU has."""

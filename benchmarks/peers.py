@@ -154,6 +154,12 @@ class Ours(Peer):
     def weight_bytes(cls, layer: Layer) -> int:
         return four_bits(layer, scale=2, zero_point=1)
 
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        import pyda8w4
+
+        return {**super().versions(), "kernel": pyda8w4.cpu_info()["kernel"]}
+
     def build(self) -> None:
         import pyda8w4
 
@@ -178,12 +184,9 @@ class _OursForced(Ours):
 
         return None if cls.kernel in pyda8w4.kernels() else f"this CPU or build lacks the kernel {cls.kernel}"
 
-    def bind(self, x: np.ndarray) -> list[Call]:
-        import pyda8w4
-
-        # Entered for good: this process has no other use for the library.
-        pyda8w4.use_kernel(self.kernel).__enter__()
-        return super().bind(x)
+    def build(self) -> None:
+        os.environ["PYDA8W4_KERNEL"] = self.kernel  # read at the first call
+        super().build()
 
 
 class OursAvx2(_OursForced):

@@ -76,17 +76,16 @@ def _roofline(tables: list[dict[str, Any]], report: dict[str, Any]) -> Any:
                 points.setdefault(name, []).append((work / table["sizes"][name]["weight_bytes"], result["gops"]))
     least, most = (pick(x for xs in points.values() for x, _ in xs) for pick in (min, max))
     ends = [least / 1.5, most * 1.5]
+    label: dict[str, Any] = {"va": "center", "size": 8, "color": "#555555", "backgroundcolor": "#ffffff", "zorder": 1.5}
     for isa, peak in peaks.items():
         knee = peak / read
         axes.plot([ends[0], knee, max(ends[1], knee)], [read * ends[0], peak, peak], color="#999999", lw=1.2, zorder=1)
-        axes.text(
-            ends[1], peak * 1.04, f"{isa} dot products: {peak:.0f} GOPS", ha="right", va="bottom", color="#555555"
-        )
-    axes.text(ends[0], read * ends[0] * 1.3, f"  read: {read:.1f} GB/s", ha="left", va="bottom", color="#555555")
+        axes.text(ends[1], peak, f"{isa} {peak:.0f} GOPS ", ha="right", **label)
+    axes.text(ends[0], read * ends[0], f" read {read:.1f} GB/s", ha="left", **label)
     for name, xs in points.items():
         colour, mark, _ = _STYLES.get(name, _OTHER)
         axes.plot(*zip(*xs), color=colour, marker=mark, ms=6, ls="", label=name, zorder=2)
-    axes.set(xscale="log", yscale="log", xlim=ends)
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=(None, 1.5 * max(peaks.values(), default=0) or None))
     axes.set_xlabel("operations per byte of weight, in the contender's own format")
     axes.set_ylabel("GOPS")
     axes.set_title(f"Layers on the roofline, {_setting(tables[0], report)}", loc="left")

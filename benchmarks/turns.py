@@ -235,11 +235,11 @@ class Machine:
         """Of ISAs whose peak can be measured, best first."""
         return self.isas
 
-    def read(self, size: int) -> list[float]:
-        """GB/s of reading memory; with a size, of reading that much of it again and again."""
-        if not size:
-            return [self._limits.dram(self._threads) for _ in range(3)]
-        passes = max(1, (64 << 20) // size)
+    def read(self, size: int, cold: bool) -> list[float]:
+        """GB/s of reading `size` bytes: other ones each time, or the same again and again."""
+        if cold:
+            return self._limits.dram_pieces(min(max(size, 4 << 20), 64 << 20), self._threads)
+        passes = max(1, (32 << 20) // size)
         return [self._limits.read(size, self._threads, passes=passes) for _ in range(3)]
 
     def dots(self, isa: str) -> list[float]:
