@@ -20,6 +20,7 @@ import platform
 import shlex
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
         "tables": [],
     }
     _print_header(report)
-    for threads in options.threads:
-        for n, k in options.shapes:
-            for group_size in options.group_size:
-                report["tables"].append(_table(n, k, min(group_size, k), threads, options, report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    for threads, (n, k), group_size in product(options.threads, options.shapes, options.group_size):
+        try:
+            report["tables"].append(_table(n, k, min(group_size, k), threads, options, report))
+        except Gone as reason:
+            print(f"compare.py: error: no limits of this machine: {reason}", file=sys.stderr)
+            return 1
+        if options.json:  # after every table: a run is long
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

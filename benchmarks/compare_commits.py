@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -47,27 +48,25 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         places = [_install(commit, Path(folder) / str(i)) for i, commit in enumerate((options.base, options.head))]
         print(f"{'N x K':<12}{'group':>6}{'threads':>8}{'M':>5}{'base ms':>10}{'head ms':>10}  head / base [quartiles]")
-        for n, k in options.shapes:
-            for group_size in options.group_size:
-                for threads in options.threads:
-                    workers = [_worker(place, threads) for place in places]
-                    try:
-                        for worker in workers:
-                            worker.ask("build", n, k, min(group_size, k), cold)
-                        for m in options.m:
-                            base, head = _measure(workers, m, options.seconds, options.rounds)
-                            ratio = Spread.of([second / first for first, second in zip(base, head)])
-                            slow = ratio.q1 > options.worst
-                            slower += slow
-                            print(
-                                f"{f'{n}x{k}':<12}{group_size:>6}{threads:>8}{m:>5}"
-                                f"{1e3 * median(base):>10.3f}{1e3 * median(head):>10.3f}"
-                                f"  {ratio.median:.3f} [{ratio.q1:.3f}..{ratio.q3:.3f}]{'  SLOWER' * slow}",
-                                flush=True,
-                            )
-                    finally:
-                        for worker in workers:
-                            worker.close()
+        for (n, k), group_size, threads in product(options.shapes, options.group_size, options.threads):
+            workers = [_worker(place, threads) for place in places]
+            try:
+                for worker in workers:
+                    worker.ask("build", n, k, min(group_size, k), cold)
+                for m in options.m:
+                    base, head = _measure(workers, m, options.seconds, options.rounds)
+                    ratio = Spread.of([second / first for first, second in zip(base, head)])
+                    slow = ratio.q1 > options.worst
+                    slower += slow
+                    print(
+                        f"{f'{n}x{k}':<12}{group_size:>6}{threads:>8}{m:>5}"
+                        f"{1e3 * median(base):>10.3f}{1e3 * median(head):>10.3f}"
+                        f"  {ratio.median:.3f} [{ratio.q1:.3f}..{ratio.q3:.3f}]{'  SLOWER' * slow}",
+                        flush=True,
+                    )
+            finally:
+                for worker in workers:
+                    worker.close()
     return int(slower > 0)
 
 

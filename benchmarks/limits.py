@@ -14,6 +14,8 @@ import os
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ISAS = {"avx512vnni": 0, "avx2": 1}
@@ -86,15 +88,15 @@ def main() -> None:
 
     limits, cpus = Limits(), pyda8w4.get_num_threads()
     print(pyda8w4.cpu_info()["cpu"])
-    measures = {}
+    measures: dict[tuple[str, str], Callable[[], float]] = {}
     for threads in dict.fromkeys((1, cpus)):
-        measures[f"DRAM read, huge pages, {threads} threads", "GB/s"] = lambda t=threads: limits.dram(t)
-        measures[f"DRAM read, 4 KiB pages, {threads} threads", "GB/s"] = lambda t=threads: limits.dram(t, huge=False)
-        measures[f"L3 read, {threads} threads", "GB/s"] = lambda t=threads: limits.read(8 << 20, t, passes=40)
-        measures[f"L2 read, {threads} threads", "GB/s"] = lambda t=threads: limits.read(t << 18, t, passes=800)
+        measures[f"DRAM read, huge pages, {threads} threads", "GB/s"] = partial(limits.dram, threads)
+        measures[f"DRAM read, 4 KiB pages, {threads} threads", "GB/s"] = partial(limits.dram, threads, huge=False)
+        measures[f"L3 read, {threads} threads", "GB/s"] = partial(limits.read, 8 << 20, threads, passes=40)
+        measures[f"L2 read, {threads} threads", "GB/s"] = partial(limits.read, threads << 18, threads, passes=800)
         for isa in ISAS:
             if isa in pyda8w4.kernels():
-                measures[f"dot products, {isa}, {threads} threads", "GOPS"] = lambda t=threads, i=isa: limits.dots(i, t)
+                measures[f"dot products, {isa}, {threads} threads", "GOPS"] = partial(limits.dots, isa, threads)
     results: dict[tuple[str, str], list[float]] = {key: [] for key in measures}
     for _ in range(9):
         for key, measure in measures.items():
