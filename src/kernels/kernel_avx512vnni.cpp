@@ -36,7 +36,11 @@ struct Isa {
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
 
     static Part open(Int sum) { return sum; }
-    static Part dot(Part part, Int codes, Int act) { return _mm512_dpbusd_epi32(part, codes, act); }
+    // As text, because GCC would copy the sums that it passes to the intrinsic from register to register.
+    static Part dot(Part part, Int unsigned_bytes, Int signed_bytes) {
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(part) : "v"(unsigned_bytes), "v"(signed_bytes));
+        return part;
+    }
     static Int flush(Int, Part part) { return part; }
 
     // (int16(-zp), 0) in each lane, so that a 16-bit multiply-add by a chunk sum is -zp * sum.

@@ -41,13 +41,15 @@ constexpr size_t kHalf = 16;            // column distance between the two vecto
 // ---- where a tile's weights come from --------------------------------------------------------
 
 struct FromBlock {
-    const Block &block;
+    const Block block;
     static constexpr bool kSigned = false;
 
-    void codes(size_t quad, size_t h, Int *low, Int *high) const {
-        Int line = Isa::load(block.codes + quad * kLineBytes + h * kLanes * 4);
-        *low = Isa::low_nibbles(line);
-        *high = Isa::high_nibbles(line);
+    static constexpr size_t kBytes = kLineBytes;
+    const uint8_t *line(size_t quad, size_t h) const { return block.codes + quad * kBytes + h * kLanes * 4; }
+    static void codes(const uint8_t *line, Int *low, Int *high) {
+        Int both = Isa::load(line);
+        *low = Isa::low_nibbles(both);
+        *high = Isa::high_nibbles(both);
     }
     Float scale(size_t group, size_t column) const {
         size_t at = group * kBlock + column;
@@ -63,12 +65,15 @@ struct FromBlock {
 };
 
 struct FromPanel {
-    const Panel &panel;
+    const Panel panel;
     size_t first_quad, first_group;
     static constexpr bool kSigned = Isa::kSignedPanel;
 
-    void codes(size_t quad, size_t h, Int *low, Int *high) const {
-        const uint8_t *line = panel.codes + (quad - first_quad) * kPanelLineBytes + h * kLanes * 4;
+    static constexpr size_t kBytes = kPanelLineBytes;
+    const uint8_t *line(size_t quad, size_t h) const {
+        return panel.codes + (quad - first_quad) * kBytes + h * kLanes * 4;
+    }
+    static void codes(const uint8_t *line, Int *low, Int *high) {
         *low = Isa::load(line);
         *high = Isa::load(line + kHalf * 4);
     }
@@ -125,7 +130,7 @@ struct Dots {
 #pragma GCC unroll 16
         for (size_t i = 0; i < kCount; i++) {
             Int low, high;
-            source.codes(quad + i, h, &low, &high);
+            source.codes(source.line(quad + i, h), &low, &high);
 #pragma GCC unroll 16
             for (size_t r = 0; r < kRows; r++) {
                 Int a = Isa::broadcast_quad(act + r * stride + (quad + i) * kQuad);
@@ -198,17 +203,97 @@ void rows_tile(const Tile &tile, const Source &source) {
     }
 }
 
-template <class Source, size_t kRows = Isa::kRows>
-void any_rows_tile(const Tile &tile, size_t rows, const Source &source) {
-    if constexpr (kRows > 1)
-        if (rows < kRows) return any_rows_tile<Source, kRows - 1>(tile, rows, source);
-    rows_tile<kRows>(tile, source);
+// rows_tile for the usual range of k: whole groups, each some step blocks long, and a chunk at most where
+// chunks count. Where a group is short, what it costs beside its dot products decides.
+template <class Source>
+bool has_whole_groups(const Tile &tile) {
+    return tile.group % (Isa::kStepBlock * kQuad) == 0 && (Source::kSigned || tile.group <= kChunk) &&
+           tile.k_begin % tile.group == 0 && tile.k_end % tile.group == 0;
 }
 
-void direct_tile(const Tile &tile, size_t rows, const Block &block) { any_rows_tile(tile, rows, FromBlock{block}); }
+template <size_t kRows, class Source>
+void whole_groups_tile(const Tile &tile, const Source source) {
+    constexpr size_t kSets = sets_for(kRows);
+    for (size_t h = 0; h < kPairs; h++) {
+        const size_t column = h * kLanes;
+        const int8_t *act = tile.act.rows + tile.k_begin;
+        const uint8_t *line = source.line(tile.k_begin / kQuad, h);
+        size_t group = tile.k_begin / tile.group;
+        Float acc[kRows][2];
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) {
+                const size_t at = r * kBlock + column + v * kHalf;
+                acc[r][v] = tile.k_begin == 0 ? Isa::zero_float() : Isa::load_f32(tile.acc + at);
+            }
+        for (const size_t groups_end = tile.k_end / tile.group; group < groups_end; group++) {
+            Int sum[kSets][kRows][2];
+            for (size_t v = 0; v < 2; v++) {
+                const Int start = source.start(group, column + v * kHalf);
+                for (size_t r = 0; r < kRows; r++) {
+                    sum[0][r][v] = start;
+                    if (!Source::kSigned) {
+                        const Int group_sum = Isa::broadcast(tile.act.sums[r * tile.act.sums_stride + group]);
+                        sum[0][r][v] = Isa::add_product(Isa::zero(), start, group_sum);
+                    }
+                    for (size_t s = 1; s < kSets; s++) sum[s][r][v] = Isa::zero();
+                }
+            }
+            for (size_t steps = tile.group / kQuad; steps; steps -= Isa::kStepBlock) {
+                Part part[kSets][kRows][2];
+                for (size_t s = 0; s < kSets; s++)
+                    for (size_t r = 0; r < kRows; r++)
+                        for (size_t v = 0; v < 2; v++) part[s][r][v] = Isa::open(sum[s][r][v]);
+#pragma GCC unroll 16
+                for (size_t i = 0; i < Isa::kStepBlock; i++) {
+                    Int low, high;
+                    source.codes(line + i * Source::kBytes, &low, &high);
+#pragma GCC unroll 16
+                    for (size_t r = 0; r < kRows; r++) {
+                        const Int a = Isa::broadcast_quad(act + r * tile.act.stride + i * kQuad);
+                        Part *to = part[i % kSets][r];
+                        to[0] = Source::kSigned ? Isa::dot(to[0], a, low) : Isa::dot(to[0], low, a);
+                        to[1] = Source::kSigned ? Isa::dot(to[1], a, high) : Isa::dot(to[1], high, a);
+                    }
+                }
+                act += Isa::kStepBlock * kQuad;
+                line += Isa::kStepBlock * Source::kBytes;
+                for (size_t s = 0; s < kSets; s++)
+                    for (size_t r = 0; r < kRows; r++)
+                        for (size_t v = 0; v < 2; v++) sum[s][r][v] = Isa::flush(sum[s][r][v], part[s][r][v]);
+            }
+            for (size_t v = 0; v < 2; v++) {
+                const Float scale = source.scale(group, column + v * kHalf);
+                for (size_t r = 0; r < kRows; r++) {
+                    for (size_t s = 1; s < kSets; s++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
+                    acc[r][v] = Isa::fma(Isa::to_float(sum[0][r][v]), scale, acc[r][v]);
+                }
+            }
+        }
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) Isa::store_f32(tile.acc + r * kBlock + column + v * kHalf, acc[r][v]);
+    }
+}
+
+// Calls use(Count<rows>()).
+template <class Use, size_t kRows = Isa::kRows>
+void with_rows(size_t rows, Use use) {
+    if constexpr (kRows > 1)
+        if (rows < kRows) return with_rows<Use, kRows - 1>(rows, use);
+    use(Count<kRows>());
+}
+
+template <class Source>
+void any_tile(const Tile &tile, size_t rows, const Source &source) {
+    if (has_whole_groups<Source>(tile))
+        with_rows(rows, [&](auto count) { whole_groups_tile<count.value>(tile, source); });
+    else
+        with_rows(rows, [&](auto count) { rows_tile<count.value>(tile, source); });
+}
+
+void direct_tile(const Tile &tile, size_t rows, const Block &block) { any_tile(tile, rows, FromBlock{block}); }
 
 void panel_tile(const Tile &tile, size_t rows, const Panel &panel) {
-    any_rows_tile(tile, rows, FromPanel{panel, tile.k_begin / kQuad, tile.k_begin / tile.group});
+    any_tile(tile, rows, FromPanel{panel, tile.k_begin / kQuad, tile.k_begin / tile.group});
 }
 
 void unpack_panel(const Block &block, size_t k, size_t group, size_t k_begin, size_t k_end, const Panel &panel) {
@@ -228,7 +313,7 @@ void unpack_panel(const Block &block, size_t k, size_t group, size_t k_begin, si
             uint8_t *line = panel.codes + (begin / kQuad - first_quad) * kPanelLineBytes + column * 4;
             for (size_t quad = begin / kQuad; quad < ceil_div(end, kQuad); quad++, line += kPanelLineBytes) {
                 Int codes[2];
-                source.codes(quad, h, &codes[0], &codes[1]);
+                source.codes(source.line(quad, h), &codes[0], &codes[1]);
                 for (size_t v = 0; v < 2; v++) {
                     if (Isa::kSignedPanel) {
                         codes[v] = Isa::sub_bytes(codes[v], zp_bytes[v]);
