@@ -61,7 +61,7 @@ size_t cgroup_cpus() {
         if (!v2 && (',' + names + ',').find(",cpu,") == std::string::npos) continue;
         const std::string mount = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
         for (std::string folder = path;;) {
-            const std::string at = mount + folder + (folder.empty() || folder.back() == '/' ? "" : "/");
+            const std::string at = mount + folder + '/';
             const size_t cpus =
                 v2 ? quota_of(at + "cpu.max", "") : quota_of(at + "cpu.cfs_quota_us", at + "cpu.cfs_period_us");
             if (cpus && (!least || cpus < least)) least = cpus;

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -230,6 +231,37 @@ def test_affinity_mask():
     assert lines == ["1"]
     many = run("import os; print(pyda8w4.get_num_threads() <= len(os.sched_getaffinity(0)))")
     assert many == ["True"]
+
+
+@pytest.fixture(scope="module")
+def cgroup_files(tmp_path_factory):
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if not compiler:
+        pytest.skip("there is no C compiler")
+    library = tmp_path_factory.mktemp("preload") / "cgroup_files.so"
+    source = Path(__file__).with_name("cgroup_files.c")
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
+    return library
+
+
+@linux
+@pytest.mark.parametrize(
+    "cgroup, files",
+    [
+        ("0::/", {"cpu.max": "100000 100000"}),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}),
+        ("0::/docker/1", {"cpu.max": "100000 100000"}),  # the host's path, of which the container sees the end
+        ("4:cpu,cpuacct:/docker/1", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}),
+        ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "100000", "cpu/a/cpu.cfs_period_us": "100000"}),
+    ],
+)
+def test_cgroup_quota(cgroup_files, tmp_path, cgroup, files):
+    for name, text in {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{name}": files[name] for name in files}}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    lines = run("print(pyda8w4.get_num_threads())", LD_PRELOAD=str(cgroup_files), FAKE_ROOT=str(tmp_path))
+    assert lines == ["1"]
 
 
 def test_omp_num_threads_is_overridden_by_set_num_threads():
