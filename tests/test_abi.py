@@ -42,6 +42,13 @@ def test_program(tmp_path):
         assert value == expected
 
 
+def test_dlclose_with_idle_workers(tmp_path):
+    program = tmp_path / "dlclose_program"
+    source = Path(__file__).with_name("dlclose_program.c")
+    run(tool("CC", "cc"), "-std=c11", *STRICT, "-I", pyda8w4.get_include(), source, "-ldl", "-o", program)
+    assert run(program, LIBRARY) == "alive\n"
+
+
 @pytest.mark.parametrize(
     ("variable", "compiler", "options"),
     [
