@@ -153,6 +153,8 @@ std::unique_ptr<OpenMp> open_runtime(const std::string &path) {
     return complete ? std::move(found) : nullptr;
 }
 
+// GNU's runtime hangs in the child of a process that has used it: there its threads are not used, but the
+// number of them that the application has set still counts.
 std::atomic<bool> forked{false};
 
 // The runtime, if there is one by now. A library may be loaded at any time, so each call compares the
@@ -160,10 +162,8 @@ std::atomic<bool> forked{false};
 const OpenMp *openmp() {
     static std::atomic<const OpenMp *> runtime{nullptr};
     static std::atomic<unsigned long long> searched{0};
-    // GNU's runtime hangs in the child of a process that has used it.
-    if (forked.load(std::memory_order_relaxed)) return nullptr;
     const OpenMp *found = runtime.load(std::memory_order_acquire);
-    if (found) return found;
+    if (found || forked.load(std::memory_order_relaxed)) return found;
     Search search;
     dl_iterate_phdr(look_at, &search);
     if (search.adds == searched.load(std::memory_order_relaxed)) return nullptr;
@@ -322,7 +322,7 @@ void parallel(size_t wanted, Work work, void *context) {
     Region region{work, context, nullptr};
     if (wanted <= 1 || inside)
         run_part(&region, 0, 1);
-    else if ((region.runtime = openmp()) != nullptr)
+    else if (!forked.load(std::memory_order_relaxed) && (region.runtime = openmp()) != nullptr)
         region.runtime->parallel(openmp_main, &region, static_cast<unsigned>(wanted), 0);
     else
         pool->run(wanted, run_part, &region);
@@ -343,6 +343,6 @@ size_t da8w4_get_num_threads() {
 }
 
 const char *da8w4_thread_runtime() {
-    const OpenMp *runtime = openmp();
+    const OpenMp *runtime = forked.load(std::memory_order_relaxed) ? nullptr : openmp();
     return runtime ? runtime->path.c_str() : "own";
 }

@@ -488,6 +488,19 @@ def test_fork_after_libgomp_was_used(libgomp):
 
 
 @linux
+def test_libgomp_limits_the_threads_of_a_forked_child(libgomp):
+    # As torch's DataLoader does in its workers.
+    code = """
+    print(pyda8w4.get_num_threads())
+    def check():
+        ctypes.CDLL("libgomp.so.1").omp_set_num_threads(1)
+        return pyda8w4.get_num_threads() == 1 and pyda8w4.cpu_info()["thread_runtime"] == "own"
+    print(in_child(check))
+    """
+    assert run(LOAD + FORK + textwrap.dedent(code), OMP_NUM_THREADS="3") == ["3", "0"]
+
+
+@linux
 def test_nested_omp(libgomp):
     # A call from inside a parallel region of the application.
     code = """
