@@ -117,7 +117,8 @@ struct OpenMp {
 struct Search {
     unsigned long long adds = 0;
     bool adds_only = true;
-    std::string path;
+    size_t count = 0;
+    std::string paths[8];  // whose names begin like that of a runtime
 };
 
 int look_at(dl_phdr_info *info, size_t, void *data) {
@@ -127,10 +128,8 @@ int look_at(dl_phdr_info *info, size_t, void *data) {
     const char *slash = std::strrchr(info->dlpi_name, '/');
     const char *name = slash ? slash + 1 : info->dlpi_name;
     for (const char *known : {"libgomp", "libiomp5", "libomp"})
-        if (std::strncmp(name, known, std::strlen(known)) == 0) {
-            search.path = info->dlpi_name;
-            return 1;
-        }
+        if (search.count < 8 && std::strncmp(name, known, std::strlen(known)) == 0)
+            search.paths[search.count++] = info->dlpi_name;
     return 0;
 }
 
@@ -170,8 +169,8 @@ const OpenMp *openmp() {
     search.adds_only = false;
     dl_iterate_phdr(look_at, &search);
     searched.store(search.adds, std::memory_order_relaxed);
-    if (search.path.empty()) return nullptr;
-    std::unique_ptr<OpenMp> opened = open_runtime(search.path);
+    std::unique_ptr<OpenMp> opened;  // the first that is one: libomptarget and others only begin like one
+    for (size_t i = 0; i < search.count && !opened; i++) opened = open_runtime(search.paths[i]);
     if (opened && runtime.compare_exchange_strong(found, opened.get(), std::memory_order_acq_rel))
         found = opened.release();  // kept for the life of the process
     return found;

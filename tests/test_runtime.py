@@ -467,6 +467,19 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 
 @linux
+def test_libgomp_is_found_behind_a_library_of_a_similar_name(libgomp, tmp_path):
+    similar = tmp_path / "libomptarget.so"
+    shutil.copy(pyda8w4.get_library(), similar)  # any library will do
+    code = f"""
+    import ctypes
+    ctypes.CDLL({str(similar)!r})
+    ctypes.CDLL("libgomp.so.1")
+    print(pyda8w4.cpu_info()["thread_runtime"])
+    """
+    assert "libgomp" in run(code)[0]
+
+
+@linux
 def test_libgomp_limits_the_threads(libgomp):
     code = """
     print(pyda8w4.get_num_threads())
