@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     text += b" " * (-(len(text) + 8) % 64)
 
     path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(unfinished, "wb") as file:
             file.write(len(text).to_bytes(8, "little"))
@@ -184,5 +185,9 @@ def _weight(name: str, fields: dict[str, Any], header: dict[str, Any], data: np.
             raise ValueError(f"{name}.{part} must be {kind} {shape}, got {entry['dtype']} {entry['shape']}")
         begin, end = entry["data_offsets"]
         arrays[part] = data[begin:end].view(_TENSOR_TYPES[kind]).reshape(shape)
+    # As prepack: a sum over a group must fit int32. Columns beyond N do not count.
+    zps = arrays["zps"].transpose(0, 2, 1).reshape(-1, groups)[:n] if zero_point is None else np.array(zero_point)
+    if group * 128 * max(15 - int(zps.min()), int(zps.max())) >= 2**31:
+        raise ValueError(f"{name} has a group_size of {group}, too large for its zero points")
     scale_dtype = next(dtype for dtype, kind in _SCALE_TYPES.items() if kind == scale_kind)
     return PackedWeight._from_arrays((n, k), group, scale_dtype, zero_point, **arrays)
