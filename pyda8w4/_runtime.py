@@ -116,9 +116,9 @@ def set_num_threads(threads: int | None) -> None:
     Parameters
     ----------
     threads : int or None
-        At least 1. None goes back to the default: the limit of an OpenMP runtime that is loaded
-        (``torch.set_num_threads`` sets it), ``OMP_NUM_THREADS``, or the CPUs that affinity and
-        cgroup quota leave to this process.
+        At least 1. None goes back to the default: ``OMP_NUM_THREADS``, else the CPUs that affinity
+        and cgroup quota leave to this process; in either case no more than the limit of an OpenMP
+        runtime that is loaded (``torch.set_num_threads`` sets it).
 
     Raises
     ------

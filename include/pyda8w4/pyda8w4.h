@@ -162,8 +162,8 @@ DA8W4_API da8w4_status da8w4_default_kernel(size_t *index);
  * CPU and operating system have it. */
 DA8W4_API const char *da8w4_cpu_feature(size_t index, int *present);
 
-/* Threads of this process: those set here, else those of an OpenMP runtime that is already loaded,
- * else OMP_NUM_THREADS, else the CPUs that affinity and cgroup quota leave. 0 unsets. */
+/* Threads of this process: those set here, else OMP_NUM_THREADS, else the CPUs that affinity and cgroup
+ * quota leave; but, unless set here, no more than the limit of an OpenMP runtime that is loaded. 0 unsets. */
 DA8W4_API void da8w4_set_num_threads(size_t threads);
 DA8W4_API size_t da8w4_get_num_threads(void);
 
