@@ -36,6 +36,8 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     ------
     TypeError
         If `weights` is something else.
+    ValueError
+        If a name has characters that UTF-8 cannot hold.
     OSError
         If the file cannot be written.
 
@@ -65,6 +67,10 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
             raise TypeError(
                 f"weights must map str to PackedWeight, got {type(name).__name__} to {type(weight).__name__}"
             )
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"weights must have names that UTF-8 can hold, got {name!r}") from None
         fields[name] = {
             "shape": weight.shape,
             "group_size": weight.group_size,
@@ -161,7 +167,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, PackedWeight]:
 
 
 def _weight(name: str, fields: dict[str, Any], header: dict[str, Any], data: np.ndarray) -> PackedWeight:
-    n, k = fields["shape"]
+    shape = fields["shape"]
+    if not isinstance(shape, list) or len(shape) != 2:
+        raise ValueError(f"{name} must have a shape [N, K], got {shape!r}")
+    n, k = shape
     group, zero_point = fields["group_size"], fields["zero_point"]
     if not all(type(size) is int and size > 0 for size in (n, k, group)) or group > k or (group % QUAD and group != k):
         raise ValueError(f"{name} must have positive sizes and a fitting group, got {fields}")

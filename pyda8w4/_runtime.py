@@ -137,7 +137,7 @@ def set_num_threads(threads: int | None) -> None:
     """
     if threads is None:
         threads = 0
-    elif isinstance(threads, bool) or not isinstance(threads, int):
+    elif isinstance(threads, bool) or not hasattr(threads, "__index__"):
         raise TypeError(f"threads must be an int or None, got {type(threads).__name__}")
     elif not 1 <= threads <= 65536:
         raise ValueError(f"threads must be 1 to 65536, got {threads}")

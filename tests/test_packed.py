@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -418,3 +419,20 @@ def test_a_weight_that_was_packed_under_another_kernel(kernel):
     assert_gemm_exact(SOME[4], 13)
     codes, scales, zps = arrays(SOME[4])
     assert_same_weight(pyda8w4.prepack(codes, scales, zps, group_size=100), pack(SOME[4]))
+
+
+def test_save_to_one_path_from_several_threads(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    packed = pyda8w4.prepack(np.zeros((32, 64), np.uint8), np.ones(32, np.float32))
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(pyda8w4.save, path, {"a": packed}) for _ in range(40)]:
+            done.result()
+    assert pyda8w4.load(path)["a"].shape == (32, 64)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_save_refuses_a_name_that_utf8_cannot_hold(tmp_path):
+    packed = pyda8w4.prepack(np.zeros((32, 64), np.uint8), np.ones(32, np.float32))
+    with pytest.raises(ValueError, match="weights must have names"):
+        pyda8w4.save(tmp_path / "weights.safetensors", {"\ud800": packed})
+    assert not list(tmp_path.iterdir())

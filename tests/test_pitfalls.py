@@ -817,6 +817,19 @@ def test_corrupt_file_hostile_metadata(file, change):
         pyda8w4.load(file)
 
 
+def test_corrupt_file_whose_sums_could_leave_int32(tmp_path):
+    file = tmp_path / "long.safetensors"
+    k = 2**20
+    packed = pyda8w4.prepack(np.zeros((1, k), np.uint8), np.ones(1, np.float32))
+    pyda8w4.save(file, {"a": packed})
+    pyda8w4.load(file)
+    header, data = parts_of(file)
+    header["__metadata__"]["weights"] = json.dumps({"a": {"shape": [1, k], "group_size": k, "zero_point": 16}})
+    write(file, header, data)
+    with pytest.raises(ValueError, match="group_size"):
+        pyda8w4.load(file)
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "3", "null", '"a"', '{"a": 3}', '{"a": []}', '{"a": {}}', "[" * 100000, "{"]
 )
