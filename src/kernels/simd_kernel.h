@@ -16,9 +16,10 @@
 // h*L.. in its low nibbles and 16 + h*L.. in its high ones. So a tile works on that pair of column
 // vectors, for h = 0 .. 16/L - 1 in turn; a panel line is read as the same pairs.
 //
-// Exactness. D = sum a'*code - zp * sum a', both sums modulo 2^32 and their difference in range (the
-// plan of a packed weight sees to that). Int starts at the zero point's product and dot products are
-// added in any order; the float chain is one fma per group, groups ascending.
+// Exactness. D = sum a'*code - zp * sum a', or with a signed panel sum (a' + 128)*(code - zp) - 128 * sum
+// (code - zp): all sums modulo 2^32, and D in range (the plan of a packed weight sees to that). Int starts at
+// the term that is subtracted and dot products are added in any order; the float chain is one fma per group,
+// groups ascending.
 #pragma once
 
 #include <stddef.h>
@@ -96,54 +97,56 @@ struct Count {
 // its own latency. Integer sums may be split; the float chain may not.
 constexpr size_t sets_for(size_t rows) { return rows == 1 ? Isa::kSetsOneRow : rows == 2 ? Isa::kSetsTwoRows : 1; }
 
-// Adds the dot products of `count` quads, from `quad` on, to sum[0].
-template <size_t kRows, class Source>
-struct Dots {
-    static constexpr size_t kSets = sets_for(kRows);
-    const Source &source;
-    const int8_t *act;
-    size_t stride, h;
-    Int (*sum)[2];
-
-    void add(size_t quad, size_t quad_end) const {
-        Int more[kSets][kRows][2];
+// Adds the dot products of kCount quads, at most a step block, to sum; `line` and `act` are at the first.
+template <size_t kRows, class Source, size_t kCount>
+__attribute__((always_inline)) inline void add_dots(Int (&sum)[sets_for(kRows)][kRows][2], const uint8_t *line,
+                                                    const int8_t *act, size_t stride, Count<kCount>) {
+    constexpr size_t kSets = sets_for(kRows);
+    Part part[kSets][kRows][2];
+    for (size_t s = 0; s < kSets; s++)
         for (size_t r = 0; r < kRows; r++)
-            for (size_t v = 0; v < 2; v++) {
-                more[0][r][v] = sum[r][v];
-                for (size_t s = 1; s < kSets; s++) more[s][r][v] = Isa::zero();
-            }
-        for (; quad + Isa::kStepBlock <= quad_end; quad += Isa::kStepBlock) steps(quad, more, Count<Isa::kStepBlock>());
-        for (; quad < quad_end; quad++) steps(quad, more, Count<1>());
-        for (size_t r = 0; r < kRows; r++)
-            for (size_t v = 0; v < 2; v++) {
-                sum[r][v] = more[0][r][v];
-                for (size_t s = 1; s < kSets; s++) sum[r][v] = Isa::add(sum[r][v], more[s][r][v]);
-            }
-    }
-
-    template <size_t kCount>
-    void steps(size_t quad, Int (*more)[kRows][2], Count<kCount>) const {
-        Part part[kSets][kRows][2];
-        for (size_t s = 0; s < kSets; s++)
-            for (size_t r = 0; r < kRows; r++)
-                for (size_t v = 0; v < 2; v++) part[s][r][v] = Isa::open(more[s][r][v]);
+            for (size_t v = 0; v < 2; v++) part[s][r][v] = Isa::open(sum[s][r][v]);
 #pragma GCC unroll 16
-        for (size_t i = 0; i < kCount; i++) {
-            Int low, high;
-            source.codes(source.line(quad + i, h), &low, &high);
+    for (size_t i = 0; i < kCount; i++) {
+        Int low, high;
+        Source::codes(line + i * Source::kBytes, &low, &high);
 #pragma GCC unroll 16
-            for (size_t r = 0; r < kRows; r++) {
-                Int a = Isa::broadcast_quad(act + r * stride + (quad + i) * kQuad);
-                Part *to = part[i % kSets][r];
-                to[0] = Source::kSigned ? Isa::dot(to[0], a, low) : Isa::dot(to[0], low, a);
-                to[1] = Source::kSigned ? Isa::dot(to[1], a, high) : Isa::dot(to[1], high, a);
-            }
+        for (size_t r = 0; r < kRows; r++) {
+            const Int a = Isa::broadcast_quad(act + r * stride + i * kQuad);
+            Part *to = part[i % kSets][r];
+            to[0] = Source::kSigned ? Isa::dot(to[0], a, low) : Isa::dot(to[0], low, a);
+            to[1] = Source::kSigned ? Isa::dot(to[1], a, high) : Isa::dot(to[1], high, a);
         }
-        for (size_t s = 0; s < kSets; s++)
-            for (size_t r = 0; r < kRows; r++)
-                for (size_t v = 0; v < 2; v++) more[s][r][v] = Isa::flush(more[s][r][v], part[s][r][v]);
     }
-};
+    for (size_t s = 0; s < kSets; s++)
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) sum[s][r][v] = Isa::flush(sum[s][r][v], part[s][r][v]);
+}
+
+// Adds the dot products of any number of quads to sum.
+template <size_t kRows, class Source>
+void add_any_dots(Int (&sum)[kRows][2], const uint8_t *line, const int8_t *act, size_t stride, size_t quads) {
+    constexpr size_t kSets = sets_for(kRows);
+    Int sets[kSets][kRows][2];
+    for (size_t r = 0; r < kRows; r++)
+        for (size_t v = 0; v < 2; v++) {
+            sets[0][r][v] = sum[r][v];
+            for (size_t s = 1; s < kSets; s++) sets[s][r][v] = Isa::zero();
+        }
+    auto steps = [&](auto count) {
+        add_dots<kRows, Source>(sets, line, act, stride, count);
+        line += count.value * Source::kBytes;
+        act += count.value * kQuad;
+        quads -= count.value;
+    };
+    while (quads >= Isa::kStepBlock) steps(Count<Isa::kStepBlock>());
+    while (quads > 0) steps(Count<1>());
+    for (size_t r = 0; r < kRows; r++)
+        for (size_t v = 0; v < 2; v++) {
+            sum[r][v] = sets[0][r][v];
+            for (size_t s = 1; s < kSets; s++) sum[r][v] = Isa::add(sum[r][v], sets[s][r][v]);
+        }
+}
 
 template <size_t kRows, class Source>
 void rows_tile(const Tile &tile, const Source &source) {
@@ -153,7 +156,6 @@ void rows_tile(const Tile &tile, const Source &source) {
         size_t k = tile.k_begin, group = k / tile.group, group_end = (group + 1) * tile.group, chunk = 0;
         Int sum[kRows][2];
         Float acc[kRows][2];
-        const Dots<kRows, Source> dots{source, tile.act.rows, tile.act.stride, h, sum};
         auto start_group = [&] {
             for (size_t v = 0; v < 2; v++) {
                 Int start = Source::kSigned ? source.start(group, column + v * kHalf) : Isa::zero();
@@ -181,7 +183,8 @@ void rows_tile(const Tile &tile, const Source &source) {
                 }
                 chunk++;
             }
-            dots.add(k / kQuad, ceil_div(end, kQuad));
+            add_any_dots<kRows, Source>(sum, source.line(k / kQuad, h), tile.act.rows + k, tile.act.stride,
+                                        ceil_div(end - k, kQuad));
             k = end;
             if (k == group_end || k == tile.k) {
                 for (size_t v = 0; v < 2; v++) {
@@ -239,27 +242,9 @@ void whole_groups_tile(const Tile &tile, const Source source) {
                 }
             }
             for (size_t steps = tile.group / kQuad; steps; steps -= Isa::kStepBlock) {
-                Part part[kSets][kRows][2];
-                for (size_t s = 0; s < kSets; s++)
-                    for (size_t r = 0; r < kRows; r++)
-                        for (size_t v = 0; v < 2; v++) part[s][r][v] = Isa::open(sum[s][r][v]);
-#pragma GCC unroll 16
-                for (size_t i = 0; i < Isa::kStepBlock; i++) {
-                    Int low, high;
-                    source.codes(line + i * Source::kBytes, &low, &high);
-#pragma GCC unroll 16
-                    for (size_t r = 0; r < kRows; r++) {
-                        const Int a = Isa::broadcast_quad(act + r * tile.act.stride + i * kQuad);
-                        Part *to = part[i % kSets][r];
-                        to[0] = Source::kSigned ? Isa::dot(to[0], a, low) : Isa::dot(to[0], low, a);
-                        to[1] = Source::kSigned ? Isa::dot(to[1], a, high) : Isa::dot(to[1], high, a);
-                    }
-                }
+                add_dots<kRows, Source>(sum, line, act, tile.act.stride, Count<Isa::kStepBlock>());
                 act += Isa::kStepBlock * kQuad;
                 line += Isa::kStepBlock * Source::kBytes;
-                for (size_t s = 0; s < kSets; s++)
-                    for (size_t r = 0; r < kRows; r++)
-                        for (size_t v = 0; v < 2; v++) sum[s][r][v] = Isa::flush(sum[s][r][v], part[s][r][v]);
             }
             for (size_t v = 0; v < 2; v++) {
                 const Float scale = source.scale(group, column + v * kHalf);
