@@ -16,6 +16,8 @@ constexpr size_t kQuad = 4;              // consecutive k of one packed line
 constexpr size_t kLineBytes = 64;        // one line: kQuad k of kBlock columns, two codes a byte
 constexpr size_t kPanelLineBytes = 128;  // the same line unpacked: one code a byte, column-major quads
 
+constexpr size_t kStepQuads = 8;  // quads of a tile's step
+
 // A chunk is a piece of a group whose activation sum always fits int16, so that one 16-bit multiply
 // by the zero point corrects it: 256 * -128 = -32768.
 constexpr size_t kChunk = 256;
@@ -32,7 +34,7 @@ static inline constexpr size_t chunks_before(size_t at, size_t group) {
 struct ActRows {
     const int8_t *rows;
     size_t stride;        // bytes
-    const int32_t *sums;  // [row][chunk]: sum of a' over the chunk
+    const int32_t *sums;  // [chunk][row]: sum of a' over the chunk, times the driver's factor
     size_t sums_stride;   // elements
 };
 
@@ -45,34 +47,53 @@ struct Block {
     int zp;             // every zero point, where zps is null
 };
 
-// One column block over some range of k, unpacked for many rows: a byte for each code, and for each
-// group the scales as float32 and what its integer sums start from. Two kinds, see Kernel.
+// A range of k. Groups count from k = 0, so it may begin or end inside one.
+struct Span {
+    size_t begin, end;    // chunk borders, or k
+    size_t group, chunk;  // the ones it begins in
+    size_t groups;        // how many, if it is made of whole groups, else 0
+};
+
+// One column block over a span, as tiles read it.
 struct Panel {
-    uint8_t *codes;   // [quads][kPanelLineBytes]: code, or code - zp if signed
-    float *scales;    // [groups][kBlock]
-    int32_t *starts;  // [groups][kBlock]: (int16(-zp), 0) pairs, or -128 * sum(code - zp) if signed
+    const uint8_t *codes;  // packed: [quads][kLineBytes]; unpacked: [quads][kPanelLineBytes], see Kernel
+    float *scales;         // [groups][kBlock]
+    int32_t *zp_pairs;     // [groups][kBlock]: (int16(-zp), 0)
 };
 
-// A tile: some rows by one column block over k_begin..k_end. Group boundaries count from 0, so a
-// range may begin or end inside a group; `partial` then carries the int32 sums across.
-struct Tile {
-    ActRows act;  // the tile's first row, at k = 0
+// The next panel's memory, asked for a little at a time so that it arrives while this one is computed: each
+// group that is unpacked asks for the next one's scales and zero points, each step of a tile for some
+// lines of codes.
+struct Ahead {
+    const char *scales;
+    const int8_t *zps;  // null as the block's
+    const uint8_t *codes, *codes_end;
+    size_t lines;  // for each step
+};
+
+// Tiles, each of `height` rows by one column block over a span. `partial` carries the int32 sums of a group
+// that is not finished within it.
+struct Tiles {
+    size_t count, height;
+    ActRows act;  // the first row, at the span
     size_t k, group;
-    size_t k_begin, k_end;  // chunk borders, or k
-    float *acc;             // [rows][kBlock]: set if k_begin is 0, else carried on
-    int32_t *partial;       // [rows][kBlock]
+    const Span &span;
+    float *acc;        // [rows][kBlock]: set if the span begins at 0, else carried on
+    int32_t *partial;  // [rows][kBlock]
+    Ahead ahead;
 };
 
-// Last step of one row of one block: zero point, scale, bias, conversion.
+// Last step of some rows of one block: zero point, scale, bias, conversion.
 struct Finish {
-    const float *acc;   // [kBlock]
-    const float *sums;  // [kBlock]
-    const float *bias;  // [cols], or null
-    float act_scale;
-    float act_zp;  // z_a - c
-    void *out;     // [cols]
+    size_t rows, cols;        // cols: 1..kBlock
+    const float *acc;         // [rows][kBlock]
+    const float *sums;        // [kBlock]
+    const float *bias;        // [cols], or null
+    const float *act_scales;  // [rows]
+    const float *act_zps;     // [rows]: z_a - c
+    char *out;
+    size_t out_stride;  // bytes
     da8w4_type out_type;
-    size_t cols;  // 1..kBlock
 };
 
 struct Kernel {
@@ -80,25 +101,27 @@ struct Kernel {
     const char *description;
     uint64_t needs;  // CPU bits of cpu.h, all of them
 
-    // Up to direct_max rows the tiles read packed codes and unpack in registers; beyond, each block
-    // is unpacked once into a panel that all rows share.
-    size_t direct_max;
-    size_t direct_rows, panel_rows;  // most rows of one tile
+    // Up to packed_max rows the tiles read packed codes and unpack in registers; beyond, each panel
+    // is unpacked once for all of them.
+    size_t packed_max;
+    size_t tile_rows;  // most rows of one tile
 
-    // Panels of signed codes - zp meet activations as uint8, a' + 128, and need no sums of a' but a
-    // start of each sum: -128 * sum(code - zp). Others hold raw codes for a' as it is.
-    bool signed_panel;
+    // A byte of an unpacked panel is its code, or if shifted code - zp + 128. Then the integer sums of a row
+    // start from one number for all columns, -128 * sum a', else from -zp * sum a'.
+    bool shifted;
 
     // One row of floats to a' ^ flip (k bytes), its scale and z_a - c, as docs/numbers.md defines
     // them. flip 0x80 turns the a' of an asymmetric row into uint8.
     void (*quantize_row)(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act,
                          float *scale, int32_t *zp);
-    // sums[c] of a row of a'.
-    void (*sum_row)(const int8_t *act, size_t k, size_t group, int32_t *sums);
-    void (*direct_tile)(const Tile &tile, size_t rows, const Block &block);
-    void (*unpack_panel)(const Block &block, size_t k, size_t group, size_t k_begin, size_t k_end, const Panel &panel);
-    void (*panel_tile)(const Tile &tile, size_t rows, const Panel &panel);
-    void (*finish_row)(const Finish &finish);
+    // sums[c * sums_stride] of a row of a', times factor.
+    void (*sum_row)(const int8_t *act, size_t k, size_t group, int32_t factor, int32_t *sums, size_t sums_stride);
+    // Fills in the panel's scales and zp_pairs, or with `codes`, where they go, what unpacked tiles need.
+    void (*unpack)(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *codes,
+                   const Ahead &ahead);
+    void (*packed_tiles)(const Tiles &tiles, const Panel &panel);
+    void (*unpacked_tiles)(const Tiles &tiles, const Panel &panel);
+    void (*finish_rows)(const Finish &finish);
 };
 
 }  // namespace da8w4

@@ -1,9 +1,9 @@
-// The driver: activations to int8 rows, then blocks of columns and rows over the kernel's tiles.
+// The driver: activations to int8 rows, then blocks of columns over the kernel's tiles, a span of k at a time.
 //
-// Few rows (up to the kernel's direct_max): each thread walks whole column blocks and reads each
-// packed byte once. More rows: a column block is unpacked, a piece of k at a time, into a panel that
-// stays in L1 while all rows pass over it. K is never split between threads, and rows never meet, so
-// neither changes a bit of the result.
+// Few rows (up to the kernel's packed_max): tiles unpack the codes for themselves. More: a span of a block is
+// unpacked into a panel that stays in L1 while all rows pass over it. Either way each byte of the weights
+// comes from memory once, and is asked for while the bytes before it are being multiplied. K is never split
+// between threads, and rows never meet, so neither changes a bit of the result.
 #include <cstring>
 
 #include "cpu.h"
@@ -17,9 +17,11 @@ namespace {
 
 constexpr size_t kRowBlock = 240;  // rows quantized and multiplied at a time; whole tiles of 4, 5 and 6
 constexpr size_t kPanelK = 512;    // k of one panel: 16 KiB of codes, half an L1 cache
-// Column blocks that take turns over one piece of k: while they do, its activations stay in L2, and the
-// rows of the output are written in longer runs.
-constexpr size_t kPanelBlocks = 8;
+constexpr size_t kPackedK = 1024;  // k of one span of packed codes: also 16 KiB
+// Panels that take turns over one span of k: while they do, its activations stay in L2.
+constexpr size_t kPanelBlocks = 4;
+// Tiles whose rows are finished together: the lines of their outputs arrive while they are computed.
+constexpr size_t kFinishTiles = 4;
 // Up to this many rows, every thread quantizes them all for itself: cheaper than meeting first.
 constexpr size_t kPrivateRows = 4;
 // Multiplications that are worth a thread: a few microseconds, like the hand-over itself.
@@ -28,50 +30,76 @@ constexpr size_t kMinWorkPerThread = 1 << 17;
 // An odd number of cache lines, so that rows do not compete for the same sets of L1.
 size_t row_stride(size_t k) { return (ceil_div(k, 64) | 1) * 64; }
 
-// End of the piece of k that starts at k_begin: whole groups where they fit, else whole chunks.
-size_t panel_end(size_t k_begin, size_t k, size_t group) {
-    size_t end;
-    if (group <= kPanelK) {
-        end = k_begin + kPanelK / group * group;
-    } else {
-        const size_t group_end = (k_begin / group + 1) * group;
-        end = k_begin + kPanelK < group_end ? k_begin + kPanelK : group_end;
+// Cuts k into spans of at most `most`: whole groups where they fit, else whole chunks of one. A span is
+// a few kilobytes of weights, whose time a division would notice.
+class Spans {
+public:
+    Spans(size_t k, size_t group, size_t most)
+        : k_(k),
+          group_(group),
+          most_(group <= most ? most / group * group : most),
+          most_groups_(most / group),
+          all_groups_(k % group == 0 ? k / group : 0) {}
+
+    Span first() const { return at(0, 0, 0); }
+
+    Span after(const Span &span) const {
+        const size_t group = span.group + (most_groups_ ? most_groups_ : span.end == (span.group + 1) * group_);
+        const size_t chunks =
+            most_groups_ ? most_groups_ * ceil_div(group_, kChunk) : ceil_div(span.end - span.begin, kChunk);
+        return at(span.end, group, span.chunk + chunks);
     }
-    return end < k ? end : k;
-}
+
+    size_t longest() const { return most_ < k_ ? most_ : k_; }
+    size_t most_groups() const { return ceil_div(longest(), group_); }
+
+private:
+    Span at(size_t begin, size_t group, size_t chunk) const {
+        size_t end = begin + most_, groups = most_groups_;
+        if (!most_groups_ && end > (group + 1) * group_) end = (group + 1) * group_;
+        if (end > k_) {
+            end = k_;
+            groups = most_groups_ && all_groups_ ? all_groups_ - group : 0;
+        }
+        return {begin, end, group, chunk, groups};
+    }
+
+    size_t k_, group_;
+    size_t most_, most_groups_;  // k and groups of a span; 0 groups if it may end inside one
+    size_t all_groups_;          // 0 if the last one is shorter
+};
 
 // Sizes of everything in the workspace, all multiples of 64 bytes.
 struct Workspace {
     Workspace(const da8w4_packed &weight, size_t m, const Kernel &kernel)
         : row_block(m < kRowBlock ? m : kRowBlock),
-          // int8 holds code - zp only down to the zero point -112.
-          direct(m <= kernel.direct_max || (kernel.signed_panel && weight.zp_min < -112)),
-          flip(!direct && kernel.signed_panel ? 0x80 : 0),
+          // A byte holds code - zp + 128 only down to the zero point -112.
+          packed(m <= kernel.packed_max || (kernel.shifted && weight.zp_min < -112)),
+          sums_factor(!packed && kernel.shifted ? -128 : 1),
           private_rows(m <= kPrivateRows),
+          groups(ceil_div(weight.k, weight.group)),
+          spans(weight.k, weight.group, packed ? kPackedK : kPanelK),
           stride(row_stride(weight.k)),
-          sums_stride(round_up(chunks_before(weight.k, weight.group), 16)) {
+          sums_stride(round_up(row_block, 16)) {
         rows_bytes = row_block * stride;
-        sums_bytes = row_block * sums_stride * sizeof(int32_t);
+        sums_bytes = chunks_before(weight.k, weight.group) * sums_stride * sizeof(int32_t);
         scales_bytes = round_up(row_block * sizeof(float), 64);
         const size_t row_bytes = rows_bytes + sums_bytes + 2 * scales_bytes;
         const size_t tile_bytes = kBlock * sizeof(float);
-        if (direct) {
-            acc_bytes = kernel.direct_rows * tile_bytes;
-        } else {
-            acc_bytes = kPanelBlocks * row_block * tile_bytes;
-            if (weight.group > kPanelK) partial_bytes = acc_bytes;
-            const size_t piece = panel_end(0, weight.k, weight.group);
-            codes_bytes = ceil_div(piece, kQuad) * kPanelLineBytes;
-            group_bytes = ceil_div(piece, weight.group) * tile_bytes;
-        }
+        acc_bytes = (packed ? 1 : kPanelBlocks) * row_block * tile_bytes;
+        if (weight.group > (packed ? kPackedK : kPanelK)) partial_bytes = acc_bytes;
+        if (!packed) codes_bytes = ceil_div(spans.longest(), kQuad) * kPanelLineBytes;
+        group_bytes = spans.most_groups() * tile_bytes;
         shared_bytes = private_rows ? 0 : row_bytes;
         thread_bytes = acc_bytes + partial_bytes + codes_bytes + 2 * group_bytes + (private_rows ? row_bytes : 0);
     }
 
     size_t row_block;
-    bool direct;
-    uint8_t flip;  // of the bytes of a'
+    bool packed;  // tiles read packed codes
+    int32_t sums_factor;
     bool private_rows;
+    size_t groups;
+    Spans spans;
     size_t stride, sums_stride;
     size_t rows_bytes, sums_bytes, scales_bytes;
     size_t acc_bytes = 0, partial_bytes = 0, codes_bytes = 0, group_bytes = 0;
@@ -112,11 +140,12 @@ struct Scratch {
     Scratch(const Workspace &space, Carver &carver)
         : acc(carver.take<float>(space.acc_bytes)),
           partial(carver.take<int32_t>(space.partial_bytes)),
-          panel{carver.take<uint8_t>(space.codes_bytes), carver.take<float>(space.group_bytes),
-                carver.take<int32_t>(space.group_bytes)} {}
+          codes(carver.take<uint8_t>(space.codes_bytes)),
+          panel{codes, carver.take<float>(space.group_bytes), carver.take<int32_t>(space.group_bytes)} {}
 
     float *acc;
     int32_t *partial;
+    uint8_t *codes;
     Panel panel;
 };
 
@@ -159,102 +188,108 @@ private:
         int8_t *act = rows.act + to * space_.stride;
         if (is_float(call_.act_type)) {
             int32_t zp;
-            kernel_.quantize_row(source, call_.act_type, k, call_.symmetric != 0, space_.flip, act, rows.scales + to,
-                                 &zp);
+            kernel_.quantize_row(source, call_.act_type, k, call_.symmetric != 0, 0, act, rows.scales + to, &zp);
             rows.zps[to] = static_cast<float>(zp);
         } else {
             const bool shifted = call_.act_type == DA8W4_U8;
-            const uint8_t flip = space_.flip ^ (shifted ? 0x80 : 0);  // flipping the sign bit is adding 128
+            const uint8_t flip = shifted ? 0x80 : 0;  // flipping the sign bit is subtracting 128
             for (size_t i = 0; i < k; i++) act[i] = static_cast<int8_t>(source[i] ^ flip);
             rows.scales[to] = call_.act_scales ? call_.act_scales[from] : 1.0f;
             rows.zps[to] = static_cast<float>((call_.act_zps ? call_.act_zps[from] : 0) - (shifted ? 128 : 0));
         }
-        memset(act + k, space_.flip, space_.stride - k);
-        if (!space_.flip) kernel_.sum_row(act, k, weight_.group, rows.sums + to * space_.sums_stride);
+        memset(act + k, 0, space_.stride - k);
+        kernel_.sum_row(act, k, weight_.group, space_.sums_factor, rows.sums + to, space_.sums_stride);
     }
 
     // This thread's share of blocks x rows. Rows are split only where blocks alone are too few.
     void multiply(size_t row, size_t rows, const Rows &prepared, const Scratch &scratch, size_t thread,
                   size_t threads) const {
-        const size_t tile_rows = space_.direct ? kernel_.direct_rows : kernel_.panel_rows;
-        const size_t tiles = ceil_div(rows, tile_rows), blocks = ceil_div(weight_.n, kBlock);
+        const size_t tiles = ceil_div(rows, kernel_.tile_rows), blocks = ceil_div(weight_.n, kBlock);
         size_t parts = threads == 1 ? 1 : ceil_div(4 * threads, blocks);
         if (parts > tiles) parts = tiles;
         const Range range = part_of(parts * blocks, thread, threads);
         for (size_t task = range.begin, end; task < range.end; task = end) {
             const Range part = part_of(rows, task / blocks, parts);
-            const size_t block = task % blocks, left = blocks - block, most = space_.direct ? 1 : kPanelBlocks;
+            const size_t block = task % blocks, left = blocks - block, most = space_.packed ? 1 : kPanelBlocks;
             end = task + (left < most ? left : most);
             if (end > range.end) end = range.end;
-            if (space_.direct)
-                direct_block(block, row, part, prepared, scratch);
-            else
-                panel_blocks({block, block + end - task}, row, part, prepared, scratch);
+            multiply_blocks({block, block + end - task}, row, part, prepared, scratch);
         }
     }
 
     Block block_at(size_t block) const {
-        const size_t groups = ceil_div(weight_.k, weight_.group), at = block * groups * kBlock;
+        const size_t at = block * space_.groups * kBlock;
         return {weight_.codes + block * ceil_div(weight_.k, kQuad) * kLineBytes,
                 static_cast<const char *>(weight_.scales) + at * size_of(weight_.scale_type), weight_.scale_type,
                 weight_.zps ? weight_.zps + at : nullptr, weight_.zp};
     }
 
-    Tile tile_at(size_t row, const Rows &rows, size_t k_begin, size_t k_end, float *acc, int32_t *partial) const {
-        return {
-            {rows.act + row * space_.stride, space_.stride, rows.sums + row * space_.sums_stride, space_.sums_stride},
-            weight_.k,
-            weight_.group,
-            k_begin,
-            k_end,
-            acc,
-            partial};
+    // What follows `block` over `span` in the order of multiply_blocks, or the same again at the end.
+    Ahead look_ahead(size_t block, Range blocks, const Span &span, size_t tiles) const {
+        const bool same_span = block + 1 < blocks.end, same_blocks = same_span || span.end < weight_.k;
+        const size_t next = same_span ? block + 1 : same_blocks ? blocks.begin : blocks.end;
+        const Span then = same_span ? span : same_blocks ? space_.spans.after(span) : space_.spans.first();
+        const bool none = next * kBlock >= weight_.n;
+        const Block source = block_at(none ? block : next);
+        const size_t at = then.group * kBlock;
+        const uint8_t *codes = source.codes + then.begin / kQuad * kLineBytes;
+        return {static_cast<const char *>(source.scales) + at * size_of(weight_.scale_type),
+                source.zps ? source.zps + at : nullptr, codes, codes + (then.end - then.begin) / kQuad * kLineBytes,
+                none ? 0 : ceil_div(kStepQuads * kLineBytes / 64, tiles)};
     }
 
-    // Calls use(first, count) for tiles of nearly equal height: 7 rows are 4 and 3, not 6 and 1.
-    template <class Use>
-    static void for_each_tile(Range rows, size_t most, Use use) {
-        const size_t count = rows.end - rows.begin, tiles = ceil_div(count, most);
-        for (size_t tile = 0; tile < tiles; tile++) {
-            const Range part = part_of(count, tile, tiles);
-            use(rows.begin + part.begin, part.end - part.begin);
-        }
-    }
-
-    void direct_block(size_t block, size_t first_row, Range rows, const Rows &prepared, const Scratch &scratch) const {
-        const Block source = block_at(block);
-        for_each_tile(rows, kernel_.direct_rows, [&](size_t row, size_t count) {
-            kernel_.direct_tile(tile_at(row, prepared, 0, weight_.k, scratch.acc, scratch.partial), count, source);
-            for (size_t r = 0; r < count; r++) finish(block, first_row, row + r, prepared, scratch.acc + r * kBlock);
-        });
-    }
-
-    void panel_blocks(Range blocks, size_t first_row, Range rows, const Rows &prepared, const Scratch &scratch) const {
-        const size_t height = rows.end - rows.begin;
-        auto place = [&](size_t block, size_t row) {
-            return ((block - blocks.begin) * height + row - rows.begin) * kBlock;
-        };
-        for (size_t k_begin = 0, k_end; k_begin < weight_.k; k_begin = k_end) {
-            k_end = panel_end(k_begin, weight_.k, weight_.group);
+    void multiply_blocks(Range blocks, size_t first_row, Range rows, const Rows &prepared,
+                         const Scratch &scratch) const {
+        // Tiles of nearly equal height, the higher ones first: 7 rows are 4 and 3, not 6 and 1.
+        const size_t count = rows.end - rows.begin, tiles = ceil_div(count, kernel_.tile_rows);
+        const size_t height = count / tiles, higher = count % tiles;
+        for (Span span = space_.spans.first(); span.begin < weight_.k; span = space_.spans.after(span)) {
+            const bool last = span.end == weight_.k;
             for (size_t block = blocks.begin; block < blocks.end; block++) {
-                kernel_.unpack_panel(block_at(block), weight_.k, weight_.group, k_begin, k_end, scratch.panel);
-                for_each_tile(rows, kernel_.panel_rows, [&](size_t row, size_t count) {
-                    const size_t at = place(block, row);
-                    kernel_.panel_tile(tile_at(row, prepared, k_begin, k_end, scratch.acc + at, scratch.partial + at),
-                                       count, scratch.panel);
-                });
+                const Block source = block_at(block);
+                Ahead ahead = look_ahead(block, blocks, span, tiles);
+                Panel panel = scratch.panel;
+                if (space_.packed) panel.codes = source.codes + span.begin / kQuad * kLineBytes;
+                kernel_.unpack(source, weight_.group, span, panel, space_.packed ? nullptr : scratch.codes, ahead);
+                for (size_t row = rows.begin, tile = 0, batch; tile < tiles; tile += batch) {
+                    const size_t left = tile < higher ? higher - tile : tiles - tile;
+                    batch = last && left > kFinishTiles ? kFinishTiles : left;
+                    const size_t batch_height = height + (tile < higher), batch_end = row + batch * batch_height;
+                    if (last)
+                        for (size_t r = row; r < batch_end; r++) __builtin_prefetch(out_at(block, first_row + r), 0, 2);
+                    const size_t at = ((block - blocks.begin) * count + row - rows.begin) * kBlock;
+                    const Tiles these = {batch,
+                                         batch_height,
+                                         {prepared.act + row * space_.stride + span.begin, space_.stride,
+                                          prepared.sums + span.chunk * space_.sums_stride + row, space_.sums_stride},
+                                         weight_.k,
+                                         weight_.group,
+                                         span,
+                                         scratch.acc + at,
+                                         scratch.partial + at,
+                                         ahead};
+                    if (space_.packed)
+                        kernel_.packed_tiles(these, panel);
+                    else
+                        kernel_.unpacked_tiles(these, panel);
+                    ahead.codes += batch * ahead.lines * ((span.end - span.begin) / (kStepQuads * kQuad)) * 64;
+                    if (last) finish(block, first_row, row, batch_end - row, prepared, scratch.acc + at);
+                    row = batch_end;
+                }
             }
         }
-        for (size_t row = rows.begin; row < rows.end; row++)
-            for (size_t block = blocks.begin; block < blocks.end; block++)
-                finish(block, first_row, row, prepared, scratch.acc + place(block, row));
     }
 
-    void finish(size_t block, size_t first_row, size_t row, const Rows &prepared, const float *acc) const {
+    char *out_at(size_t block, size_t row) const {
+        return static_cast<char *>(call_.out) + row * call_.out_stride + block * kBlock * size_of(call_.out_type);
+    }
+
+    // Rows row.. of the row block that starts at first_row.
+    void finish(size_t block, size_t first_row, size_t row, size_t rows, const Rows &prepared, const float *acc) const {
         const size_t n = block * kBlock, cols = weight_.n - n < kBlock ? weight_.n - n : kBlock;
-        char *out = static_cast<char *>(call_.out) + (first_row + row) * call_.out_stride + n * size_of(call_.out_type);
-        kernel_.finish_row({acc, weight_.sums + n, call_.bias ? call_.bias + n : nullptr, prepared.scales[row],
-                            prepared.zps[row], out, call_.out_type, cols});
+        kernel_.finish_rows({rows, cols, acc, weight_.sums + n, call_.bias ? call_.bias + n : nullptr,
+                             prepared.scales + row, prepared.zps + row, out_at(block, first_row + row),
+                             call_.out_stride, call_.out_type});
     }
 
     const da8w4_call &call_;

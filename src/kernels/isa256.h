@@ -14,6 +14,7 @@ struct Isa256 {
     using Int = __m256i;
     using Float = __m256;
     static constexpr size_t kLanes = 8;
+    static constexpr size_t kOwnPairRows = SIZE_MAX;
 
     static Int zero() { return _mm256_setzero_si256(); }
     static Int broadcast(int32_t value) { return _mm256_set1_epi32(value); }
@@ -30,6 +31,7 @@ struct Isa256 {
     static Int low_nibbles(Int line) { return _mm256_and_si256(line, _mm256_set1_epi8(15)); }
     static Int high_nibbles(Int line) { return low_nibbles(_mm256_srli_epi32(line, 4)); }
     static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+    static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
 
     // (int16(-zp), 0) in each lane, so that a 16-bit multiply-add by a chunk sum is -zp * sum.
     static Int zp_pairs(Int zp) { return _mm256_and_si256(_mm256_sub_epi32(zero(), zp), broadcast(0xffff)); }
@@ -41,8 +43,7 @@ struct Isa256 {
         return _mm256_shuffle_epi8(
             value, _mm256_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808, 0x04040404, 0));
     }
-    static Int sub_bytes(Int a, Int b) { return _mm256_sub_epi8(a, b); }
-    static Int times_minus_128(Int value) { return _mm256_sub_epi32(zero(), _mm256_slli_epi32(value, 7)); }
+    static Int add_bytes(Int a, Int b) { return _mm256_add_epi8(a, b); }
     static Int add_s8(Int sum, Int bytes) {
         Int pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
         return add(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

@@ -10,8 +10,7 @@ namespace {
 
 struct Isa : Isa256 {
     using Part = Int;
-    static constexpr size_t kStepBlock = 8;
-    static constexpr bool kSignedPanel = false;
+    static constexpr bool kShifted = false;
     static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
 
     static Part open(Int) { return zero(); }

@@ -9,8 +9,7 @@ namespace {
 
 struct Isa : Isa256 {
     using Part = Int;
-    static constexpr size_t kStepBlock = 8;
-    static constexpr bool kSignedPanel = true;
+    static constexpr bool kShifted = true;
     static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
 
     static Part open(Int sum) { return sum; }

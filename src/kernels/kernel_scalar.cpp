@@ -1,5 +1,5 @@
 // Kernel scalar: plain C++ for any CPU, and the reference that the tests hold the others against.
-// It has no panel: unpacking a nibble costs it nothing beside the multiplication.
+// It never unpacks panels: unpacking a nibble costs it nothing beside the multiplication.
 // Exact because D is summed in int64 and std::fma rounds once.
 #include <math.h>
 
@@ -48,44 +48,68 @@ void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, ui
     *zp = static_cast<int32_t>(z - c);
 }
 
-void sum_row(const int8_t *act, size_t k, size_t group, int32_t *sums) {
-    for (size_t begin = 0; begin < k;) {
+void sum_row(const int8_t *act, size_t k, size_t group, int32_t factor, int32_t *sums, size_t sums_stride) {
+    for (size_t begin = 0; begin < k; sums += sums_stride) {
         size_t group_end = (begin / group + 1) * group, end = begin + kChunk;
         if (end > group_end) end = group_end;
         if (end > k) end = k;
         int32_t sum = 0;
         for (; begin < end; begin++) sum += act[begin];
-        *sums++ = sum;
+        *sums = sum * factor;
     }
 }
 
-void direct_tile(const Tile &tile, size_t, const Block &block) {
-    size_t group_index = 0;
-    for (size_t begin = 0; begin < tile.k; begin += tile.group, group_index++) {
-        size_t end = begin + tile.group < tile.k ? begin + tile.group : tile.k;
-        for (size_t n = 0; n < kBlock; n++) {
-            size_t at = group_index * kBlock + n;
-            int zp = block.zps ? block.zps[at] : block.zp;
-            int64_t dot = 0;
-            for (size_t k = begin; k < end; k++) {
-                uint8_t pair = block.codes[k / kQuad * kLineBytes + n % 16 * kQuad + k % kQuad];
-                int code = n < 16 ? pair & 15 : pair >> 4;
-                dot += tile.act.rows[k] * (code - zp);
-            }
-            float acc = begin == 0 ? 0.0f : tile.acc[n];
-            tile.acc[n] = fmaf(static_cast<float>(dot), load_float(block.scales, block.scale_type, at), acc);
+void unpack(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *, const Ahead &) {
+    const size_t first = span.group * kBlock;
+    for (size_t i = 0; i < ceil_div(span.end - span.group * group, group) * kBlock; i++) {
+        panel.scales[i] = load_float(block.scales, block.scale_type, first + i);
+        panel.zp_pairs[i] = -(block.zps ? block.zps[first + i] : block.zp) & 0xffff;
+    }
+}
+
+// Sum of a' * (code - zp) of one column over begin..end.
+int64_t dot(const int8_t *act, const Panel &panel, const Span &span, size_t n, int zp, size_t begin, size_t end) {
+    int64_t sum = 0;
+    for (size_t k = begin; k < end; k++) {
+        uint8_t pair = panel.codes[(k - span.begin) / kQuad * kLineBytes + n % 16 * kQuad + k % kQuad];
+        sum += act[k - span.begin] * ((n < 16 ? pair & 15 : pair >> 4) - zp);
+    }
+    return sum;
+}
+
+void packed_tiles(const Tiles &tiles, const Panel &panel) {
+    const Span &span = tiles.span;
+    for (size_t i = 0; i < tiles.count * kBlock; i++) {
+        const size_t n = i % kBlock;
+        float acc = span.begin == 0 ? 0.0f : tiles.acc[i];
+        for (size_t g = span.group, begin = span.begin, end; begin < span.end; g++, begin = end) {
+            const size_t at = (g - span.group) * kBlock + n;
+            const bool inside = begin != g * tiles.group;
+            end = (g + 1) * tiles.group < span.end ? (g + 1) * tiles.group : span.end;
+            const int64_t sum = dot(tiles.act.rows + i / kBlock * tiles.act.stride, panel, span, n,
+                                    -static_cast<int16_t>(panel.zp_pairs[at]), begin, end) +
+                                (inside ? tiles.partial[i] : 0);
+            if (end == (g + 1) * tiles.group || end == tiles.k)
+                acc = fmaf(static_cast<float>(sum), panel.scales[at], acc);
+            else
+                tiles.partial[i] = static_cast<int32_t>(sum);
         }
+        tiles.acc[i] = acc;
     }
 }
 
-void finish_row(const Finish &finish) {
-    for (size_t n = 0; n < finish.cols; n++) {
-        float t = finish.act_zp == 0 ? finish.acc[n] : fmaf(-finish.act_zp, finish.sums[n], finish.acc[n]);
-        float y = finish.bias ? fmaf(t, finish.act_scale, finish.bias[n]) : t * finish.act_scale;
+void finish_rows(const Finish &finish) {
+    for (size_t i = 0; i < finish.rows * kBlock; i++) {
+        const size_t row = i / kBlock, n = i % kBlock;
+        if (n >= finish.cols) continue;
+        const float zp = finish.act_zps[row], scale = finish.act_scales[row];
+        float t = zp == 0 ? finish.acc[i] : fmaf(-zp, finish.sums[n], finish.acc[i]);
+        float y = finish.bias ? fmaf(t, scale, finish.bias[n]) : t * scale;
+        char *out = finish.out + row * finish.out_stride;
         if (finish.out_type == DA8W4_F32)
-            static_cast<float *>(finish.out)[n] = y != y ? float_of(kNanF32) : y;
+            reinterpret_cast<float *>(out)[n] = y != y ? float_of(kNanF32) : y;
         else
-            static_cast<uint16_t *>(finish.out)[n] = finish.out_type == DA8W4_F16 ? f32_to_f16(y) : f32_to_bf16(y);
+            reinterpret_cast<uint16_t *>(out)[n] = finish.out_type == DA8W4_F16 ? f32_to_f16(y) : f32_to_bf16(y);
     }
 }
 
@@ -93,12 +117,13 @@ constexpr Kernel make_kernel() {
     Kernel kernel = {};
     kernel.name = "scalar";
     kernel.description = "portable C++";
-    kernel.direct_max = SIZE_MAX;
-    kernel.direct_rows = 1;
+    kernel.packed_max = SIZE_MAX;
+    kernel.tile_rows = 1;
     kernel.quantize_row = quantize_row;
     kernel.sum_row = sum_row;
-    kernel.direct_tile = direct_tile;
-    kernel.finish_row = finish_row;
+    kernel.unpack = unpack;
+    kernel.packed_tiles = packed_tiles;
+    kernel.finish_rows = finish_rows;
     return kernel;
 }
 

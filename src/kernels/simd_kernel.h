@@ -5,10 +5,10 @@
 //
 // Isa gives:
 //   kLanes                      32-bit lanes of a register: 8 or 16
-//   Int, Float, Part            registers; Part is where dot products of one step block gather
-//   kStepBlock                  steps (quads of k) after which a Part must be flushed
+//   Int, Float, Part            registers; Part is where dot products of one step gather
 //   kRows                       rows of a tile
-//   kSignedPanel                which kind of panel, see kernel.h
+//   kOwnPairRows                tiles of so many rows and more use Isa::usual_pair instead of ours
+//   kShifted                    which kind of panel, see kernel.h
 //   kSetsOneRow, kSetsTwoRows   independent sums of a tile with so few rows
 //   and the operations used below.
 //
@@ -16,10 +16,9 @@
 // h*L.. in its low nibbles and 16 + h*L.. in its high ones. So a tile works on that pair of column
 // vectors, for h = 0 .. 16/L - 1 in turn; a panel line is read as the same pairs.
 //
-// Exactness. D = sum a'*code - zp * sum a', or with a signed panel sum (a' + 128)*(code - zp) - 128 * sum
-// (code - zp): all sums modulo 2^32, and D in range (the plan of a packed weight sees to that). Int starts at
-// the term that is subtracted and dot products are added in any order; the float chain is one fma per group,
-// groups ascending.
+// Exactness. D = sum a'*code - zp * sum a', or with a shifted panel sum a'*(code - zp + 128) - 128 * sum a': all
+// sums modulo 2^32, and D in range (the plan of a packed weight sees to that). Sums start at the term that is
+// subtracted, and dot products are added in any order; the float chain is one fma per group, groups ascending.
 #pragma once
 
 #include <stddef.h>
@@ -39,52 +38,73 @@ constexpr size_t kLanes = Isa::kLanes;
 constexpr size_t kPairs = 16 / kLanes;  // values of h
 constexpr size_t kHalf = 16;            // column distance between the two vectors of a pair
 
-// ---- where a tile's weights come from --------------------------------------------------------
+// ---- weights ---------------------------------------------------------------------------------
 
-struct FromBlock {
-    const Block block;
-    static constexpr bool kSigned = false;
+template <da8w4_type kType>
+Float load_as(const void *values, size_t i) {
+    if (kType == DA8W4_F32) return Isa::load_f32(static_cast<const float *>(values) + i);
+    const uint16_t *halves = static_cast<const uint16_t *>(values) + i;
+    return kType == DA8W4_F16 ? Isa::load_f16(halves) : Isa::load_bf16(halves);
+}
 
-    static constexpr size_t kBytes = kLineBytes;
-    const uint8_t *line(size_t quad, size_t h) const { return block.codes + quad * kBytes + h * kLanes * 4; }
-    static void codes(const uint8_t *line, Int *low, Int *high) {
-        Int both = Isa::load(line);
-        *low = Isa::low_nibbles(both);
-        *high = Isa::high_nibbles(both);
+// Columns of scales, 16 and so 32 or 64 bytes of them at a time, and those ahead.
+template <da8w4_type kType>
+void copy_scales(const void *from, size_t count, float *to, const void *ahead) {
+    constexpr size_t kBytes = kType == DA8W4_F32 ? 4 : 2;
+    for (size_t i = 0; i < count; i += kHalf) {
+        __builtin_prefetch(static_cast<const char *>(ahead) + i * kBytes);
+        for (size_t j = i; j < i + kHalf; j += kLanes) Isa::store_f32(to + j, load_as<kType>(from, j));
     }
-    Float scale(size_t group, size_t column) const {
-        size_t at = group * kBlock + column;
-        if (block.scale_type == DA8W4_F32) return Isa::load_f32(static_cast<const float *>(block.scales) + at);
-        const uint16_t *halves = static_cast<const uint16_t *>(block.scales) + at;
-        return block.scale_type == DA8W4_F16 ? Isa::load_f16(halves) : Isa::load_bf16(halves);
-    }
-    Int zp(size_t group, size_t column) const {
-        if (!block.zps) return Isa::broadcast(block.zp);
-        return Isa::load_s8(block.zps + group * kBlock + column);
-    }
-    Int start(size_t group, size_t column) const { return Isa::zp_pairs(zp(group, column)); }
-};
+}
 
-struct FromPanel {
-    const Panel panel;
-    size_t first_quad, first_group;
-    static constexpr bool kSigned = Isa::kSignedPanel;
+Int load_zps(const Block &block, size_t at) {
+    return block.zps ? Isa::load_s8(block.zps + at) : Isa::broadcast(block.zp);
+}
 
-    static constexpr size_t kBytes = kPanelLineBytes;
-    const uint8_t *line(size_t quad, size_t h) const {
-        return panel.codes + (quad - first_quad) * kBytes + h * kLanes * 4;
+void unpack_line(const uint8_t *line, Int *low, Int *high) {
+    const Int both = Isa::load(line);
+    *low = Isa::low_nibbles(both);
+    *high = Isa::high_nibbles(both);
+}
+
+void unpack(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *codes,
+            const Ahead &ahead) {
+    const size_t first = span.group * kBlock, count = ceil_div(span.end - span.group * group, group) * kBlock;
+    if (block.scale_type == DA8W4_F32)
+        copy_scales<DA8W4_F32>(static_cast<const float *>(block.scales) + first, count, panel.scales, ahead.scales);
+    else if (block.scale_type == DA8W4_F16)
+        copy_scales<DA8W4_F16>(static_cast<const uint16_t *>(block.scales) + first, count, panel.scales, ahead.scales);
+    else
+        copy_scales<DA8W4_BF16>(static_cast<const uint16_t *>(block.scales) + first, count, panel.scales, ahead.scales);
+    if (!codes || !Isa::kShifted)
+        for (size_t i = 0; i < count; i += kHalf) {
+            if (block.zps) __builtin_prefetch(ahead.zps + i);
+            for (size_t j = i; j < i + kHalf; j += kLanes)
+                Isa::store(panel.zp_pairs + j, Isa::zp_pairs(load_zps(block, first + j)));
+        }
+    if (!codes) return;
+    const uint8_t *from = block.codes + span.begin / kQuad * kLineBytes;
+    for (size_t g = span.group, begin = span.begin, end; begin < span.end; g++, begin = end) {
+        end = (g + 1) * group < span.end ? (g + 1) * group : span.end;
+        const size_t bytes = ceil_div(end - begin, kQuad) * kLineBytes;
+        for (size_t h = 0; h < kPairs; h++) {
+            Int shift[2];
+            for (size_t v = 0; v < 2; v++) {
+                const Int zps = load_zps(block, g * kBlock + h * kLanes + v * kHalf);
+                shift[v] = Isa::replicate_byte(Isa::sub(Isa::broadcast(128), zps));
+            }
+            for (size_t at = h * kLanes * 4; at < bytes; at += kLineBytes) {
+                Int line[2];
+                unpack_line(from + at, &line[0], &line[1]);
+                uint8_t *to = codes + at / kLineBytes * kPanelLineBytes + at % kLineBytes;
+                for (size_t v = 0; v < 2; v++)
+                    Isa::store(to + v * kHalf * 4, Isa::kShifted ? Isa::add_bytes(line[v], shift[v]) : line[v]);
+            }
+        }
+        from += bytes;
+        codes += bytes / kLineBytes * kPanelLineBytes;
     }
-    static void codes(const uint8_t *line, Int *low, Int *high) {
-        *low = Isa::load(line);
-        *high = Isa::load(line + kHalf * 4);
-    }
-    Float scale(size_t group, size_t column) const {
-        return Isa::load_f32(panel.scales + (group - first_group) * kBlock + column);
-    }
-    Int start(size_t group, size_t column) const {
-        return Isa::load(panel.starts + (group - first_group) * kBlock + column);
-    }
-};
+}
 
 // ---- the tile --------------------------------------------------------------------------------
 
@@ -97,11 +117,47 @@ struct Count {
 // its own latency. Integer sums may be split; the float chain may not.
 constexpr size_t sets_for(size_t rows) { return rows == 1 ? Isa::kSetsOneRow : rows == 2 ? Isa::kSetsTwoRows : 1; }
 
-// Adds the dot products of kCount quads, at most a step block, to sum; `line` and `act` are at the first.
-template <size_t kRows, class Source, size_t kCount>
-__attribute__((always_inline)) inline void add_dots(Int (&sum)[sets_for(kRows)][kRows][2], const uint8_t *line,
-                                                    const int8_t *act, size_t stride, Count<kCount>) {
-    constexpr size_t kSets = sets_for(kRows);
+// One step's part of what is needed soon; into L2, for L1 is full.
+inline __attribute__((always_inline)) void fetch(Ahead &ahead) {
+    for (size_t i = 0; i < ahead.lines; i++, ahead.codes += 64) __builtin_prefetch(ahead.codes, 0, 2);
+}
+
+// What one tile of kRows rows by a pair of column vectors takes, from the first k of its span.
+struct Pair {
+    const int8_t *act;
+    size_t stride;
+    const int32_t *sums;  // [chunk][row]
+    size_t sums_stride;
+    const uint8_t *line;
+    const float *scales;      // [group][kBlock]
+    const int32_t *zp_pairs;  // [group][kBlock]
+    const float *acc_from;    // [row][kBlock]
+    float *acc;               // [row][kBlock]
+    Ahead ahead;
+
+    void shift(ptrdiff_t columns) {
+        line += columns * 4;
+        scales += columns;
+        zp_pairs += columns;
+        acc_from += columns;
+        acc += columns;
+    }
+};
+
+// What a chunk adds to an integer sum beside its dot products: -zp * chunk_sum, where a shifted panel has
+// the one zero point 128 and the driver has multiplied by it.
+template <bool kPacked>
+Int chunk_start(const int32_t *zp_pairs, int32_t chunk_sum) {
+    const Int sums = Isa::broadcast(chunk_sum);
+    if (!kPacked && Isa::kShifted) return sums;
+    return Isa::add_product(Isa::zero(), Isa::load(zp_pairs), sums);
+}
+
+// Adds the dot products of kCount quads, at most a step, to sum; `line` and `act` are at the first.
+template <size_t kRows, bool kPacked, size_t kCount>
+__attribute__((always_inline)) inline void add_dots(Int (&sum)[sets_for(kRows)][kRows][2], const uint8_t *&line,
+                                                    const int8_t *&act, size_t stride, Count<kCount>) {
+    constexpr size_t kSets = sets_for(kRows), kBytes = kPacked ? kLineBytes : kPanelLineBytes;
     Part part[kSets][kRows][2];
     for (size_t s = 0; s < kSets; s++)
         for (size_t r = 0; r < kRows; r++)
@@ -109,23 +165,31 @@ __attribute__((always_inline)) inline void add_dots(Int (&sum)[sets_for(kRows)][
 #pragma GCC unroll 16
     for (size_t i = 0; i < kCount; i++) {
         Int low, high;
-        Source::codes(line + i * Source::kBytes, &low, &high);
+        if (kPacked) {
+            unpack_line(line + i * kBytes, &low, &high);
+        } else {
+            low = Isa::load(line + i * kBytes);
+            high = Isa::load(line + i * kBytes + kHalf * 4);
+        }
 #pragma GCC unroll 16
         for (size_t r = 0; r < kRows; r++) {
             const Int a = Isa::broadcast_quad(act + r * stride + i * kQuad);
             Part *to = part[i % kSets][r];
-            to[0] = Source::kSigned ? Isa::dot(to[0], a, low) : Isa::dot(to[0], low, a);
-            to[1] = Source::kSigned ? Isa::dot(to[1], a, high) : Isa::dot(to[1], high, a);
+            to[0] = Isa::dot(to[0], low, a);
+            to[1] = Isa::dot(to[1], high, a);
         }
     }
+    line += kCount * kBytes;
+    act += kCount * kQuad;
     for (size_t s = 0; s < kSets; s++)
         for (size_t r = 0; r < kRows; r++)
             for (size_t v = 0; v < 2; v++) sum[s][r][v] = Isa::flush(sum[s][r][v], part[s][r][v]);
 }
 
 // Adds the dot products of any number of quads to sum.
-template <size_t kRows, class Source>
-void add_any_dots(Int (&sum)[kRows][2], const uint8_t *line, const int8_t *act, size_t stride, size_t quads) {
+template <size_t kRows, bool kPacked>
+void add_any_dots(Int (&sum)[kRows][2], const uint8_t *&line, const int8_t *&act, size_t stride, size_t quads,
+                  Ahead &ahead) {
     constexpr size_t kSets = sets_for(kRows);
     Int sets[kSets][kRows][2];
     for (size_t r = 0; r < kRows; r++)
@@ -133,14 +197,11 @@ void add_any_dots(Int (&sum)[kRows][2], const uint8_t *line, const int8_t *act, 
             sets[0][r][v] = sum[r][v];
             for (size_t s = 1; s < kSets; s++) sets[s][r][v] = Isa::zero();
         }
-    auto steps = [&](auto count) {
-        add_dots<kRows, Source>(sets, line, act, stride, count);
-        line += count.value * Source::kBytes;
-        act += count.value * kQuad;
-        quads -= count.value;
-    };
-    while (quads >= Isa::kStepBlock) steps(Count<Isa::kStepBlock>());
-    while (quads > 0) steps(Count<1>());
+    for (; quads >= kStepQuads; quads -= kStepQuads) {
+        fetch(ahead);
+        add_dots<kRows, kPacked>(sets, line, act, stride, Count<kStepQuads>());
+    }
+    for (; quads; quads--) add_dots<kRows, kPacked>(sets, line, act, stride, Count<1>());
     for (size_t r = 0; r < kRows; r++)
         for (size_t v = 0; v < 2; v++) {
             sum[r][v] = sets[0][r][v];
@@ -148,180 +209,124 @@ void add_any_dots(Int (&sum)[kRows][2], const uint8_t *line, const int8_t *act, 
         }
 }
 
-template <size_t kRows, class Source>
-void rows_tile(const Tile &tile, const Source &source) {
-    const int32_t *sums = tile.act.sums + chunks_before(tile.k_begin, tile.group);
-    for (size_t h = 0; h < kPairs; h++) {
-        const size_t column = h * kLanes;
-        size_t k = tile.k_begin, group = k / tile.group, group_end = (group + 1) * tile.group, chunk = 0;
-        Int sum[kRows][2];
-        Float acc[kRows][2];
-        auto start_group = [&] {
-            for (size_t v = 0; v < 2; v++) {
-                Int start = Source::kSigned ? source.start(group, column + v * kHalf) : Isa::zero();
-                for (size_t r = 0; r < kRows; r++) sum[r][v] = start;
-            }
-        };
-        start_group();
-        for (size_t r = 0; r < kRows; r++)
-            for (size_t v = 0; v < 2; v++) {
-                const size_t at = r * kBlock + column + v * kHalf;
-                acc[r][v] = k == 0 ? Isa::zero_float() : Isa::load_f32(tile.acc + at);
-                if (k % tile.group != 0) sum[r][v] = Isa::add(sum[r][v], Isa::load(tile.partial + at));
-            }
-        while (k < tile.k_end) {
-            size_t end = Source::kSigned ? tile.k_end : k + kChunk;
-            if (end > group_end) end = group_end;
-            if (end > tile.k) end = tile.k;
-            if (!Source::kSigned) {
-                for (size_t v = 0; v < 2; v++) {
-                    Int zp = source.start(group, column + v * kHalf);
-                    for (size_t r = 0; r < kRows; r++) {
-                        Int chunk_sum = Isa::broadcast(sums[r * tile.act.sums_stride + chunk]);
-                        sum[r][v] = Isa::add_product(sum[r][v], zp, chunk_sum);
-                    }
-                }
-                chunk++;
-            }
-            add_any_dots<kRows, Source>(sum, source.line(k / kQuad, h), tile.act.rows + k, tile.act.stride,
-                                        ceil_div(end - k, kQuad));
-            k = end;
-            if (k == group_end || k == tile.k) {
-                for (size_t v = 0; v < 2; v++) {
-                    Float scale = source.scale(group, column + v * kHalf);
-                    for (size_t r = 0; r < kRows; r++) acc[r][v] = Isa::fma(Isa::to_float(sum[r][v]), scale, acc[r][v]);
-                }
-                group++;
-                group_end += tile.group;
-                if (k < tile.k_end) start_group();
-            }
+template <size_t kRows, bool kPacked>
+void any_pair(const Tiles &tiles, Pair pair, int32_t *partial) {
+    size_t k = tiles.span.begin, group_end = (tiles.span.group + 1) * tiles.group;
+    const bool inside = k != tiles.span.group * tiles.group;
+    Int sum[kRows][2];
+    Float acc[kRows][2];
+    for (size_t r = 0; r < kRows; r++)
+        for (size_t v = 0; v < 2; v++) {
+            acc[r][v] = Isa::load_f32(pair.acc_from + r * kBlock + v * kHalf);
+            sum[r][v] = inside ? Isa::load(partial + r * kBlock + v * kHalf) : Isa::zero();
         }
-        const bool unfinished = k % tile.group != 0 && k != tile.k;
+    while (k < tiles.span.end) {
+        size_t end = k + kChunk;
+        if (end > group_end) end = group_end;
+        if (end > tiles.k) end = tiles.k;
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++)
+                sum[r][v] = Isa::add(sum[r][v], chunk_start<kPacked>(pair.zp_pairs + v * kHalf, pair.sums[r]));
+        pair.sums += pair.sums_stride;
+        add_any_dots<kRows, kPacked>(sum, pair.line, pair.act, pair.stride, ceil_div(end - k, kQuad), pair.ahead);
+        k = end;
+        if (k != group_end && k != tiles.k) continue;
         for (size_t r = 0; r < kRows; r++)
             for (size_t v = 0; v < 2; v++) {
-                const size_t at = r * kBlock + column + v * kHalf;
-                Isa::store_f32(tile.acc + at, acc[r][v]);
-                if (unfinished) Isa::store(tile.partial + at, sum[r][v]);
+                acc[r][v] = Isa::fma(Isa::to_float(sum[r][v]), Isa::load_f32(pair.scales + v * kHalf), acc[r][v]);
+                sum[r][v] = Isa::zero();
             }
+        pair.scales += kBlock;
+        pair.zp_pairs += kBlock;
+        group_end += tiles.group;
     }
+    const bool unfinished = k + tiles.group != group_end && k != tiles.k;
+    for (size_t r = 0; r < kRows; r++)
+        for (size_t v = 0; v < 2; v++) {
+            Isa::store_f32(pair.acc + r * kBlock + v * kHalf, acc[r][v]);
+            if (unfinished) Isa::store(partial + r * kBlock + v * kHalf, sum[r][v]);
+        }
 }
 
-// rows_tile for the usual range of k: whole groups, each some step blocks long, and a chunk at most where
-// chunks count. Where a group is short, what it costs beside its dot products decides.
-template <class Source>
-bool has_whole_groups(const Tile &tile) {
-    return tile.group % (Isa::kStepBlock * kQuad) == 0 && (Source::kSigned || tile.group <= kChunk) &&
-           tile.k_begin % tile.group == 0 && tile.k_end % tile.group == 0;
+// any_pair for the usual span: whole groups, each of one chunk and some steps long. Where a group is short,
+// what it costs beside its dot products decides.
+bool has_usual_groups(const Tiles &tiles) {
+    return tiles.span.groups && tiles.group % (kStepQuads * kQuad) == 0 && tiles.group <= kChunk;
 }
 
-template <size_t kRows, class Source>
-void whole_groups_tile(const Tile &tile, const Source source) {
+template <size_t kRows, bool kPacked>
+void usual_pair(Pair pair, size_t groups, size_t steps) {
     constexpr size_t kSets = sets_for(kRows);
-    for (size_t h = 0; h < kPairs; h++) {
-        const size_t column = h * kLanes;
-        const int8_t *act = tile.act.rows + tile.k_begin;
-        const uint8_t *line = source.line(tile.k_begin / kQuad, h);
-        size_t group = tile.k_begin / tile.group;
-        Float acc[kRows][2];
+    Float acc[kRows][2];
+    for (size_t r = 0; r < kRows; r++)
+        for (size_t v = 0; v < 2; v++) acc[r][v] = Isa::load_f32(pair.acc_from + r * kBlock + v * kHalf);
+    for (; groups; groups--) {
+        Int sum[kSets][kRows][2];
         for (size_t r = 0; r < kRows; r++)
             for (size_t v = 0; v < 2; v++) {
-                const size_t at = r * kBlock + column + v * kHalf;
-                acc[r][v] = tile.k_begin == 0 ? Isa::zero_float() : Isa::load_f32(tile.acc + at);
+                sum[0][r][v] = chunk_start<kPacked>(pair.zp_pairs + v * kHalf, pair.sums[r]);
+                for (size_t s = 1; s < kSets; s++) sum[s][r][v] = Isa::zero();
             }
-        for (const size_t groups_end = tile.k_end / tile.group; group < groups_end; group++) {
-            Int sum[kSets][kRows][2];
-            for (size_t v = 0; v < 2; v++) {
-                const Int start = source.start(group, column + v * kHalf);
-                for (size_t r = 0; r < kRows; r++) {
-                    sum[0][r][v] = start;
-                    if (!Source::kSigned) {
-                        const Int group_sum = Isa::broadcast(tile.act.sums[r * tile.act.sums_stride + group]);
-                        sum[0][r][v] = Isa::add_product(Isa::zero(), start, group_sum);
-                    }
-                    for (size_t s = 1; s < kSets; s++) sum[s][r][v] = Isa::zero();
-                }
-            }
-            for (size_t steps = tile.group / kQuad; steps; steps -= Isa::kStepBlock) {
-                add_dots<kRows, Source>(sum, line, act, tile.act.stride, Count<Isa::kStepBlock>());
-                act += Isa::kStepBlock * kQuad;
-                line += Isa::kStepBlock * Source::kBytes;
-            }
-            for (size_t v = 0; v < 2; v++) {
-                const Float scale = source.scale(group, column + v * kHalf);
-                for (size_t r = 0; r < kRows; r++) {
-                    for (size_t s = 1; s < kSets; s++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
-                    acc[r][v] = Isa::fma(Isa::to_float(sum[0][r][v]), scale, acc[r][v]);
-                }
+        for (size_t step = steps; step; step--) {
+            fetch(pair.ahead);
+            add_dots<kRows, kPacked>(sum, pair.line, pair.act, pair.stride, Count<kStepQuads>());
+        }
+        for (size_t v = 0; v < 2; v++) {
+            const Float scale = Isa::load_f32(pair.scales + v * kHalf);
+            for (size_t r = 0; r < kRows; r++) {
+                for (size_t s = 1; s < kSets; s++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
+                acc[r][v] = Isa::fma(Isa::to_float(sum[0][r][v]), scale, acc[r][v]);
             }
         }
-        for (size_t r = 0; r < kRows; r++)
-            for (size_t v = 0; v < 2; v++) Isa::store_f32(tile.acc + r * kBlock + column + v * kHalf, acc[r][v]);
+        pair.sums += pair.sums_stride;
+        pair.scales += kBlock;
+        pair.zp_pairs += kBlock;
     }
+    for (size_t r = 0; r < kRows; r++)
+        for (size_t v = 0; v < 2; v++) Isa::store_f32(pair.acc + r * kBlock + v * kHalf, acc[r][v]);
 }
 
-// Calls use(Count<rows>()).
-template <class Use, size_t kRows = Isa::kRows>
-void with_rows(size_t rows, Use use) {
+template <bool kPacked, size_t kRows = Isa::kRows, class Own = Isa>
+void tiles_of(const Tiles &tiles, const Panel &panel) {
     if constexpr (kRows > 1)
-        if (rows < kRows) return with_rows<Use, kRows - 1>(rows, use);
-    use(Count<kRows>());
-}
-
-template <class Source>
-void any_tile(const Tile &tile, size_t rows, const Source &source) {
-    if (has_whole_groups<Source>(tile))
-        with_rows(rows, [&](auto count) { whole_groups_tile<count.value>(tile, source); });
-    else
-        with_rows(rows, [&](auto count) { rows_tile<count.value>(tile, source); });
-}
-
-void direct_tile(const Tile &tile, size_t rows, const Block &block) { any_tile(tile, rows, FromBlock{block}); }
-
-void panel_tile(const Tile &tile, size_t rows, const Panel &panel) {
-    any_tile(tile, rows, FromPanel{panel, tile.k_begin / kQuad, tile.k_begin / tile.group});
-}
-
-void unpack_panel(const Block &block, size_t k, size_t group, size_t k_begin, size_t k_end, const Panel &panel) {
-    const FromBlock source{block};
-    const size_t first_quad = k_begin / kQuad, first_group = k_begin / group;
-    for (size_t g = first_group; g * group < k_end && g * group < k; g++) {
-        const size_t begin = g * group > k_begin ? g * group : k_begin;
-        const size_t end = (g + 1) * group < k_end ? (g + 1) * group : k_end;
+        if (tiles.height < kRows) return tiles_of<kPacked, kRows - 1>(tiles, panel);
+    alignas(64) static const float zeros[kRows * kBlock] = {};
+    const bool usual = has_usual_groups(tiles), fresh = tiles.span.begin == 0;
+    const size_t groups = tiles.span.groups, steps = tiles.group / (kStepQuads * kQuad);
+    const size_t ahead_bytes = (tiles.span.end - tiles.span.begin) / (kStepQuads * kQuad) * tiles.ahead.lines * 64;
+    Pair pair = {tiles.act.rows, tiles.act.stride, tiles.act.sums, tiles.act.sums_stride,
+                 panel.codes,    panel.scales,     panel.zp_pairs, fresh ? zeros : tiles.acc,
+                 tiles.acc,      tiles.ahead};
+    for (size_t row = 0; row < tiles.count * kRows; row += kRows) {
+        pair.ahead.lines = pair.ahead.codes < pair.ahead.codes_end ? tiles.ahead.lines : 0;
         for (size_t h = 0; h < kPairs; h++) {
-            const size_t column = h * kLanes;
-            Int zp[2], sum[2];
-            for (size_t v = 0; v < 2; v++) {
-                zp[v] = source.zp(g, column + v * kHalf);
-                sum[v] = Isa::zero();
-            }
-            const Int zp_bytes[2] = {Isa::replicate_byte(zp[0]), Isa::replicate_byte(zp[1])};
-            uint8_t *line = panel.codes + (begin / kQuad - first_quad) * kPanelLineBytes + column * 4;
-            for (size_t quad = begin / kQuad; quad < ceil_div(end, kQuad); quad++, line += kPanelLineBytes) {
-                Int codes[2];
-                source.codes(source.line(quad, h), &codes[0], &codes[1]);
-                for (size_t v = 0; v < 2; v++) {
-                    if (Isa::kSignedPanel) {
-                        codes[v] = Isa::sub_bytes(codes[v], zp_bytes[v]);
-                        sum[v] = Isa::add_s8(sum[v], codes[v]);
-                    }
-                    Isa::store(line + v * kHalf * 4, codes[v]);
-                }
-            }
-            for (size_t v = 0; v < 2; v++) {
-                const size_t at = (g - first_group) * kBlock + column + v * kHalf;
-                Isa::store_f32(panel.scales + at, source.scale(g, column + v * kHalf));
-                Isa::store(panel.starts + at, Isa::kSignedPanel ? Isa::times_minus_128(sum[v]) : Isa::zp_pairs(zp[v]));
-            }
+            if (!usual)
+                any_pair<kRows, kPacked>(tiles, pair, tiles.partial + row * kBlock + h * kLanes);
+            else if constexpr (kRows >= Own::kOwnPairRows)
+                Own::template usual_pair<kRows, kPacked>(pair, groups, steps);
+            else
+                usual_pair<kRows, kPacked>(pair, groups, steps);
+            pair.shift(kLanes);
+            pair.ahead.lines = 0;  // once a tile
         }
+        pair.shift(-kPairs * kLanes);
+        pair.act += kRows * tiles.act.stride;
+        pair.sums += kRows;
+        if (!fresh) pair.acc_from += kRows * kBlock;
+        pair.acc += kRows * kBlock;
+        pair.ahead.codes += ahead_bytes;
     }
 }
+
+void packed_tiles(const Tiles &tiles, const Panel &panel) { tiles_of<true>(tiles, panel); }
+void unpacked_tiles(const Tiles &tiles, const Panel &panel) { tiles_of<false>(tiles, panel); }
 
 // ---- rows of activations ---------------------------------------------------------------------
 
 Float load_floats(const void *x, da8w4_type type) {
-    if (type == DA8W4_F32) return Isa::load_f32(static_cast<const float *>(x));
-    const uint16_t *halves = static_cast<const uint16_t *>(x);
-    return type == DA8W4_F16 ? Isa::load_f16(halves) : Isa::load_bf16(halves);
+    return type == DA8W4_F32   ? load_as<DA8W4_F32>(x, 0)
+           : type == DA8W4_F16 ? load_as<DA8W4_F16>(x, 0)
+                               : load_as<DA8W4_BF16>(x, 0);
 }
 
 // Calls use(floats, index) for each register of a row; the last one is filled up with zeros.
@@ -379,8 +384,8 @@ void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, ui
     *zp = shifted;
 }
 
-void sum_row(const int8_t *act, size_t k, size_t group, int32_t *sums) {
-    for (size_t begin = 0; begin < k;) {
+void sum_row(const int8_t *act, size_t k, size_t group, int32_t factor, int32_t *sums, size_t sums_stride) {
+    for (size_t begin = 0; begin < k; sums += sums_stride) {
         size_t group_end = (begin / group + 1) * group, end = begin + kChunk;
         if (end > group_end) end = group_end;
         if (end > k) end = k;
@@ -392,57 +397,70 @@ void sum_row(const int8_t *act, size_t k, size_t group, int32_t *sums) {
             sum = Isa::add_s8(sum, Isa::load(rest));
             begin = end;
         }
-        *sums++ = Isa::total(sum);
+        *sums = Isa::total(sum) * factor;
     }
 }
 
 // ---- the last step ---------------------------------------------------------------------------
 
-void finish_row(const Finish &finish) {
-    const size_t bytes = finish.out_type == DA8W4_F32 ? 4 : 2;
+template <da8w4_type kType>
+void finish_as(const Finish &finish) {
+    constexpr size_t kBytes = kType == DA8W4_F32 ? 4 : 2;
     const bool whole = finish.cols == kBlock;
-    alignas(64) float bias_rest[kBlock] = {};
-    alignas(64) char out_rest[kBlock * 4];
-    const float *bias = finish.bias;
-    if (bias && !whole) bias = static_cast<float *>(memcpy(bias_rest, bias, finish.cols * sizeof(float)));
-    char *out = whole ? static_cast<char *>(finish.out) : out_rest;
-
-    const Float scale = Isa::broadcast_float(finish.act_scale), zp = Isa::broadcast_float(finish.act_zp);
-    for (size_t n = 0; n < kBlock; n += kLanes) {
-        Float t = Isa::load_f32(finish.acc + n);
-        if (finish.act_zp != 0) t = Isa::fnma(zp, Isa::load_f32(finish.sums + n), t);
-        Float y = bias ? Isa::fma(t, scale, Isa::load_f32(bias + n)) : Isa::mul(t, scale);
-        y = Isa::one_nan(y);
-        char *to = out + n * bytes;
-        if (finish.out_type == DA8W4_F32)
-            Isa::store_f32(to, y);
-        else if (finish.out_type == DA8W4_F16)
-            Isa::store_f16(to, y);
-        else
-            Isa::store_bf16(to, y);
+    alignas(64) float bias[kBlock] = {};
+    alignas(64) char rest[kBlock * 4];
+    if (finish.bias) memcpy(bias, finish.bias, finish.cols * sizeof(float));
+    const float *acc = finish.acc;
+    char *out = finish.out;
+    for (size_t row = 0; row < finish.rows; row++) {
+        const Float scale = Isa::broadcast_float(finish.act_scales[row]),
+                    zp = Isa::broadcast_float(finish.act_zps[row]);
+        for (size_t n = 0; n < kBlock; n += kLanes) {
+            Float t = Isa::load_f32(acc + n);
+            if (finish.act_zps[row] != 0) t = Isa::fnma(zp, Isa::load_f32(finish.sums + n), t);
+            Float y = finish.bias ? Isa::fma(t, scale, Isa::load_f32(bias + n)) : Isa::mul(t, scale);
+            y = Isa::one_nan(y);
+            char *to = (whole ? out : rest) + n * kBytes;
+            if (kType == DA8W4_F32)
+                Isa::store_f32(to, y);
+            else if (kType == DA8W4_F16)
+                Isa::store_f16(to, y);
+            else
+                Isa::store_bf16(to, y);
+        }
+        if (!whole) memcpy(out, rest, finish.cols * kBytes);
+        acc += kBlock;
+        out += finish.out_stride;
     }
-    if (!whole) memcpy(finish.out, out_rest, finish.cols * bytes);
 }
 
-// Unpacking a panel pays from about five tiles on: before, each tile may as well unpack for itself. Where
-// the two cross was measured for 512-bit vpdpbusd and for 256-bit vpmaddubsw, with the same outcome.
-constexpr size_t kDirectMax = 24;
+void finish_rows(const Finish &finish) {
+    if (finish.out_type == DA8W4_F32)
+        finish_as<DA8W4_F32>(finish);
+    else if (finish.out_type == DA8W4_F16)
+        finish_as<DA8W4_F16>(finish);
+    else
+        finish_as<DA8W4_BF16>(finish);
+}
+
+// Unpacking a panel pays from some tiles on; before, each may as well unpack for itself. Measured for 512-bit
+// vpdpbusd and for 256-bit vpmaddubsw.
+constexpr size_t kPackedMax = 24;
 
 constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t needs) {
     Kernel kernel = {};
     kernel.name = name;
     kernel.description = description;
     kernel.needs = needs;
-    kernel.direct_max = kDirectMax;
-    kernel.direct_rows = Isa::kRows;
-    kernel.panel_rows = Isa::kRows;
-    kernel.signed_panel = Isa::kSignedPanel;
+    kernel.packed_max = kPackedMax;
+    kernel.tile_rows = Isa::kRows;
+    kernel.shifted = Isa::kShifted;
     kernel.quantize_row = quantize_row;
     kernel.sum_row = sum_row;
-    kernel.direct_tile = direct_tile;
-    kernel.unpack_panel = unpack_panel;
-    kernel.panel_tile = panel_tile;
-    kernel.finish_row = finish_row;
+    kernel.unpack = unpack;
+    kernel.packed_tiles = packed_tiles;
+    kernel.unpacked_tiles = unpacked_tiles;
+    kernel.finish_rows = finish_rows;
     return kernel;
 }
 
