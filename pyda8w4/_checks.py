@@ -11,10 +11,13 @@ QUAD = 4  # consecutive k of one packed line
 
 # Element types by name, as the C interface numbers them.
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint8": 3, "int8": 4}
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 FLOATS = ("float32", "float16", "bfloat16")
 
-# dtype object -> name. ml_dtypes' bfloat16 joins when one is first seen.
-_names: dict[Any, str] = {np.dtype(name): name for name in ("float32", "float16", "uint8", "int8")}
+# Native dtypes by name, and names by the identity of the dtype, of which numpy has one each and whose hash
+# takes longer than all other checks together. ml_dtypes' bfloat16 joins when one is first seen.
+_dtypes: dict[str, np.dtype] = {name: np.dtype(name) for name in ("float32", "float16", "uint8", "int8")}
+_names: dict[int, str] = {id(dtype): name for name, dtype in _dtypes.items()}
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -23,11 +26,12 @@ def ceil_div(a: int, b: int) -> int:
 
 def type_name(dtype: np.dtype) -> str:
     """Name of a native dtype; other byte orders have a name that nothing accepts."""
-    name = _names.get(dtype)
+    name = _names.get(id(dtype))
     if name is None:
         name = dtype.name if dtype.isnative else dtype.str
         if name == "bfloat16":
-            _names[dtype] = name
+            _dtypes[name] = dtype  # keeps it, and so its identity
+            _names[id(dtype)] = name
     return name
 
 
@@ -41,7 +45,7 @@ def bfloat16() -> np.dtype:
 
 
 def dtype_of(name: str) -> np.dtype:
-    return bfloat16() if name == "bfloat16" else np.dtype(name)
+    return _dtypes[name] if name in _dtypes else bfloat16()
 
 
 def one_of(names: tuple[str, ...]) -> str:
@@ -73,10 +77,20 @@ def as_array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def raw(array: np.ndarray) -> np.ndarray:
+def as_array_of(name: str, value: Any, allowed: tuple[str, ...]) -> tuple[np.ndarray, str]:
+    """-> an array of one of these types, and its type."""
+    if type(value) is np.ndarray:  # without the function calls: this takes as long as a small product
+        found = _names.get(id(value.dtype))
+        if found in allowed:
+            return value, found  # type: ignore[return-value]
+    array = as_array(name, value)
+    return array, check_dtype(name, array, allowed)
+
+
+def raw(array: np.ndarray, type_name: str) -> np.ndarray:
     """C-contiguous and without bfloat16, which has no buffer protocol."""
     array = np.ascontiguousarray(array)
-    return array.view(np.uint16) if type_name(array.dtype) == "bfloat16" else array
+    return array.view(np.uint16) if type_name == "bfloat16" else array
 
 
 def check_group_size(value: Any, k: int) -> int:
@@ -90,6 +104,8 @@ def check_group_size(value: Any, k: int) -> int:
 
 
 def check_flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
+    if value is True or value is False:
+        return value
+    if not isinstance(value, np.bool_):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
     return bool(value)

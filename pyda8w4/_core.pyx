@@ -118,6 +118,7 @@ cdef class View:
 
     cdef da8w4_packed packed
     cdef tuple arrays
+    cdef size_t starts[4], ends[4]  # of those arrays
 
     def __init__(self, size_t n, size_t k, size_t group, int scale_type, int zp, int zp_min, codes, scales, zps,
                  sums):
@@ -130,6 +131,26 @@ cdef class View:
         self.packed.scales = address(scales, 0)
         self.packed.zps = <const int8_t *>address(zps, 0)
         self.packed.sums = <const float *>address(sums, 0)
+        cdef Py_buffer view
+        for i, array in enumerate(self.arrays):
+            self.starts[i] = self.ends[i] = 0
+            if array is not None:
+                PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+                self.starts[i] = <size_t>view.buf
+                self.ends[i] = self.starts[i] + <size_t>view.len
+                PyBuffer_Release(&view)
+
+    def overlaps(self, array):
+        """Whether a C-contiguous array shares memory with this one's."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
+        cdef size_t start = <size_t>view.buf, end = start + <size_t>view.len
+        PyBuffer_Release(&view)
+        cdef int i
+        for i in range(4):
+            if start < self.ends[i] and self.starts[i] < end:
+                return True
+        return False
 
     def unpack(self, codes, scales, zps):
         cdef uint8_t *to_codes = <uint8_t *>address(codes, PyBUF_WRITABLE)

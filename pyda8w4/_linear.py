@@ -10,8 +10,10 @@ import numpy as np
 from pyda8w4 import _core
 from pyda8w4._checks import (
     FLOATS,
+    SIZES,
     TYPES,
     as_array,
+    as_array_of,
     check_dtype,
     check_flag,
     check_shape,
@@ -80,8 +82,7 @@ def gemm(
     >>> pyda8w4.gemm(np.array([[1, 2, 3, 4]], np.uint8), packed)
     array([[2.5]], dtype=float32)
     """
-    a = as_array("a", a)
-    a_type = check_dtype("a", a, ("uint8", "int8"))
+    a, a_type = as_array_of("a", a, ("uint8", "int8"))
     rows = _check_rows("a", a, packed)
     if a_scales is not None:
         a_scales = _check_operand("a_scales", a_scales, "float32", rows)
@@ -135,8 +136,7 @@ def linear(
     >>> pyda8w4.linear(np.array([0.0, 0.0, 25.5, 0.0], np.float32), packed)
     array([25.5], dtype=float32)
     """
-    x = as_array("x", x)
-    x_type = check_dtype("x", x, FLOATS)
+    x, x_type = as_array_of("x", x, FLOATS)
     rows = _check_rows("x", x, packed)
     symmetric = check_flag("symmetric", symmetric)
     return _multiply(True, x, x_type, rows, None, None, symmetric, packed, bias, out, out_dtype, x_type)
@@ -145,11 +145,12 @@ def linear(
 def _check_rows(name: str, act: np.ndarray, packed: PackedWeight) -> tuple[int, ...]:
     if type(packed) is not PackedWeight:
         raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
-    if act.ndim == 0 or act.shape[-1] != packed.shape[1]:
+    shape = act.shape
+    if not shape or shape[-1] != packed.shape[1]:
         raise ValueError(
-            f"{name} must have shape (..., {packed.shape[1]}) for packed of shape {packed.shape}, got {act.shape}"
+            f"{name} must have shape (..., {packed.shape[1]}) for packed of shape {packed.shape}, got {shape}"
         )
-    return act.shape[:-1]
+    return shape[:-1]
 
 
 def _check_operand(name: str, value: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -193,20 +194,18 @@ def _multiply(
     out_dtype: Any,
     default: str,
 ) -> np.ndarray:
-    n = packed.shape[0]
+    n, k = packed.shape
     if bias is not None:
         bias = _check_operand("bias", bias, "float32", (n,))
     out_type = _out_type(out, out_dtype, default)
     if out is None:
         out = np.empty((*rows, n), dtype_of(out_type))
     else:
-        _check_out(out, (*rows, n), [act, a_scales, a_zps, bias, *packed._arrays.values()])
-    act = raw(act)
-    m = prod(rows)
+        _check_out(out, (*rows, n), (act, a_scales, a_zps, bias), packed)
     try:
         _core.multiply(
-            quantize, m, act, TYPES[act_type], act.itemsize * act.shape[-1], a_scales, a_zps, symmetric, packed._view,
-            bias, raw(out), TYPES[out_type], out.itemsize * n, forced_kernel(),
+            quantize, prod(rows), raw(act, act_type), TYPES[act_type], SIZES[act_type] * k, a_scales, a_zps, symmetric,
+            packed._view, bias, raw(out, out_type), TYPES[out_type], SIZES[out_type] * n, forced_kernel(),
         )  # fmt: skip
     except _core.CoreError as error:
         if error.args[0] == "BAD_ACT_ZP" and a_zps is not None:
@@ -218,11 +217,16 @@ def _multiply(
     return out
 
 
-def _check_out(out: np.ndarray, shape: tuple[int, ...], inputs: list[np.ndarray | None]) -> None:
+def _check_out(
+    out: np.ndarray, shape: tuple[int, ...], inputs: tuple[np.ndarray | None, ...], packed: PackedWeight
+) -> None:
     check_shape("out", out, shape)
     if not out.flags.c_contiguous:
         raise ValueError("out must be C-contiguous, got an array with other strides")
     if not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
-    if any(array is not None and np.may_share_memory(out, array) for array in inputs):
+    overlap = packed._view.overlaps(raw(out, type_name(out.dtype)))
+    for array in inputs:
+        overlap = overlap or (array is not None and np.may_share_memory(out, array))
+    if overlap:
         raise ValueError("out must not overlap the inputs, got memory that does")

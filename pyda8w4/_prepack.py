@@ -13,6 +13,7 @@ from pyda8w4._checks import (
     QUAD,
     TYPES,
     as_array,
+    as_array_of,
     ceil_div,
     check_dtype,
     check_group_size,
@@ -132,8 +133,7 @@ def prepack(
     w, form, k = _codes(w_int4, nibbles)
     n = w.shape[0]
 
-    scales = as_array("scales", scales)
-    check_dtype("scales", scales, FLOATS)
+    scales, _ = as_array_of("scales", scales, FLOATS)
     scales = np.ascontiguousarray(_per_group("scales", scales, n), dtype=np.float32)
     if not np.isfinite(scales).all():
         raise ValueError("scales must be finite, got NaN or infinity")

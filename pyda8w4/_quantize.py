@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from pyda8w4 import _core
-from pyda8w4._checks import FLOATS, TYPES, as_array, ceil_div, check_dtype, check_flag, check_group_size, raw
+from pyda8w4._checks import FLOATS, TYPES, as_array_of, ceil_div, check_flag, check_group_size, raw
 from pyda8w4._runtime import forced_kernel, translate
 
 _EPSILON = np.float32(2.0**-23)
@@ -60,8 +60,7 @@ def quantize_weight(
     >>> pyda8w4.quantize_weight(w, group_size=4)
     (array([[ 0,  5, 10, 15]], dtype=uint8), array([[0.2]], dtype=float32), array([[5]], dtype=int8))
     """
-    w = as_array("w", w)
-    check_dtype("w", w, FLOATS)
+    w, _ = as_array_of("w", w, FLOATS)
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w must be a non-empty matrix (N, K), got shape {w.shape}")
     n, k = w.shape
@@ -147,8 +146,7 @@ def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndar
     >>> a, a_scales, a_zps
     (array([[  0,  50, 255]], dtype=uint8), array([0.02], dtype=float32), array([50], dtype=int32))
     """
-    x = as_array("x", x)
-    x_type = check_dtype("x", x, FLOATS)
+    x, x_type = as_array_of("x", x, FLOATS)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must have shape (..., K) with K >= 1, got {x.shape}")
     symmetric = check_flag("symmetric", symmetric)
@@ -157,7 +155,7 @@ def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndar
     scales = np.empty(rows, np.float32)
     zps = np.empty(rows, np.int32)
     try:
-        _core.quantize_rows(raw(x), TYPES[x_type], prod(rows), k, symmetric, a, scales, zps, forced_kernel())
+        _core.quantize_rows(raw(x, x_type), TYPES[x_type], prod(rows), k, symmetric, a, scales, zps, forced_kernel())
     except _core.CoreError as error:
         raise translate(error) from None
     return a, scales, zps
