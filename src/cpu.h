@@ -11,6 +11,8 @@ enum CpuBit : uint64_t {
     kAvx2 = 1 << 0,        // AVX2, FMA, F16C and the YMM state
     kAvxVnni = 1 << 1,     // kAvx2 and AVX-VNNI
     kAvx512Vnni = 1 << 2,  // kAvx2 and AVX-512 F, BW, DQ, VL, VNNI and the ZMM state
+    kAmxInt8 = 1 << 3,     // AMX-TILE, AMX-INT8 and the tile state
+    kAmxAllowed = 1 << 4,  // kAmxInt8, and the system lets this process use it
 };
 
 struct CpuFeature {
@@ -21,7 +23,9 @@ struct CpuFeature {
 extern const CpuFeature cpu_features[];
 extern const size_t cpu_feature_count;
 
-uint64_t cpu_bits();  // found at the first call
+// Found at the first call. For tests, PYDA8W4_EMULATED_AMX=1 in the environment claims AMX where AVX-512 VNNI is,
+// without asking the CPU or the system: then something else has to execute its instructions.
+uint64_t cpu_bits();
 
 // Sets floating point to round to nearest even with subnormals kept while it lives, whatever the
 // calling thread had chosen: the results must not depend on it.

@@ -104,7 +104,8 @@ struct Kernel {
     // Up to packed_max rows the tiles read packed codes and unpack in registers; beyond, each panel
     // is unpacked once for all of them.
     size_t packed_max;
-    size_t tile_rows;  // most rows of one tile
+    size_t packed_rows, unpacked_rows;  // most of one tile
+    size_t panel_quads;                 // an unpacked panel holds whole multiples of so many for each group
 
     // A byte of an unpacked panel is its code, or if shifted code - zp + 128. Then the integer sums of a row
     // start from one number for all columns, -128 * sum a', else from -zp * sum a'.
@@ -122,6 +123,7 @@ struct Kernel {
     void (*packed_tiles)(const Tiles &tiles, const Panel &panel);
     void (*unpacked_tiles)(const Tiles &tiles, const Panel &panel);
     void (*finish_rows)(const Finish &finish);
+    void (*leave)();  // at the end of each thread's part of a product; or null
 };
 
 }  // namespace da8w4

@@ -88,7 +88,11 @@ struct Workspace {
         const size_t tile_bytes = kBlock * sizeof(float);
         acc_bytes = (packed ? 1 : kPanelBlocks) * row_block * tile_bytes;
         if (weight.group > (packed ? kPackedK : kPanelK)) partial_bytes = acc_bytes;
-        if (!packed) codes_bytes = ceil_div(spans.longest(), kQuad) * kPanelLineBytes;
+        tile_rows = packed ? kernel.packed_rows : kernel.unpacked_rows;
+        if (!packed) {
+            const size_t most = weight.group < spans.longest() ? weight.group : spans.longest();
+            codes_bytes = spans.most_groups() * round_up(ceil_div(most, kQuad), kernel.panel_quads) * kPanelLineBytes;
+        }
         group_bytes = spans.most_groups() * tile_bytes;
         shared_bytes = private_rows ? 0 : row_bytes;
         thread_bytes = acc_bytes + partial_bytes + codes_bytes + 2 * group_bytes + (private_rows ? row_bytes : 0);
@@ -96,6 +100,7 @@ struct Workspace {
 
     size_t row_block;
     bool packed;  // tiles read packed codes
+    size_t tile_rows;
     int32_t sums_factor;
     bool private_rows;
     size_t groups;
@@ -204,7 +209,7 @@ private:
     // This thread's share of blocks x rows. Rows are split only where blocks alone are too few.
     void multiply(size_t row, size_t rows, const Rows &prepared, const Scratch &scratch, size_t thread,
                   size_t threads) const {
-        const size_t tiles = ceil_div(rows, kernel_.tile_rows), blocks = ceil_div(weight_.n, kBlock);
+        const size_t tiles = ceil_div(rows, space_.tile_rows), blocks = ceil_div(weight_.n, kBlock);
         size_t parts = threads == 1 ? 1 : ceil_div(4 * threads, blocks);
         if (parts > tiles) parts = tiles;
         const Range range = part_of(parts * blocks, thread, threads);
@@ -215,6 +220,7 @@ private:
             if (end > range.end) end = range.end;
             multiply_blocks({block, block + end - task}, row, part, prepared, scratch);
         }
+        if (kernel_.leave) kernel_.leave();
     }
 
     Block block_at(size_t block) const {
@@ -241,7 +247,7 @@ private:
     void multiply_blocks(Range blocks, size_t first_row, Range rows, const Rows &prepared,
                          const Scratch &scratch) const {
         // Tiles of nearly equal height, the higher ones first: 7 rows are 4 and 3, not 6 and 1.
-        const size_t count = rows.end - rows.begin, tiles = ceil_div(count, kernel_.tile_rows);
+        const size_t count = rows.end - rows.begin, tiles = ceil_div(count, space_.tile_rows);
         const size_t height = count / tiles, higher = count % tiles;
         for (Span span = space_.spans.first(); span.begin < weight_.k; span = space_.spans.after(span)) {
             const bool last = span.end == weight_.k;

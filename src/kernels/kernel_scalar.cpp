@@ -118,7 +118,7 @@ constexpr Kernel make_kernel() {
     kernel.name = "scalar";
     kernel.description = "portable C++";
     kernel.packed_max = SIZE_MAX;
-    kernel.tile_rows = 1;
+    kernel.packed_rows = 1;
     kernel.quantize_row = quantize_row;
     kernel.sum_row = sum_row;
     kernel.unpack = unpack;

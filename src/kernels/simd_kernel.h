@@ -67,8 +67,9 @@ void unpack_line(const uint8_t *line, Int *low, Int *high) {
     *high = Isa::high_nibbles(both);
 }
 
-void unpack(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *codes,
-            const Ahead &ahead) {
+// Scales and, where sums start from them, pairs of zero points.
+void unpack_groups(const Block &block, size_t group, const Span &span, const Panel &panel, bool pairs,
+                   const Ahead &ahead) {
     const size_t first = span.group * kBlock, count = ceil_div(span.end - span.group * group, group) * kBlock;
     if (block.scale_type == DA8W4_F32)
         copy_scales<DA8W4_F32>(static_cast<const float *>(block.scales) + first, count, panel.scales, ahead.scales);
@@ -76,34 +77,45 @@ void unpack(const Block &block, size_t group, const Span &span, const Panel &pan
         copy_scales<DA8W4_F16>(static_cast<const uint16_t *>(block.scales) + first, count, panel.scales, ahead.scales);
     else
         copy_scales<DA8W4_BF16>(static_cast<const uint16_t *>(block.scales) + first, count, panel.scales, ahead.scales);
-    if (!codes || !Isa::kShifted)
-        for (size_t i = 0; i < count; i += kHalf) {
-            if (block.zps) __builtin_prefetch(ahead.zps + i);
-            for (size_t j = i; j < i + kHalf; j += kLanes)
-                Isa::store(panel.zp_pairs + j, Isa::zp_pairs(load_zps(block, first + j)));
-        }
-    if (!codes) return;
+    if (!pairs) return;
+    for (size_t i = 0; i < count; i += kHalf) {
+        if (block.zps) __builtin_prefetch(ahead.zps + i);
+        for (size_t j = i; j < i + kHalf; j += kLanes)
+            Isa::store(panel.zp_pairs + j, Isa::zp_pairs(load_zps(block, first + j)));
+    }
+}
+
+// Codes to a byte each: as they are, or code - zp + kShift. Groups are filled up with zeros to multiples of kQuads.
+template <bool kMinusZp, int kShift, size_t kQuads>
+void unpack_codes(const Block &block, size_t group, const Span &span, uint8_t *to) {
     const uint8_t *from = block.codes + span.begin / kQuad * kLineBytes;
     for (size_t g = span.group, begin = span.begin, end; begin < span.end; g++, begin = end) {
         end = (g + 1) * group < span.end ? (g + 1) * group : span.end;
-        const size_t bytes = ceil_div(end - begin, kQuad) * kLineBytes;
+        const size_t quads = ceil_div(end - begin, kQuad), all_quads = round_up(quads, kQuads);
         for (size_t h = 0; h < kPairs; h++) {
             Int shift[2];
             for (size_t v = 0; v < 2; v++) {
                 const Int zps = load_zps(block, g * kBlock + h * kLanes + v * kHalf);
-                shift[v] = Isa::replicate_byte(Isa::sub(Isa::broadcast(128), zps));
+                shift[v] = Isa::replicate_byte(Isa::sub(Isa::broadcast(kShift), zps));
             }
-            for (size_t at = h * kLanes * 4; at < bytes; at += kLineBytes) {
+            for (size_t quad = 0; quad < quads; quad++) {
                 Int line[2];
-                unpack_line(from + at, &line[0], &line[1]);
-                uint8_t *to = codes + at / kLineBytes * kPanelLineBytes + at % kLineBytes;
+                unpack_line(from + quad * kLineBytes + h * kLanes * 4, &line[0], &line[1]);
                 for (size_t v = 0; v < 2; v++)
-                    Isa::store(to + v * kHalf * 4, Isa::kShifted ? Isa::add_bytes(line[v], shift[v]) : line[v]);
+                    Isa::store(to + quad * kPanelLineBytes + (h * kLanes + v * kHalf) * 4,
+                               kMinusZp ? Isa::add_bytes(line[v], shift[v]) : line[v]);
             }
         }
-        from += bytes;
-        codes += bytes / kLineBytes * kPanelLineBytes;
+        memset(to + quads * kPanelLineBytes, 0, (all_quads - quads) * kPanelLineBytes);
+        from += quads * kLineBytes;
+        to += all_quads * kPanelLineBytes;
     }
+}
+
+void unpack(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *codes,
+            const Ahead &ahead) {
+    unpack_groups(block, group, span, panel, !codes || !Isa::kShifted, ahead);
+    if (codes) unpack_codes<Isa::kShifted, 128, 1>(block, group, span, codes);
 }
 
 // ---- the tile --------------------------------------------------------------------------------
@@ -461,7 +473,9 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
     kernel.description = description;
     kernel.needs = needs;
     kernel.packed_max = kPackedMax;
-    kernel.tile_rows = Isa::kRows;
+    kernel.packed_rows = Isa::kRows;
+    kernel.unpacked_rows = Isa::kRows;
+    kernel.panel_quads = 1;
     kernel.shifted = Isa::kShifted;
     kernel.quantize_row = quantize_row;
     kernel.sum_row = sum_row;
