@@ -4,7 +4,8 @@
     python benchmarks/plot.py results.json            # writes docs/images/*.svg
 
 ``roofline-T.svg``: operations a second over operations per byte of weight, beside the machine's limits, with
-T threads. ``ratio-NxK-gG-T.svg``: time over that of pyda8w4, over the number of rows.
+T threads. ``ratio-NxK-gG-T.svg``: time over that of pyda8w4, over the number of rows. The same figures go to
+stdout as tables in Markdown.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def main() -> None:
         for table in tables:
             name = f"ratio-{table['n']}x{table['k']}-g{table['group_size']}-{threads}.svg"
             _save(_ratios(table, report), options.folder / name)
+    for table in report["tables"]:
+        print(_markdown(table))
 
 
 def _roofline(tables: list[dict[str, Any]], report: dict[str, Any]) -> Any:
@@ -117,6 +120,27 @@ def _ratios(table: dict[str, Any], report: dict[str, Any]) -> Any:
     axes.grid(color="#eeeeee")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
+
+
+def _markdown(table: dict[str, Any]) -> str:
+    """pyda8w4's times, everybody's ratios to them, and the limits of the same minutes."""
+    rows = {"": [f"M = {cell['m']}" for cell in table["cells"]]}
+    for cell in table["cells"]:
+        ours = cell["results"]["pyda8w4"]
+        found = f"{ours['ms']['median']:.3g} ms, {ours['of_limit']:.0%}"
+        rows.setdefault("pyda8w4, of the limit", []).append(found)
+    names = dict.fromkeys(name for cell in table["cells"] for name in cell["results"] if name != "pyda8w4")
+    for name in names:
+        results = [cell["results"].get(name) for cell in table["cells"]]
+        rows[name] = [f"{result['times_ours']:.2f} x" if result else "" for result in results]
+    for limit, unit in (("read", "GB/s"), ("dots avx512vnni", "GOPS"), ("dots avx2", "GOPS")):
+        if limit in table["cells"][0]["limits"]:
+            rows[f"limit: {limit}, {unit}"] = [f"{cell['limits'][limit]['median']:.3g}" for cell in table["cells"]]
+    lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    lines.insert(1, "|---" * (1 + len(table["cells"])) + "|")
+    threads = f"{table['threads']} thread{'s' * (table['threads'] != 1)}"
+    title = f"**{table['n']} x {table['k']}, groups of {table['group_size']}, {threads}**"
+    return "\n".join(["", title, "", *lines])
 
 
 def _setting(table: dict[str, Any], report: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@
 namespace da8w4 {
 namespace {
 
-constexpr size_t kSegment = 256;  // codes of one row handled at a time: a block of them fits L1
+constexpr size_t kSegment = 1024;  // codes of one row handled at a time: long reads, and their 16 KiB of lines fit L1
 constexpr size_t kMinCodesPerThread = 1 << 16;
 
 size_t threads_for(size_t codes) {
