@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -101,6 +103,27 @@ __attribute__((target("avx2"))) void dots_avx2(size_t rounds) {
 #undef DOT
 }
 
+// 2 x 2 tiles of sums, which hide the latency of each other. False if the system does not let us use tiles.
+bool dots_amx(size_t rounds) {
+    const long kRequestPermission = 0x1023, kTileData = 18;
+    if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return false;
+    alignas(64) uint8_t config[64] = {1};
+    for (int tile = 0; tile < 8; tile++) {
+        config[16 + 2 * tile] = 64;
+        config[48 + tile] = 16;
+    }
+    __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
+    for (size_t i = 0; i < rounds; i++)
+        __asm__ volatile(
+            "tdpbssd %%tmm6, %%tmm4, %%tmm0\n"
+            "tdpbssd %%tmm7, %%tmm4, %%tmm1\n"
+            "tdpbssd %%tmm6, %%tmm5, %%tmm2\n"
+            "tdpbssd %%tmm7, %%tmm5, %%tmm3\n" ::
+                : "memory");
+    __asm__ volatile("tilerelease" ::: "memory");
+    return true;
+}
+
 }  // namespace
 
 extern "C" {
@@ -129,10 +152,20 @@ double limits_read(const char *memory, size_t bytes, int threads, int passes, in
 }
 
 // Billions of 8-bit operations (a product and an addition are two) a second with operands in registers.
-// isa: 0 vpdpbusd on 512 bits, 1 vpmaddubsw and vpaddw on 256 bits.
+// isa: 0 vpdpbusd on 512 bits, 1 vpmaddubsw and vpaddw on 256 bits, 2 tdpbssd, which is 0 where tiles are not
+// allowed.
 double limits_dots(int isa, int threads) {
-    const size_t rounds = 2000000;
-    const double seconds = timed(threads, [&](int) { isa == 0 ? dots_avx512vnni(rounds) : dots_avx2(rounds); });
-    return threads * rounds * (isa == 0 ? 12.0 * 64 : 6.0 * 32) * 2 / seconds / 1e9;
+    const size_t rounds = isa == 2 ? 100000 : 2000000;
+    const double products = isa == 0 ? 12.0 * 64 : isa == 1 ? 6.0 * 32 : 4.0 * 16 * 16 * 64;
+    std::atomic<bool> done{true};
+    const double seconds = timed(threads, [&](int) {
+        if (isa == 0)
+            dots_avx512vnni(rounds);
+        else if (isa == 1)
+            dots_avx2(rounds);
+        else if (!dots_amx(rounds))
+            done = false;
+    });
+    return done ? threads * rounds * products * 2 / seconds / 1e9 : 0;
 }
 }

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-ISAS = {"avx512vnni": 0, "avx2": 1}
+ISAS = {"amx": 2, "avx512vnni": 0, "avx2": 1}  # best first
 _STREAMS = (1, 2)  # of each thread that reads; the better one counts
 
 

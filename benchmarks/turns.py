@@ -229,7 +229,8 @@ class Machine:
         from limits import ISAS, Limits
 
         self._limits, self._threads = Limits(), threads
-        self.isas = [isa for isa in ISAS if _runs(isa)]
+        # A peak of 0: the system does not allow it.
+        self.isas = [isa for isa in ISAS if _runs(isa) and self._limits.dots(isa, 1) > 0]
 
     def names(self) -> list[str]:
         """Of ISAs whose peak can be measured, best first."""
@@ -249,7 +250,7 @@ class Machine:
 
 def _runs(isa: str) -> bool:
     flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    return {"avx512vnni": "avx512_vnni"}.get(isa, isa) in flags
+    return {"amx": "amx_int8", "avx512vnni": "avx512_vnni"}.get(isa, isa) in flags
 
 
 def _huge_pages() -> float | None:
