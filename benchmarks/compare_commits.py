@@ -24,7 +24,7 @@ from statistics import median
 
 from compare import numbers, shapes
 from limits import last_level_cache
-from turns import CACHES_TOUCHED, MOST_BYTES, SETTLE_SECONDS, Gone, Spread, Worker, take_turns
+from turns import CACHES_TOUCHED, MOST_BYTES, SETTLE_SECONDS, Contender, Gone, Spread, Worker, take_turns
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,7 +88,19 @@ def _one_turn(worker: Worker, seconds: float) -> list[float]:
 
 
 def _worker(place: Path, threads: int) -> Worker:
-    return Worker("pyda8w4", threads, "turns:Contender", ("pyda8w4", threads), {"PYTHONPATH": str(place)})
+    return Worker("pyda8w4", threads, "compare_commits:from_folder", (str(place), threads))
+
+
+def from_folder(place: str, threads: int) -> Contender:
+    """The contender pyda8w4 as it is installed in this folder, in a worker's process."""
+    # An editable install's finder would be asked before any folder, and both workers would run that.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "pyda8w4" not in type(finder).__module__]
+    sys.path.insert(0, place)
+    import pyda8w4
+
+    if not Path(pyda8w4.__file__).is_relative_to(place):
+        raise ImportError(f"pyda8w4 was imported from {pyda8w4.__file__}, not from {place}")
+    return Contender("pyda8w4", threads)
 
 
 def _install(commit: str, folder: Path) -> Path:

@@ -39,3 +39,11 @@ def test_compare_writes_every_cell(tmp_path):
             assert 0 < result["error"] < most
             assert f"{name} " in done.stdout
         assert cell["results"]["pyda8w4"]["times_ours"] == 1
+
+
+def test_commits_are_compared_as_they_are_in_their_folders(tmp_path: Path) -> None:
+    """An editable install once took the place of both."""
+    code = f"import compare_commits; compare_commits.from_folder({str(tmp_path)!r}, 1)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"not from {tmp_path}" in done.stderr or "No module named 'pyda8w4'" in done.stderr
