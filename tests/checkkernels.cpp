@@ -747,6 +747,9 @@ void check_shapes(Random &random, Checked &checked, bool quick) {
         const Weight weight = pack(random, checked.packing, random_matrix(random, n, 70, 32));
         for (size_t m : {1, 6, 60, 490}) check_case(random, checked, weight, m);
     }
+    // Tiles of different heights, whose sums are carried over several spans of k: a row too many would count twice.
+    const Weight weight = pack(random, checked.packing, random_matrix(random, 33, 2100, 2100));
+    for (size_t m : {17, 33, 49, 69, 81}) check_case(random, checked, weight, m);
 }
 
 // Sums of a group at the edge of what int32 and float32 hold.
