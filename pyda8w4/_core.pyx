@@ -1,6 +1,6 @@
 """The C interface on numpy arrays: addresses in, status codes out.
 
-Private and unchecked: callers pass C-contiguous arrays of the right types and shapes.
+Private and unchecked: callers pass C-contiguous arrays of the right types and shapes, or their addresses.
 """
 import threading
 
@@ -38,9 +38,11 @@ cdef int check(da8w4_status status) except -1:
 
 
 cdef void *address(object array, int flags) except? NULL:
-    """Of an array that the caller keeps alive; NULL for None."""
+    """Of an array that the caller keeps alive, or that is given as its address; NULL for None."""
     if array is None:
         return NULL
+    if isinstance(array, int):
+        return <void *><size_t>array
     cdef Py_buffer view
     PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS | flags)
     cdef void *start = view.buf
@@ -114,7 +116,7 @@ cdef class Source:
 
 
 cdef class View:
-    """A da8w4_packed over arrays that it keeps alive."""
+    """A da8w4_packed over arrays that it keeps alive, or over addresses, which it does not."""
 
     cdef da8w4_packed packed
     cdef tuple arrays
@@ -134,7 +136,7 @@ cdef class View:
         cdef Py_buffer view
         for i, array in enumerate(self.arrays):
             self.starts[i] = self.ends[i] = 0
-            if array is not None:
+            if array is not None and not isinstance(array, int):
                 PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
                 self.starts[i] = <size_t>view.buf
                 self.ends[i] = self.starts[i] + <size_t>view.len
