@@ -298,6 +298,7 @@ thread_local bool inside = false;
 struct Region {
     Work work;
     void *context;
+    size_t wanted;
     const OpenMp *runtime;
 };
 
@@ -311,20 +312,27 @@ void run_part(void *context, size_t thread, size_t threads) {
 }
 
 void openmp_main(void *context) {
-    const OpenMp &runtime = *static_cast<Region *>(context)->runtime;
-    run_part(context, static_cast<size_t>(runtime.thread_num()), static_cast<size_t>(runtime.num_threads()));
+    const Region &region = *static_cast<Region *>(context);
+    const size_t thread = static_cast<size_t>(region.runtime->thread_num());
+    const size_t team = static_cast<size_t>(region.runtime->num_threads());
+    const size_t threads = team < region.wanted ? team : region.wanted;
+    if (thread < threads) run_part(context, thread, threads);
 }
 
 }  // namespace
 
 void parallel(size_t wanted, Work work, void *context) {
-    Region region{work, context, nullptr};
+    Region region{work, context, wanted, nullptr};
     if (wanted <= 1 || inside)
         run_part(&region, 0, 1);
-    else if (!forked.load(std::memory_order_relaxed) && (region.runtime = openmp()) != nullptr)
-        region.runtime->parallel(openmp_main, &region, static_cast<unsigned>(wanted), 0);
-    else
+    else if (!forked.load(std::memory_order_relaxed) && (region.runtime = openmp()) != nullptr) {
+        // Always the application's whole team, of which some may have nothing to do: GNU's runtime ends the
+        // threads that a smaller team leaves out and starts new ones for the next team of full size.
+        const size_t usual = static_cast<size_t>(region.runtime->max_threads());
+        region.runtime->parallel(openmp_main, &region, static_cast<unsigned>(usual > wanted ? usual : wanted), 0);
+    } else {
         pool->run(wanted, run_part, &region);
+    }
 }
 
 }  // namespace da8w4

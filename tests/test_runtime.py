@@ -467,6 +467,27 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 
 @linux
+def test_small_products_keep_the_team_of_libgomp(libgomp):
+    """GNU's runtime would end the threads that a smaller team leaves out, and start new ones for the next."""
+    code = """
+    y = alone()
+    pyda8w4.set_num_threads(None)
+    def threads():
+        return sorted(os.listdir("/proc/self/task"))
+    assert product() == y
+    before = threads()
+    for _ in range(3):
+        pyda8w4.linear(x[:2], packed)  # two threads' worth of work
+        print(threads() == before, len(before) - 1)
+        assert product() == y
+    print(threads() == before)
+    """
+    lines = run(LOAD + textwrap.dedent(code), product=True, OMP_NUM_THREADS="4")
+    assert {line.split()[0] for line in lines} == {"True"}
+    assert int(lines[0].split()[1]) >= 3
+
+
+@linux
 def test_libgomp_is_found_behind_a_library_of_a_similar_name(libgomp, tmp_path):
     similar = tmp_path / "libomptarget.so"
     shutil.copy(pyda8w4.get_library(), similar)  # any library will do

@@ -575,6 +575,54 @@ def test_train_mode_and_generic_helpers() -> None:
     assert model[0].training
 
 
+def test_weights_of_torchao() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    from torchao.quantization.granularity import PerGroup
+
+    for mapping in quantization.MappingType.SYMMETRIC, quantization.MappingType.ASYMMETRIC:
+        model = nn.Sequential(nn.Linear(128, 48))
+        config = quantization.Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=torch.int4, weight_granularity=PerGroup(32), weight_mapping_type=mapping
+        )
+        quantization.quantize_(model, config)
+        dense, x = model[0].weight.dequantize(), torch.randn(100, 128)
+        float_out = nn.functional.linear(x, dense, model[0].bias)
+        assert quantize_(model).replaced == ["0"]
+        assert model[0].group_size == 32
+        assert sqnr(float_out, model(x)) > 35  # only activations were quantized
+    model = nn.Sequential(nn.Linear(128, 48))
+    quantization.quantize_(model, quantization.Float8WeightOnlyConfig())
+    assert "no plain int4" in quantize_(model).kept["0"]
+
+
+def test_llama(tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+
+    def make() -> nn.Module:
+        model = transformers.LlamaForCausalLM(config).eval()
+        report = quantize_(model, 32)
+        assert len(report.replaced) == 14 and list(report.kept) == ["lm_head"]
+        fuse_linears(model, [*GROUPS, ("gate_proj", "up_proj")])
+        return model
+
+    prompt = torch.arange(10)[None]
+    model = make()
+    options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 12, "do_sample": False}
+    want = model.generate(prompt, **options)
+    assert want.shape == (1, 22)
+    torch.save(model.state_dict(), tmp_path / "s")
+    other = make()
+    other.load_state_dict(torch.load(tmp_path / "s", weights_only=True), strict=True)
+    assert same(other(prompt).logits, model(prompt).logits)
+    assert same(
+        other.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False), want
+    )
+
+
 # ---- joined layers ---------------------------------------------------------------------------
 
 

@@ -112,13 +112,15 @@ def _reason(layers: Sequence[nn.Module]) -> str | None:
 
 def _parts(layers: Sequence[DA8W4Linear]) -> list[FusedPart]:
     first = layers[0]
-    bias = None if first.bias is None else torch.cat([layer.bias for layer in layers])
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
     whole = DA8W4Linear.from_packed(
         concat([layer.packed for layer in layers]), bias, symmetric_activation=first.symmetric_activation
     )
     whole.train(first.training)
     sharing = _Sharing(whole, len(layers))
-    parts, begin = [], 0
+    parts: list[FusedPart] = []
+    begin = 0
     for layer in layers:
         parts.append(FusedPart(sharing, begin, begin + layer.out_features, owner=not parts))
         begin += layer.out_features

@@ -83,6 +83,7 @@ class DA8W4Linear(nn.Module):
     sums: torch.Tensor
     zps: torch.Tensor
     bias: torch.Tensor | None
+    _checked: tuple[torch.Tensor | None, ...]
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class DA8W4Linear(nn.Module):
         weight, bias = linear.weight.detach(), linear.bias
         int4 = int4_of(weight)
         if int4 is not None:
-            return cls.from_int4(*int4, bias, symmetric_activation=symmetric_activation)
+            return cls.from_int4(**int4, bias=bias, symmetric_activation=symmetric_activation)
         check_float("weight", weight)
         n, k = weight.shape
         group = check_group_size(group_size, k)
@@ -157,9 +158,8 @@ class DA8W4Linear(nn.Module):
         rows = max(1, (1 << 22) // k)  # as float32 a few at a time: the weight may be of half the size
         for top in range(0, n, rows):
             part = slice(top, top + rows)
-            codes[part], scales[part], zps[part] = quantize_weight(
-                weight[part].float().numpy(), group, symmetric_weight
-            )
+            floats = weight[part].float().numpy()
+            codes[part], scales[part], zps[part] = quantize_weight(floats, group, symmetric_weight)
         return cls.from_packed(
             prepack(codes, scales, zps, group_size=group), bias, symmetric_activation=symmetric_activation
         )
@@ -185,9 +185,12 @@ class DA8W4Linear(nn.Module):
         >>> layer(torch.tensor([[0.0, 0.0, 255.0, 0.0]]))
         tensor([[382.5000]])
         """
-        scales = scales.float()  # exact; prepack finds the smallest type that holds them
-        arrays = [None if tensor is None else array_of(tensor) for tensor in (w_int4, scales, zps)]
-        packed = prepack(*arrays, group_size=group_size)
+        for name, value in (("w_int4", w_int4), ("scales", scales), ("zps", zps)):
+            if not isinstance(value, torch.Tensor) and not (name == "zps" and value is None):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        zero_points = None if zps is None else array_of(zps)
+        # float is exact; prepack finds the smallest type that holds them
+        packed = prepack(array_of(w_int4), array_of(scales.float()), zero_points, group_size=group_size)
         return cls.from_packed(packed, bias, symmetric_activation=symmetric_activation)
 
     @classmethod
@@ -238,7 +241,7 @@ class DA8W4Linear(nn.Module):
         self._refresh()
         _ops.check_weight(*self._arguments())
         shape = (self.out_features, self.in_features)
-        arrays = {name: array_of(self._buffers[name]) for name in ("codes", "scales", "sums")}
+        arrays = {"codes": array_of(self.codes), "scales": array_of(self.scales), "sums": array_of(self.sums)}
         if self.zps.dim():
             arrays["zps"] = array_of(self.zps)
         zero_point = None if self.zps.dim() else int(self.zps)
@@ -268,7 +271,7 @@ class DA8W4Linear(nn.Module):
 
     def _refresh(self) -> None:
         """Reads what the operator takes as numbers from the small tensors that hold them."""
-        self._checked: tuple[Any, ...] = (None,)  # the tensors that are known to fit each other
+        self._checked = (None,)  # the tensors that are known to fit each other
         zps = self.zps
         self.group_size = int(self.layout[3])
         self._zps_differ = zps.dim() > 0
@@ -347,7 +350,7 @@ class DA8W4Linear(nn.Module):
         types = FLOATS if name == "scales" else (old.dtype,)
         if new.dtype not in types:
             return f"must be of {' or '.join(str(dtype) for dtype in types)}, got {new.dtype}"
-        shapes = [old.shape]
+        shapes: list[tuple[int, ...]] = [old.shape]
         if name in ("scales", "zps"):
             shapes = [(ceil_div(self.out_features, BLOCK), ceil_div(self.in_features, group), BLOCK)]
         if name == "zps":

@@ -22,7 +22,8 @@ FLOATS = {
 
 _SCHEMA = (
     "linear(Tensor input, Tensor codes, Tensor scales, Tensor sums, Tensor? zps, Tensor? bias, "
-    "int in_features, int out_features, int group_size, int zero_point, int zero_point_min, bool symmetric_activation) -> Tensor"
+    "int in_features, int out_features, int group_size, int zero_point, int zero_point_min, "
+    "bool symmetric_activation) -> Tensor"
 )
 
 

@@ -110,6 +110,7 @@ def quantize_(
     for name in linears:
         progress.step()
         linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
         if id(linear) in made:
             _replace(model, name, made[id(linear)])
             report.replaced.append(name)
