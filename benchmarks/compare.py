@@ -29,7 +29,7 @@ from peers import PEERS
 from turns import CACHES_TOUCHED, MOST_BYTES, SETTLE_SECONDS, Gone, Spread, Worker, page_policy, take_turns
 
 OURS = "pyda8w4"
-BY_DEFAULT = [name for name in PEERS if name != "pyda8w4-scalar"]
+BY_DEFAULT = [name for name in PEERS if name not in ("pyda8w4-scalar", "pyda8w4-torch")]
 
 
 def main(arguments: list[str] | None = None) -> int:

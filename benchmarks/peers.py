@@ -393,6 +393,25 @@ class _Torch(Peer):
         return self.torch.from_numpy(array).bfloat16().float().numpy()
 
 
+class OursTorch(_Torch):
+    name = "pyda8w4-torch"
+    about = "pyda8w4.torch.DA8W4Linear, bfloat16 in and out"
+    packages = ("pyda8w4", "torch")
+
+    @classmethod
+    def weight_bytes(cls, layer: Layer) -> int:
+        return four_bits(layer, scale=2, zero_point=1)
+
+    def pack(self, layer: Layer) -> Any:
+        from pyda8w4.torch import DA8W4Linear
+
+        parts = (self.torch.from_numpy(part) for part in (layer.codes, layer.scales, layer.zps))
+        return DA8W4Linear.from_int4(*parts, group_size=layer.group_size)
+
+    def multiply(self, x: Any, weight: Any) -> Any:
+        return weight(x)
+
+
 class TorchBf16(_Torch):
     name = "torch-bf16"
     about = "nn.functional.linear in bfloat16"
@@ -734,6 +753,7 @@ PEERS: dict[str, type[Peer]] = {
         Ours,
         OursAvx2,
         OursScalar,
+        OursTorch,
         OnnxRuntime,
         OpenVino,
         Zentorch,

@@ -15,6 +15,7 @@ import pyda8w4
 # Importing __main__ runs it, and the C library lies beside the modules without being one.
 NO_MODULES = ("__main__", "libpyda8w4")
 NAMES = [module.name for module in pkgutil.iter_modules(pyda8w4.__path__)]
+NAMES += [f"torch.{module.name}" for module in pkgutil.iter_modules([f"{path}/torch" for path in pyda8w4.__path__])]
 MODULES = ["pyda8w4", *[f"pyda8w4.{name}" for name in NAMES if name not in NO_MODULES]]
 FUNCTIONS = [name for name in pyda8w4.__all__ if inspect.isfunction(getattr(pyda8w4, name))]
 CLASSES = [name for name in pyda8w4.__all__ if inspect.isclass(getattr(pyda8w4, name))]

@@ -178,6 +178,12 @@ def test_repr() -> None:
     )
 
 
+def test_lazily_negated_input() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 48))
+    x = torch.randn(3, 64)
+    assert same(layer(torch._neg_view(x)), layer(-x))
+
+
 # ---- what it refuses -------------------------------------------------------------------------
 
 

@@ -83,7 +83,7 @@ class DA8W4Linear(nn.Module):
     sums: torch.Tensor
     zps: torch.Tensor
     bias: torch.Tensor | None
-    _checked: tuple[torch.Tensor | None, ...]
+    _checked: tuple[tuple[torch.Tensor | None, ...], tuple[Any, ...]]
 
     def __init__(
         self,
@@ -250,11 +250,13 @@ class DA8W4Linear(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling() or _needs_operator(input):
             return torch.ops.pyda8w4.linear(input, *self._arguments())
-        if not all(map(is_, self._checked, self._buffers.values())):
+        checked, arguments = self._checked
+        if not all(map(is_, checked, self._buffers.values())):
             self._refresh()
-            _ops.check_weight(*self._arguments())
-            self._checked = tuple(self._buffers.values())
-        return _ops.multiply(input, *self._arguments())
+            arguments = self._arguments()
+            _ops.check_weight(*arguments)
+            self._checked = tuple(self._buffers.values()), arguments
+        return _ops.multiply(input, *arguments)
 
     def columns(self, input: torch.Tensor, begin: int, end: int) -> torch.Tensor:
         """Outputs `begin` to `end` only; multiples of 32, or the last."""
@@ -271,7 +273,7 @@ class DA8W4Linear(nn.Module):
 
     def _refresh(self) -> None:
         """Reads what the operator takes as numbers from the small tensors that hold them."""
-        self._checked = (None,)  # the tensors that are known to fit each other
+        self._checked = (None,), ()  # tensors that are known to fit each other, and the arguments they make
         zps = self.zps
         self.group_size = int(self.layout[3])
         self._zps_differ = zps.dim() > 0
@@ -363,10 +365,11 @@ class DA8W4Linear(nn.Module):
 
 
 def _needs_operator(input: torch.Tensor) -> bool:
-    """Whether others must see the call: tracers, dispatch modes, subclasses, autograd."""
+    """Whether torch must see the call: tracers, dispatch modes, subclasses, autograd, lazy negation."""
     return (
         type(input) is not torch.Tensor
         or (input.requires_grad and torch.is_grad_enabled())
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()
+        or input.is_neg()
     )

@@ -83,15 +83,17 @@ def multiply(
 
     `zps` None: every zero point is `zero_point`. `zero_point_min` is the least of all.
     """
-    check_input(input, in_features)
-    if not input.is_contiguous():
+    shape, dtype = input.shape, input.dtype
+    if dtype not in FLOATS or not shape or shape[-1] != in_features or not input.is_cpu:
+        check_input(input, in_features)
+    if input.layout is not torch.strided or not input.is_contiguous():
+        check_input(input, in_features)
         input = input.contiguous()
-    shape = input.shape
-    out = torch.empty((*shape[:-1], out_features), dtype=input.dtype)
+    out = torch.empty((*shape[:-1], out_features), dtype=dtype)
     rows = shape[0] if len(shape) == 2 else out.numel() // out_features
     if rows == 0:
         return out
-    kind, size = FLOATS[input.dtype]
+    kind, size = FLOATS[dtype]
     weight = _core.View(
         out_features, in_features, group_size, FLOATS[scales.dtype][0], zero_point, zero_point_min,
         codes.data_ptr(), scales.data_ptr(), None if zps is None else zps.data_ptr(), sums.data_ptr(),
