@@ -19,6 +19,11 @@ from pyda8w4.torch import _ops
 from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, check_float, tensor_of
 from pyda8w4.torch._torchao import int4_of
 
+_dispatch_modes, _is_tracing = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._is_tracing,
+)  # a small product waits for them
+
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -369,7 +374,7 @@ def _needs_operator(input: torch.Tensor) -> bool:
     return (
         type(input) is not torch.Tensor
         or (input.requires_grad and torch.is_grad_enabled())
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.jit.is_tracing()
+        or _dispatch_modes() > 0
+        or _is_tracing()
         or input.is_neg()
     )

@@ -89,8 +89,12 @@ def multiply(
     if input.layout is not torch.strided or not input.is_contiguous():
         check_input(input, in_features)
         input = input.contiguous()
-    out = torch.empty((*shape[:-1], out_features), dtype=dtype)
-    rows = shape[0] if len(shape) == 2 else out.numel() // out_features
+    if len(shape) == 2:  # slicing a shape takes as long as all of its checks
+        rows = shape[0]
+        out = torch.empty((rows, out_features), dtype=dtype)
+    else:
+        rows = input.numel() // in_features
+        out = torch.empty((*shape[:-1], out_features), dtype=dtype)
     if rows == 0:
         return out
     kind, size = FLOATS[dtype]
