@@ -44,9 +44,10 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     Notes
     -----
     The file is plain safetensors: for each weight the tensors ``name.codes``, ``name.scales``,
-    ``name.sums`` and, where zero points differ, ``name.zps``, where there are offsets, ``name.offsets``. It is written here rather than by the
-    safetensors package because every array is to start at a multiple of 64 bytes, so that kernels
-    can read a mapped file at full speed; that package orders tensors its own way.
+    ``name.sums`` and, where zero points differ, ``name.zps``, where there are offsets,
+    ``name.offsets``. It is written here rather than by the safetensors package because every array is
+    to start at a multiple of 64 bytes, so that kernels can read a mapped file at full speed; that
+    package orders tensors its own way.
 
     Examples
     --------

@@ -92,7 +92,7 @@ def gemm(
         column = fma(w.sum(axis=1).astype(_F32), scales[:, g].astype(_F32), column)
         if offsets is not None:
             acc = fma(act[:, part].sum(axis=1).astype(_F32)[:, None], offsets[:, g].astype(_F32), acc)
-            column = fma(_F32(w.shape[1]), offsets[:, g].astype(_F32), column)
+            column = fma(np.full(n, w.shape[1], _F32), offsets[:, g].astype(_F32), column)
     z = ((0 if a_zps is None else a_zps.astype(np.float64)) - np.full(m, shift)).astype(_F32)[:, None]
     s = np.ones((m, 1), _F32) if a_scales is None else a_scales.astype(_F32)[:, None]
     t = np.where(z == 0, acc, fma(-z, column, acc))

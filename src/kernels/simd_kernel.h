@@ -257,7 +257,7 @@ __attribute__((always_inline)) inline void add_group(Float (&acc)[kRows][2], con
     pair.group_sums += pair.sums_stride;
 }
 
-template <size_t kRows, bool kPacked, bool kOffsets>
+template <size_t kRows, bool kPacked>
 void any_pair(const Tiles &tiles, Pair pair, int32_t *partial) {
     size_t k = tiles.span.begin, group_end = (tiles.span.group + 1) * tiles.group;
     const bool inside = k != tiles.span.group * tiles.group;
@@ -279,7 +279,7 @@ void any_pair(const Tiles &tiles, Pair pair, int32_t *partial) {
         add_any_dots<kRows, kPacked>(sum, pair.line, pair.act, pair.stride, ceil_div(end - k, kQuad), pair.ahead);
         k = end;
         if (k != group_end && k != tiles.k) continue;
-        add_group<kRows, kOffsets>(acc, sum, pair);
+        pair.offsets ? add_group<kRows, true>(acc, sum, pair) : add_group<kRows, false>(acc, sum, pair);
         for (size_t r = 0; r < kRows; r++)
             for (size_t v = 0; v < 2; v++) sum[r][v] = Isa::zero();
         group_end += tiles.group;
@@ -340,7 +340,7 @@ void tiles_of(const Tiles &tiles, const Panel &panel) {
         pair.ahead.lines = pair.ahead.codes < pair.ahead.codes_end ? tiles.ahead.lines : 0;
         for (size_t h = 0; h < kPairs; h++) {
             if (!usual)
-                any_pair<kRows, kPacked, kOffsets>(tiles, pair, tiles.partial + row * kBlock + h * kLanes);
+                any_pair<kRows, kPacked>(tiles, pair, tiles.partial + row * kBlock + h * kLanes);
             else if constexpr (kRows >= Own::kOwnPairRows)
                 Own::template usual_pair<kRows, kPacked, kOffsets>(pair, groups, steps);
             else
