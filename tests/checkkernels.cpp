@@ -768,6 +768,12 @@ void check_shapes(Random &random, Checked &checked, bool quick) {
                 if (random.one_in(3)) check_case(random, checked, weight, 239 + random.below(3));
             }
         }
+    // Whole groups of whole steps, which most weights have: tiles of every height, packed and unpacked.
+    for (size_t group : {32, 64, 128, 256, 32, 64, 128, 256}) {
+        const Weight weight = pack(random, checked.packing, random_matrix(random, 40, 768, group));
+        for (size_t m = 1; m <= 36; m++)
+            if (!quick || random.one_in(3)) check_case(random, checked, weight, m);
+    }
     // More rows than two row blocks; more column blocks than threads.
     for (size_t n : {40, 330}) {
         const Weight weight = pack(random, checked.packing, random_matrix(random, n, 70, 32));

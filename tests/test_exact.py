@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from cases import (
     DTYPES,
+    MOST_ROWS,
     Weight,
     assert_gemm_exact,
     assert_same_bits,
@@ -66,6 +67,15 @@ def test_groups(kernel, group, offsets):
         for rows in (1, FEW, MANY):
             assert_gemm_exact(Weight(34, k, group, offsets=offsets), rows)
         assert_gemm_exact(Weight(34, k, group, offsets=offsets), MANY, "int8")
+
+
+# Groups of whole steps that divide k, as most weights have them: tiles of every height, packed and unpacked.
+@offsets_or_none
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_whole_groups(kernel, group, offsets):
+    for act in ACTIVATIONS:
+        for rows in (*range(1, 14), *range(25, 32), MOST_ROWS):
+            assert_gemm_exact(Weight(47, 768, group, offsets=offsets), rows, act)
 
 
 @offsets_or_none
