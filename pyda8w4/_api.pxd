@@ -26,6 +26,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         const float *scales
         const int8_t *zps
         int zp
+        const float *offsets
 
     ctypedef struct da8w4_packed:
         size_t n
@@ -37,12 +38,14 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         const uint8_t *codes
         const void *scales
         const int8_t *zps
+        const void *offsets
         const float *sums
 
     ctypedef struct da8w4_packed_bytes:
         size_t codes
         size_t scales
         size_t zps
+        size_t offsets
         size_t sums
 
     ctypedef struct da8w4_call:
@@ -65,8 +68,8 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     const char *da8w4_status_text(da8w4_status status)
     da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *sizes)
     da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales,
-                            int8_t *zps, float *sums)
-    da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps)
+                            int8_t *zps, void *offsets, float *sums)
+    da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps, float *offsets)
     void *da8w4_alloc(size_t size)
     void da8w4_free(void *memory)
     da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da8w4_type x_type, size_t x_stride, size_t m,

@@ -33,7 +33,8 @@ def concat(weights: Sequence[PackedWeight]) -> PackedWeight:
 
     Notes
     -----
-    Scales that the parts store in different types are stored as float32. Parts whose N is a
+    Scales that the parts store in different types are stored as float32. Where some parts have offsets,
+    the others get offsets of 0, which change no bit of a product (docs/numbers.md). Parts whose N is a
     multiple of 32 (all but the last) are copied block by block; others are unpacked and packed
     again.
 
@@ -61,21 +62,23 @@ def concat(weights: Sequence[PackedWeight]) -> PackedWeight:
                 f"weights[{i}] must have K = {first.shape[1]} and group_size = {first.group_size} like weights[0], "
                 f"got K = {weight.shape[1]} and group_size = {weight.group_size}"
             )
+    has_offsets = any(weight.has_offsets for weight in weights)
     if any(weight.shape[0] % BLOCK for weight in weights[:-1]):
-        unpacked = [weight.unpack() for weight in weights]
-        codes, scales, zps = (np.concatenate(arrays) for arrays in zip(*unpacked))
-        return prepack(codes, scales, zps, group_size=first.group_size)
+        unpacked = [_unpacked(weight, has_offsets) for weight in weights]
+        return prepack(*(np.concatenate(arrays) for arrays in zip(*unpacked)), group_size=first.group_size)
 
     n, k = sum(weight.shape[0] for weight in weights), first.shape[1]
     scale_dtype = first.scale_dtype if len({weight.scale_dtype for weight in weights}) == 1 else "float32"
     zero_point = first.zero_point if len({weight.zero_point for weight in weights}) == 1 else None
     parts = {
         "codes": [weight._arrays["codes"] for weight in weights],
-        "scales": [_scales(weight, scale_dtype) for weight in weights],
+        "scales": [_stored(weight, "scales", scale_dtype) for weight in weights],
         "sums": [weight._arrays["sums"] for weight in weights],
     }
     if zero_point is None:
         parts["zps"] = [_zps(weight) for weight in weights]
+    if has_offsets:
+        parts["offsets"] = [_stored(weight, "offsets", scale_dtype) for weight in weights]
     blocks = ceil_div(n, BLOCK)
     joined = aligned_empty(*(((blocks, *arrays[0].shape[1:]), arrays[0].dtype) for arrays in parts.values()))
     for place, arrays in zip(joined, parts.values()):
@@ -83,14 +86,21 @@ def concat(weights: Sequence[PackedWeight]) -> PackedWeight:
     return PackedWeight._from_arrays((n, k), first.group_size, scale_dtype, zero_point, **dict(zip(parts, joined)))
 
 
-def _scales(weight: PackedWeight, dtype: str) -> np.ndarray:
-    """Packed scales as they are stored in `dtype`: their own, or float32."""
-    scales = weight._arrays["scales"]
+def _unpacked(weight: PackedWeight, has_offsets: bool) -> tuple[np.ndarray, ...]:
+    arrays = weight.unpack()
+    return (*arrays, np.zeros_like(arrays[1])) if has_offsets and not weight.has_offsets else arrays
+
+
+def _stored(weight: PackedWeight, part: str, dtype: str) -> np.ndarray:
+    """Packed scales or offsets as they are stored in `dtype`: their own, or float32. Offsets may be missing."""
+    values = weight._arrays.get(part)
+    if values is None:
+        return np.zeros_like(_stored(weight, "scales", dtype))
     if weight.scale_dtype == dtype:
-        return scales
+        return values
     if weight.scale_dtype == "bfloat16":
-        return (scales.astype(np.uint32) << 16).view(np.float32)
-    return scales.astype(np.float32)
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
 
 
 def _zps(weight: PackedWeight) -> np.ndarray:

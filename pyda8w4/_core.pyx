@@ -82,8 +82,9 @@ cdef class Source:
     cdef da8w4_packed plan
     cdef tuple arrays
 
-    def __init__(self, size_t n, size_t k, size_t group, int format, codes, size_t codes_stride, scales, zps, int zp):
-        self.arrays = (codes, scales, zps)
+    def __init__(self, size_t n, size_t k, size_t group, int format, codes, size_t codes_stride, scales, zps, int zp,
+                 offsets):
+        self.arrays = (codes, scales, zps, offsets)
         cdef Py_buffer view
         PyObject_GetBuffer(codes, &view, PyBUF_STRIDES)  # rows may lie apart
         self.weight.codes = view.buf
@@ -94,24 +95,26 @@ cdef class Source:
         self.weight.scales = <const float *>address(scales, 0)
         self.weight.zps = <const int8_t *>address(zps, 0)
         self.weight.zp = zp
+        self.weight.offsets = <const float *>address(offsets, 0)
 
     def plan_pack(self):
-        """-> scale type, common zero point, bytes of codes, scales, zps, sums."""
+        """-> scale type, common zero point, bytes of zps."""
         cdef da8w4_packed_bytes sizes
         cdef da8w4_status status
         with nogil:
             status = da8w4_plan_pack(&self.weight, &self.plan, &sizes)
         check(status)
-        return <int>self.plan.scale_type, self.plan.zp, sizes.codes, sizes.scales, sizes.zps, sizes.sums
+        return <int>self.plan.scale_type, self.plan.zp, sizes.zps
 
-    def pack(self, codes, scales, zps, sums):
+    def pack(self, codes, scales, zps, offsets, sums):
         cdef uint8_t *to_codes = <uint8_t *>address(codes, PyBUF_WRITABLE)
         cdef void *to_scales = address(scales, PyBUF_WRITABLE)
         cdef int8_t *to_zps = <int8_t *>address(zps, PyBUF_WRITABLE)
+        cdef void *to_offsets = address(offsets, PyBUF_WRITABLE)
         cdef float *to_sums = <float *>address(sums, PyBUF_WRITABLE)
         cdef da8w4_status status
         with nogil:
-            status = da8w4_pack(&self.weight, &self.plan, to_codes, to_scales, to_zps, to_sums)
+            status = da8w4_pack(&self.weight, &self.plan, to_codes, to_scales, to_zps, to_offsets, to_sums)
         check(status)
 
 
@@ -120,11 +123,11 @@ cdef class View:
 
     cdef da8w4_packed packed
     cdef tuple arrays
-    cdef size_t starts[4], ends[4]  # of those arrays
+    cdef size_t starts[5], ends[5]  # of those arrays
 
     def __init__(self, size_t n, size_t k, size_t group, int scale_type, int zp, int zp_min, codes, scales, zps,
-                 sums):
-        self.arrays = (codes, scales, zps, sums)
+                 offsets, sums):
+        self.arrays = (codes, scales, zps, offsets, sums)
         self.packed.n, self.packed.k, self.packed.group = n, k, group
         self.packed.scale_type = <da8w4_type>scale_type
         self.packed.zp = zp
@@ -132,6 +135,7 @@ cdef class View:
         self.packed.codes = <const uint8_t *>address(codes, 0)
         self.packed.scales = address(scales, 0)
         self.packed.zps = <const int8_t *>address(zps, 0)
+        self.packed.offsets = address(offsets, 0)
         self.packed.sums = <const float *>address(sums, 0)
         cdef Py_buffer view
         for i, array in enumerate(self.arrays):
@@ -149,18 +153,19 @@ cdef class View:
         cdef size_t start = <size_t>view.buf, end = start + <size_t>view.len
         PyBuffer_Release(&view)
         cdef int i
-        for i in range(4):
+        for i in range(5):
             if start < self.ends[i] and self.starts[i] < end:
                 return True
         return False
 
-    def unpack(self, codes, scales, zps):
+    def unpack(self, codes, scales, zps, offsets):
         cdef uint8_t *to_codes = <uint8_t *>address(codes, PyBUF_WRITABLE)
         cdef float *to_scales = <float *>address(scales, PyBUF_WRITABLE)
         cdef int8_t *to_zps = <int8_t *>address(zps, PyBUF_WRITABLE)
+        cdef float *to_offsets = <float *>address(offsets, PyBUF_WRITABLE)
         cdef da8w4_status status
         with nogil:
-            status = da8w4_unpack(&self.packed, to_codes, to_scales, to_zps)
+            status = da8w4_unpack(&self.packed, to_codes, to_scales, to_zps, to_offsets)
         check(status)
 
 

@@ -44,9 +44,10 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     Notes
     -----
     The file is plain safetensors: for each weight the tensors ``name.codes``, ``name.scales``,
-    ``name.sums`` and, where zero points differ, ``name.zps``. It is written here rather than by the
-    safetensors package because every array is to start at a multiple of 64 bytes, so that kernels
-    can read a mapped file at full speed; that package orders tensors its own way.
+    ``name.sums`` and, where zero points differ, ``name.zps``, where there are offsets,
+    ``name.offsets``. It is written here rather than by the safetensors package because every array is
+    to start at a multiple of 64 bytes, so that kernels can read a mapped file at full speed; that
+    package orders tensors its own way.
 
     Examples
     --------
@@ -76,7 +77,10 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
             "group_size": weight.group_size,
             "zero_point": weight.zero_point,
         }
-        types = {"codes": "U8", "scales": _SCALE_TYPES[weight.scale_dtype], "sums": "F32", "zps": "I8"}
+        if weight.has_offsets:
+            fields[name]["offsets"] = True
+        scale_type = _SCALE_TYPES[weight.scale_dtype]
+        types = {"codes": "U8", "scales": scale_type, "sums": "F32", "zps": "I8", "offsets": scale_type}
         tensors += [(f"{name}.{part}", types[part], array) for part, array in weight._arrays.items()]
     # Zero points come last: theirs are the only sizes that need not be multiples of 64 bytes.
     tensors.sort(key=lambda tensor: tensor[1] == "I8")
@@ -176,6 +180,9 @@ def _weight(name: str, fields: dict[str, Any], header: dict[str, Any], data: np.
         raise ValueError(f"{name} must have positive sizes and a fitting group, got {fields}")
     if zero_point is not None and not (type(zero_point) is int and -128 <= zero_point <= 127):
         raise ValueError(f"{name} must have a zero point of -128 to 127, got {zero_point}")
+    has_offsets = fields.get("offsets", False)
+    if type(has_offsets) is not bool:
+        raise ValueError(f"{name} must have offsets or not, got {has_offsets!r}")
     blocks, groups = ceil_div(n, BLOCK), ceil_div(k, group)
     scale_kind = header[f"{name}.scales"]["dtype"]
     if scale_kind not in _SCALE_TYPES.values():
@@ -187,6 +194,8 @@ def _weight(name: str, fields: dict[str, Any], header: dict[str, Any], data: np.
     }
     if zero_point is None:
         wanted["zps"] = ("I8", [blocks, groups, BLOCK])
+    if has_offsets:
+        wanted["offsets"] = wanted["scales"]
     arrays = {}
     for part, (kind, shape) in wanted.items():
         entry = header[f"{name}.{part}"]

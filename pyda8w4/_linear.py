@@ -69,10 +69,10 @@ def gemm(
 
     Notes
     -----
-    ``y[m, n] = a_scales[m] * sum_k (a[m, k] - a_zps[m]) * (w_int4[n, k] - zps[n, g]) * scales[n, g]
-    + bias[n]``, with integer sums within groups that are exact and one fixed order of float
-    operations (docs/numbers.md): the same bits from every kernel, number of rows and number of
-    threads.
+    ``y[m, n] = a_scales[m] * sum_k (a[m, k] - a_zps[m]) * w[n, k] + bias[n]``, where
+    ``w[n, k] = (w_int4[n, k] - zps[n, g]) * scales[n, g] + offsets[n, g]``, with integer sums within
+    groups that are exact and one fixed order of float operations (docs/numbers.md): the same bits from
+    every kernel, number of rows and number of threads.
 
     Examples
     --------

@@ -38,9 +38,11 @@ class PackedWeight:
     group_size : int
         Elements of k that share a scale; K where there is one group per row.
     scale_dtype : str
-        How scales are stored: ``float16`` or ``bfloat16`` where that loses nothing, else ``float32``.
+        How scales and offsets are stored: ``float16`` or ``bfloat16`` where that loses nothing, else ``float32``.
     zero_point : int or None
         The one of all groups, or None where they differ.
+    has_offsets : bool
+        Whether there is a float offset per group.
     groups : int
         Groups of one row: ceil(K / group_size).
     nbytes : int
@@ -81,12 +83,15 @@ class PackedWeight:
         scales: np.ndarray,
         sums: np.ndarray,
         zps: np.ndarray | None = None,
+        offsets: np.ndarray | None = None,
     ) -> PackedWeight:
-        """From arrays as docs/packed-format.md has them; bfloat16 scales as their uint16 bits."""
+        """From arrays as docs/packed-format.md has them; bfloat16 scales and offsets as their uint16 bits."""
         self = object.__new__(cls)
         arrays = {"codes": codes, "scales": scales, "sums": sums}
         if zps is not None:
             arrays["zps"] = zps
+        if offsets is not None:
+            arrays["offsets"] = offsets
         for name, array in arrays.items():
             arrays[name] = array.view()
             arrays[name].flags.writeable = False
@@ -98,7 +103,7 @@ class PackedWeight:
         set_once(self, "zero_point", zero_point)
         zp = 0 if zero_point is None else zero_point
         zp_min = zp if zps is None else int(zps.min())
-        view = _core.View(*shape, group_size, TYPES[scale_dtype], zp, zp_min, codes, scales, zps, sums)
+        view = _core.View(*shape, group_size, TYPES[scale_dtype], zp, zp_min, codes, scales, zps, offsets, sums)
         set_once(self, "_view", view)
         return self
 
@@ -114,14 +119,20 @@ class PackedWeight:
 
     def __repr__(self) -> str:
         zero_point = "per group" if self.zero_point is None else self.zero_point
+        offsets = f"offsets={self.scale_dtype}, " if self.has_offsets else ""
         return (
-            f"PackedWeight(shape={self.shape}, group_size={self.group_size}, scales={self.scale_dtype}, "
+            f"PackedWeight(shape={self.shape}, group_size={self.group_size}, scales={self.scale_dtype}, {offsets}"
             f"zero_point={zero_point}, nbytes={self.nbytes})"
         )
 
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self._arrays.values())
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether there is a float offset per group."""
+        return "offsets" in self._arrays
 
     @property
     def groups(self) -> int:
@@ -150,8 +161,8 @@ class PackedWeight:
         parts = {name: array[blocks] for name, array in self._arrays.items()}
         return PackedWeight._from_arrays((end - begin, k), self.group_size, self.scale_dtype, self.zero_point, **parts)
 
-    def unpack(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give back what was packed, exactly.
+    def unpack(self) -> tuple[np.ndarray, ...]:
+        """Give back what was packed, exactly: arguments of `prepack`.
 
         Returns
         -------
@@ -160,6 +171,8 @@ class PackedWeight:
             points.
         scales : (N, G) ndarray of float32
         zps : (N, G) ndarray of int8
+        offsets : (N, G) ndarray of float32
+            Only of a weight that has offsets: otherwise there are three arrays.
 
         Examples
         --------
@@ -174,8 +187,9 @@ class PackedWeight:
         codes = np.empty((n, k), np.uint8)
         scales = np.empty((n, self.groups), np.float32)
         zps = np.empty((n, self.groups), np.int8)
-        self._view.unpack(codes, scales, zps)
-        return codes, scales, zps
+        offsets = np.empty((n, self.groups), np.float32) if self.has_offsets else None
+        self._view.unpack(codes, scales, zps, offsets)
+        return (codes, scales, zps) if offsets is None else (codes, scales, zps, offsets)
 
 
 def _rebuild(

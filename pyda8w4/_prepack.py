@@ -1,4 +1,4 @@
-"""From int4 codes, scales and zero points to the packed form."""
+"""From int4 codes, scales, zero points and offsets to the packed form."""
 
 from __future__ import annotations
 
@@ -55,6 +55,15 @@ def _per_group(name: str, value: np.ndarray, n: int) -> np.ndarray:
     return value
 
 
+def _floats(name: str, value: Any, n: int) -> np.ndarray:
+    """-> finite float32, one for each group."""
+    floats, _ = as_array_of(name, value, FLOATS)
+    floats = np.ascontiguousarray(_per_group(name, floats, n), dtype=np.float32)
+    if not np.isfinite(floats).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return floats
+
+
 def _group_size(k: int, groups: int, group_size: int | None) -> int:
     if group_size is not None:
         group = check_group_size(group_size, k)
@@ -78,6 +87,7 @@ def prepack(
     w_int4: np.ndarray,
     scales: np.ndarray,
     zps: np.ndarray | None = None,
+    offsets: np.ndarray | None = None,
     *,
     group_size: int | None = None,
     nibbles: str | None = None,
@@ -91,8 +101,11 @@ def prepack(
     scales : (N, G) or (N,) ndarray of float32, float16 or bfloat16
         Finite. G is the number of groups of consecutive k; (N,) means one.
     zps : (N, G) or (N,) ndarray of integers, optional
-        Zero points: ``w = (w_int4 - zps) * scales``. None means 8 for unsigned codes and 0 for
-        signed ones. -128 to 127 (signed codes: -136 to 119).
+        Zero points: ``w = (w_int4 - zps) * scales + offsets``. None means 8 for unsigned codes and 0
+        for signed ones. -128 to 127 (signed codes: -136 to 119).
+    offsets : (N, G) or (N,) ndarray of float32, float16 or bfloat16, optional
+        Finite. For weights whose zero is no integer code: with ``zps`` of 0, the minima of GGUF's Q4_1
+        as they are, or ``-zero * scale`` of a float zero point.
     group_size : int, optional
         Elements of k in a group: a multiple of 4, or K. None means K / G, or where G does not divide
         K (the last group is shorter) the one multiple of 4 that makes G groups; if there are
@@ -109,7 +122,7 @@ def prepack(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If shapes do not fit each other, a code, scale or zero point is out of range, or the sum
+        If shapes do not fit each other, a code, scale, zero point or offset is out of range, or the sum
         over a group could exceed int32 (``group_size * 128 * max|w_int4 - zps| >= 2**31``).
     MemoryError
         If there is no memory for the packed weight.
@@ -129,14 +142,18 @@ def prepack(
     4
     >>> pyda8w4.gemm(np.ones((1, 8), np.int8), packed)
     array([[-17.]], dtype=float32)
+
+    A block of GGUF's Q4_1, ``w = code * d + m``:
+
+    >>> d, m = np.array([[0.5]], np.float16), np.array([[-3.0]], np.float16)
+    >>> packed = pyda8w4.prepack(np.array([[0, 6, 15, 6]], np.uint8), d, np.zeros((1, 1), np.int8), m)
+    >>> pyda8w4.gemm(np.eye(4, dtype=np.int8), packed).ravel()
+    array([-3. ,  0. ,  4.5,  0. ], dtype=float32)
     """
     w, form, k = _codes(w_int4, nibbles)
     n = w.shape[0]
 
-    scales, _ = as_array_of("scales", scales, FLOATS)
-    scales = np.ascontiguousarray(_per_group("scales", scales, n), dtype=np.float32)
-    if not np.isfinite(scales).all():
-        raise ValueError("scales must be finite, got NaN or infinity")
+    scales = _floats("scales", scales, n)
     group = _group_size(k, scales.shape[1], group_size)
 
     zp = 0 if form == "int8" else 8
@@ -158,11 +175,15 @@ def prepack(
         else:
             zps = np.ascontiguousarray(zps, dtype=np.int8)
 
+    if offsets is not None:
+        offsets = _floats("offsets", offsets, n)
+        check_shape("offsets", offsets, scales.shape)
+
     # numpy gives a single row any stride, such as the 0 of w[None].
     stride = max(w.strides[0], w.shape[1])
-    source = _core.Source(n, k, group, _FORMATS[form], w, stride, scales, zps, zp)
+    source = _core.Source(n, k, group, _FORMATS[form], w, stride, scales, zps, zp, offsets)
     try:
-        scale_type, zero_point, *_, zp_bytes, _ = source.plan_pack()
+        scale_type, zero_point, zp_bytes = source.plan_pack()
         scale_dtype = _SCALE_TYPES[scale_type]
         blocks, groups = ceil_div(n, BLOCK), scales.shape[1]
         stored = np.uint16 if scale_dtype == "bfloat16" else np.dtype(scale_dtype)
@@ -171,10 +192,12 @@ def prepack(
             ((blocks, groups, BLOCK), stored),
             ((blocks, BLOCK), np.float32),
             ((blocks if zp_bytes else 0, groups, BLOCK), np.int8),
+            ((0 if offsets is None else blocks, groups, BLOCK), stored),
         )
         codes, packed_scales, sums = arrays[:3]
         packed_zps = arrays[3] if zp_bytes else None
-        source.pack(codes, packed_scales, packed_zps, sums)
+        packed_offsets = None if offsets is None else arrays[4]
+        source.pack(codes, packed_scales, packed_zps, packed_offsets, sums)
     except _core.CoreError as error:
         raise ValueError(_why(error, w, form, group)) from None
     return PackedWeight._from_arrays(
@@ -186,6 +209,7 @@ def prepack(
         scales=packed_scales,
         sums=sums,
         zps=packed_zps,
+        offsets=packed_offsets,
     )
 
 

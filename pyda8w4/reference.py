@@ -70,6 +70,7 @@ def gemm(
     a_zps: np.ndarray | None = None,
     bias: np.ndarray | None = None,
     *,
+    offsets: np.ndarray | None = None,
     group_size: int,
     out_dtype: str = "float32",
 ) -> np.ndarray:
@@ -89,6 +90,9 @@ def gemm(
         # astype rounds the exact integer to float32 once.
         acc = fma((act[:, part] @ w.T).astype(_F32), scales[:, g].astype(_F32), acc)
         column = fma(w.sum(axis=1).astype(_F32), scales[:, g].astype(_F32), column)
+        if offsets is not None:
+            acc = fma(act[:, part].sum(axis=1).astype(_F32)[:, None], offsets[:, g].astype(_F32), acc)
+            column = fma(np.full(n, w.shape[1], _F32), offsets[:, g].astype(_F32), column)
     z = ((0 if a_zps is None else a_zps.astype(np.float64)) - np.full(m, shift)).astype(_F32)[:, None]
     s = np.ones((m, 1), _F32) if a_scales is None else a_scales.astype(_F32)[:, None]
     t = np.where(z == 0, acc, fma(-z, column, acc))
@@ -104,13 +108,16 @@ def linear(
     zps: np.ndarray,
     bias: np.ndarray | None = None,
     *,
+    offsets: np.ndarray | None = None,
     group_size: int,
     symmetric: bool = False,
     out_dtype: str = "float32",
 ) -> np.ndarray:
     """What `pyda8w4.linear` returns, for a matrix `x`; see `gemm`."""
     a, a_scales, a_zps = quantize_activation(x, symmetric)
-    return gemm(a, w_int4, scales, zps, a_scales, a_zps, bias, group_size=group_size, out_dtype=out_dtype)
+    return gemm(
+        a, w_int4, scales, zps, a_scales, a_zps, bias, offsets=offsets, group_size=group_size, out_dtype=out_dtype
+    )
 
 
 def convert(y: np.ndarray, dtype: str) -> np.ndarray:

@@ -169,12 +169,20 @@ def _cases() -> Iterator[Case]:
         for number, (x_type, symmetric, biased, same_zp) in enumerate(options):
             # The types in which scales are stored take turns.
             scale_type = ("float16", "bfloat16", "float32")[(shape_number + number) % 3]
-            weight = _weight(rng, n, k, group, scale_type, same_zp)
+            weight = _weight(rng, n, k, group, scale_type, same_zp, offsets=(shape_number + number // 8) % 2 == 1)
             yield from _linear_cases(rng, m, weight, x_type, symmetric, biased)
 
 
 def _weight(
-    rng: np.random.Generator, n: int, k: int, group: int, scale_type: str, same_zp: bool, zp_range: int = 16
+    rng: np.random.Generator,
+    n: int,
+    k: int,
+    group: int,
+    scale_type: str,
+    same_zp: bool,
+    zp_range: int = 16,
+    *,
+    offsets: bool,
 ) -> PackedWeight:
     groups = -(-k // group)
     scales = rng.uniform(0.5, 1.5, (n, groups)).astype(np.float32) / np.float32(k)
@@ -184,7 +192,15 @@ def _weight(
         scales = (scales.view(np.uint32) & 0xFFFF0000).view(np.float32)
         scales[-1, -1] = 2.0**-40  # which float16 cannot hold
     zps = np.full((n, groups), 7) if same_zp else rng.integers(8 - zp_range // 2, 8 + zp_range // 2, (n, groups))
-    return prepack(rng.integers(0, 16, (n, k), np.uint8), scales, zps.astype(np.int8), group_size=group)
+    codes = rng.integers(0, 16, (n, k), np.uint8)
+    shuffled = rng.permutation(scales) if offsets else None  # fit the type of the scales
+    return prepack(codes, scales, zps.astype(np.int8), shuffled, group_size=group)
+
+
+def _arguments(weight: PackedWeight) -> dict[str, Any]:
+    """Of the reference, by name."""
+    names = ("w_int4", "scales", "zps", "offsets")
+    return {"group_size": weight.group_size, **dict(zip(names, weight.unpack()))}
 
 
 def _activations(rng: np.random.Generator, m: int, k: int, x_type: str) -> np.ndarray:
@@ -208,8 +224,8 @@ def _quantize_cases(rng: np.random.Generator, m: int, k: int) -> Iterator[Case]:
 
 
 def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int) -> Iterator[Case]:
-    weight = _weight(rng, n, k, group, "float32", same_zp=False, zp_range=200)
-    for dtype in (np.uint8, np.int8):
+    for dtype, offsets in product((np.uint8, np.int8), (False, True)):
+        weight = _weight(rng, n, k, group, "float32", same_zp=False, zp_range=200, offsets=offsets)
         limits = np.iinfo(dtype)
         a = rng.integers(limits.min, limits.max, (m, k), dtype, endpoint=True)
         a[:, :: rng.integers(1, 4)] = rng.choice([limits.min, limits.max])  # whatever saturates does it here
@@ -217,9 +233,10 @@ def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int) ->
         zps = rng.integers(limits.min, limits.max, m, np.int32, endpoint=True)
         for operands in ((None, None), (scales, zps)):
             yield Case(
-                f"gemm {_sizes(m, weight)} of {a.dtype}{'' if operands[0] is None else ' with scales and zero points'}",
+                f"gemm {_sizes(m, weight)} of {a.dtype}{'' if operands[0] is None else ' with scales and zero points'}"
+                f"{', offsets' if offsets else ''}",
                 partial(gemm, a, weight, *operands),
-                reference.gemm(a, *weight.unpack(), *operands, group_size=weight.group_size),
+                reference.gemm(a, a_scales=operands[0], a_zps=operands[1], **_arguments(weight)),
             )
 
 
@@ -229,12 +246,12 @@ def _linear_cases(
     n, k = weight.shape
     x = _activations(rng, m, k, x_type)
     bias = rng.standard_normal(n, np.float32) if biased else None
-    y = reference.linear(x, *weight.unpack(), bias, group_size=weight.group_size, symmetric=symmetric)
+    y = reference.linear(x, bias=bias, symmetric=symmetric, **_arguments(weight))
     for out_type in _float_types():
         zero_points = "a zero point per group" if weight.zero_point is None else "one zero point"
         yield Case(
             f"linear {_sizes(m, weight)} of {x_type}, {_kind(symmetric)}, {weight.scale_dtype} scales, {zero_points}"
-            f"{', bias' if biased else ''}, to {out_type}",
+            f"{', offsets' if weight.has_offsets else ''}{', bias' if biased else ''}, to {out_type}",
             partial(linear, x, weight, bias, symmetric=symmetric, out_dtype=out_type),
             reference.convert(y, out_type),
         )

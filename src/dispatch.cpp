@@ -108,6 +108,7 @@ const char *da8w4_status_text(da8w4_status status) {
         case DA8W4_BAD_GROUP: return "the group size is neither a multiple of 4 nor all of k";
         case DA8W4_BAD_CODE: return "a weight code is out of range";
         case DA8W4_BAD_SCALE: return "a weight scale is NaN or infinite";
+        case DA8W4_BAD_OFFSET: return "a weight offset is NaN or infinite";
         case DA8W4_BAD_WEIGHT_ZP: return "a weight zero point is out of range";
         case DA8W4_INT32_OVERFLOW: return "a group's dot product may not fit int32";
         case DA8W4_BAD_ACT_ZP: return "an activation zero point is out of range";

@@ -33,9 +33,10 @@ static inline constexpr size_t chunks_before(size_t at, size_t group) {
 // Rows of shifted activations a' (int8), zero-padded to a multiple of kQuad, with their chunk sums.
 struct ActRows {
     const int8_t *rows;
-    size_t stride;        // bytes
-    const int32_t *sums;  // [chunk][row]: sum of a' over the chunk, times the driver's factor
-    size_t sums_stride;   // elements
+    size_t stride;            // bytes
+    const int32_t *sums;      // [chunk][row]: sum of a' over the chunk, times the driver's factor
+    const float *group_sums;  // [group][row]: sum of a' over the group; only where weights have offsets
+    size_t sums_stride;       // elements, of both
 };
 
 // One column block as it is stored.
@@ -43,8 +44,9 @@ struct Block {
     const uint8_t *codes;  // [quads][kLineBytes]
     const void *scales;    // [groups][kBlock]
     da8w4_type scale_type;
-    const int8_t *zps;  // [groups][kBlock], or null
-    int zp;             // every zero point, where zps is null
+    const int8_t *zps;    // [groups][kBlock], or null
+    int zp;               // every zero point, where zps is null
+    const void *offsets;  // [groups][kBlock] of scale_type, or null
 };
 
 // A range of k. Groups count from k = 0, so it may begin or end inside one.
@@ -59,14 +61,16 @@ struct Panel {
     const uint8_t *codes;  // packed: [quads][kLineBytes]; unpacked: [quads][kPanelLineBytes], see Kernel
     float *scales;         // [groups][kBlock]
     int32_t *zp_pairs;     // [groups][kBlock]: (int16(-zp), 0)
+    float *offsets;        // [groups][kBlock], or null
 };
 
 // The next panel's memory, asked for a little at a time so that it arrives while this one is computed: each
-// group that is unpacked asks for the next one's scales and zero points, each step of a tile for some
+// group that is unpacked asks for the next one's scales, zero points and offsets, each step of a tile for some
 // lines of codes.
 struct Ahead {
     const char *scales;
-    const int8_t *zps;  // null as the block's
+    const int8_t *zps;    // null as the block's
+    const char *offsets;  // null as the block's
     const uint8_t *codes, *codes_end;
     size_t lines;  // for each step
 };
@@ -117,7 +121,7 @@ struct Kernel {
                          float *scale, int32_t *zp);
     // sums[c * sums_stride] of a row of a', times factor.
     void (*sum_row)(const int8_t *act, size_t k, size_t group, int32_t factor, int32_t *sums, size_t sums_stride);
-    // Fills in the panel's scales and zp_pairs, or with `codes`, where they go, what unpacked tiles need.
+    // Fills in the panel's scales, zp_pairs and offsets, or with `codes`, where they go, what unpacked tiles need.
     void (*unpack)(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *codes,
                    const Ahead &ahead);
     void (*packed_tiles)(const Tiles &tiles, const Panel &panel);

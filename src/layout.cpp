@@ -43,6 +43,19 @@ void read_codes(const da8w4_weight &weight, size_t n, size_t k, size_t count, ui
     }
 }
 
+void store_float(void *array, da8w4_type type, size_t at, float value) {
+    if (type == DA8W4_F32)
+        static_cast<float *>(array)[at] = value;
+    else
+        static_cast<uint16_t *>(array)[at] = type == DA8W4_F16 ? f32_to_f16(value) : f32_to_bf16(value);
+}
+
+float load_float(const void *array, da8w4_type type, size_t at) {
+    if (type == DA8W4_F32) return static_cast<const float *>(array)[at];
+    const uint16_t half = static_cast<const uint16_t *>(array)[at];
+    return type == DA8W4_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+}
+
 // What one column of a block carries from segment to segment.
 struct Column {
     int32_t sum = 0;  // of code - zp, within the current group
@@ -51,13 +64,15 @@ struct Column {
 
 class Packer {
 public:
-    Packer(const da8w4_weight &weight, const da8w4_packed &plan, uint8_t *codes, void *scales, int8_t *zps, float *sums)
+    Packer(const da8w4_weight &weight, const da8w4_packed &plan, uint8_t *codes, void *scales, int8_t *zps,
+           void *offsets, float *sums)
         : weight_(weight),
           plan_(plan),
           groups_(ceil_div(plan.k, plan.group)),
           codes_(codes),
           scales_(scales),
           zps_(zps),
+          offsets_(offsets),
           sums_(sums) {}
 
     // False if a code is out of range.
@@ -104,6 +119,10 @@ private:
             column->sum += sum - length * zp(n, g);
             if (k + end == group_end || k + end == plan_.k) {
                 column->total = std::fma(static_cast<float>(column->sum), scale(n, g), column->total);
+                if (weight_.offsets) {
+                    const float group_length = static_cast<float>(k + end - g * plan_.group);
+                    column->total = std::fma(group_length, weight_.offsets[n * groups_ + g], column->total);
+                }
                 column->sum = 0;
             }
         }
@@ -118,13 +137,9 @@ private:
     void store_group(size_t block, size_t g, size_t n) const {
         const size_t at = (block * groups_ + g) * kBlock + n, column = block * kBlock + n;
         const bool real = column < plan_.n;
-        const float value = real ? scale(column, g) : 0.0f;
-        if (plan_.scale_type == DA8W4_F32)
-            static_cast<float *>(scales_)[at] = value;
-        else if (plan_.scale_type == DA8W4_F16)
-            static_cast<uint16_t *>(scales_)[at] = f32_to_f16(value);
-        else
-            static_cast<uint16_t *>(scales_)[at] = f32_to_bf16(value);
+        store_float(scales_, plan_.scale_type, at, real ? scale(column, g) : 0.0f);
+        if (weight_.offsets)
+            store_float(offsets_, plan_.scale_type, at, real ? weight_.offsets[column * groups_ + g] : 0.0f);
         if (plan_.zps) zps_[at] = static_cast<int8_t>(real ? zp(column, g) : 0);
     }
 
@@ -134,22 +149,42 @@ private:
     uint8_t *codes_;
     void *scales_;
     int8_t *zps_;
+    void *offsets_;
     float *sums_;
 };
 
-void unpack_column(const da8w4_packed &packed, size_t column, uint8_t *codes, float *scales, int8_t *zps) {
+// What is true of all values of an array: finite, and exactly representable in a type.
+struct Floats {
+    bool finite, f16, bf16;
+};
+
+Floats look_at(const float *values, size_t count) {
+    std::atomic<bool> all_finite{true}, all_f16{true}, all_bf16{true};
+    parallel(threads_for(count), [&](size_t thread, size_t threads) {
+        Floats all = {true, true, true};
+        const Range range = part_of(count, thread, threads);
+        for (size_t i = range.begin; i < range.end; i++) {
+            all.finite = all.finite && std::isfinite(values[i]);
+            all.f16 = all.f16 && fits_f16(values[i]);
+            all.bf16 = all.bf16 && fits_bf16(values[i]);
+        }
+        if (!all.finite) all_finite = false;
+        if (!all.f16) all_f16 = false;
+        if (!all.bf16) all_bf16 = false;
+    });
+    return {all_finite, all_f16, all_bf16};
+}
+
+void unpack_column(const da8w4_packed &packed, size_t column, uint8_t *codes, float *scales, int8_t *zps,
+                   float *offsets) {
     const size_t block = column / kBlock, n = column % kBlock, groups = ceil_div(packed.k, packed.group);
     const uint8_t *lines = packed.codes + block * ceil_div(packed.k, kQuad) * kLineBytes + n % 16 * kQuad;
     const int shift = n < 16 ? 0 : 4;
     for (size_t k = 0; k < packed.k; k++) codes[k] = lines[k / kQuad * kLineBytes + k % kQuad] >> shift & 15;
     for (size_t g = 0; g < groups; g++) {
         const size_t at = (block * groups + g) * kBlock + n;
-        if (packed.scale_type == DA8W4_F32)
-            scales[g] = static_cast<const float *>(packed.scales)[at];
-        else if (packed.scale_type == DA8W4_F16)
-            scales[g] = f16_to_f32(static_cast<const uint16_t *>(packed.scales)[at]);
-        else
-            scales[g] = bf16_to_f32(static_cast<const uint16_t *>(packed.scales)[at]);
+        scales[g] = load_float(packed.scales, packed.scale_type, at);
+        if (packed.offsets) offsets[g] = load_float(packed.offsets, packed.scale_type, at);
         zps[g] = packed.zps ? packed.zps[at] : static_cast<int8_t>(packed.zp);
     }
 }
@@ -166,20 +201,11 @@ da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, d
     if (weight->group % kQuad != 0 && weight->group != weight->k) return DA8W4_BAD_GROUP;
     const size_t groups = ceil_div(weight->k, weight->group), count = weight->n * groups;
 
-    std::atomic<bool> all_finite{true}, all_f16{true}, all_bf16{true};
-    parallel(threads_for(count), [&](size_t thread, size_t threads) {
-        bool finite = true, f16 = true, bf16 = true;
-        const Range range = part_of(count, thread, threads);
-        for (size_t i = range.begin; i < range.end; i++) {
-            finite = finite && std::isfinite(weight->scales[i]);
-            f16 = f16 && fits_f16(weight->scales[i]);
-            bf16 = bf16 && fits_bf16(weight->scales[i]);
-        }
-        if (!finite) all_finite = false;
-        if (!f16) all_f16 = false;
-        if (!bf16) all_bf16 = false;
-    });
-    if (!all_finite) return DA8W4_BAD_SCALE;
+    const Floats scales = look_at(weight->scales, count);
+    if (!scales.finite) return DA8W4_BAD_SCALE;
+    const Floats offsets = weight->offsets ? look_at(weight->offsets, count) : Floats{true, true, true};
+    if (!offsets.finite) return DA8W4_BAD_OFFSET;
+    const bool f16 = scales.f16 && offsets.f16, bf16 = scales.bf16 && offsets.bf16;
 
     int low = weight->zp, high = weight->zp;
     if (weight->zps) {
@@ -203,29 +229,30 @@ da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, d
     packed->n = weight->n;
     packed->k = weight->k;
     packed->group = length;
-    packed->scale_type = all_f16 ? DA8W4_F16 : all_bf16 ? DA8W4_BF16 : DA8W4_F32;
+    packed->scale_type = f16 ? DA8W4_F16 : bf16 ? DA8W4_BF16 : DA8W4_F32;
     packed->zp = low == high ? low : 0;
     packed->zp_min = low;
     bytes->codes = blocks * ceil_div(weight->k, kQuad) * kLineBytes;
     bytes->scales = values * (packed->scale_type == DA8W4_F32 ? 4 : 2);
     bytes->zps = low == high ? 0 : values;
+    bytes->offsets = weight->offsets ? bytes->scales : 0;
     bytes->sums = blocks * kBlock * sizeof(float);
     return DA8W4_OK;
 }
 
 da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales, int8_t *zps,
-                        float *sums) {
+                        void *offsets, float *sums) {
     da8w4_packed checked;
     da8w4_packed_bytes bytes;
     const da8w4_status status = da8w4_plan_pack(weight, &checked, &bytes);
     if (status != DA8W4_OK) return status;
     const size_t row_bytes = weight->format >= DA8W4_CODES_LOW_FIRST ? ceil_div(weight->k, 2) : weight->k;
     if (!plan || plan->n != checked.n || plan->k != checked.k || plan->group != checked.group ||
-        plan->scale_type != checked.scale_type || !codes || !scales || (bytes.zps && !zps) || !sums || !weight->codes ||
-        weight->codes_stride < row_bytes)
+        plan->scale_type != checked.scale_type || !codes || !scales || (bytes.zps && !zps) ||
+        (bytes.offsets && !offsets) || !sums || !weight->codes || weight->codes_stride < row_bytes)
         return DA8W4_BAD_ARGUMENT;
     checked.zps = bytes.zps ? zps : nullptr;
-    const Packer packer(*weight, checked, codes, scales, zps, sums);
+    const Packer packer(*weight, checked, codes, scales, zps, offsets, sums);
     const size_t blocks = ceil_div(weight->n, kBlock);
     std::atomic<bool> good{true};
     // The split of the product: each thread first touches the pages that it will read.
@@ -237,15 +264,16 @@ da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, ui
     return good ? DA8W4_OK : DA8W4_BAD_CODE;
 }
 
-da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps) {
+da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps, float *offsets) {
     if (!packed || !packed->codes || !packed->scales || !packed->n || !packed->k || !packed->group || !codes ||
-        !scales || !zps)
+        !scales || !zps || (packed->offsets && !offsets))
         return DA8W4_BAD_ARGUMENT;
     const size_t groups = ceil_div(packed->k, packed->group);
     parallel(threads_for(packed->n * packed->k), [&](size_t thread, size_t threads) {
         const Range range = part_of(packed->n, thread, threads);
         for (size_t n = range.begin; n < range.end; n++)
-            unpack_column(*packed, n, codes + n * packed->k, scales + n * groups, zps + n * groups);
+            unpack_column(*packed, n, codes + n * packed->k, scales + n * groups, zps + n * groups,
+                          offsets ? offsets + n * groups : nullptr);
     });
     return DA8W4_OK;
 }

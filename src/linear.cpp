@@ -83,8 +83,9 @@ struct Workspace {
           sums_stride(round_up(row_block, 16)) {
         rows_bytes = row_block * stride;
         sums_bytes = chunks_before(weight.k, weight.group) * sums_stride * sizeof(int32_t);
+        if (weight.offsets) group_sums_bytes = groups * sums_stride * sizeof(float);
         scales_bytes = round_up(row_block * sizeof(float), 64);
-        const size_t row_bytes = rows_bytes + sums_bytes + 2 * scales_bytes;
+        const size_t row_bytes = rows_bytes + sums_bytes + group_sums_bytes + 2 * scales_bytes;
         const size_t tile_bytes = kBlock * sizeof(float);
         acc_bytes = (packed ? 1 : kPanelBlocks) * row_block * tile_bytes;
         if (weight.group > (packed ? kPackedK : kPanelK)) partial_bytes = acc_bytes;
@@ -94,8 +95,10 @@ struct Workspace {
             codes_bytes = spans.most_groups() * round_up(ceil_div(most, kQuad), kernel.panel_quads) * kPanelLineBytes;
         }
         group_bytes = spans.most_groups() * tile_bytes;
+        if (weight.offsets) offsets_bytes = group_bytes;
         shared_bytes = private_rows ? 0 : row_bytes;
-        thread_bytes = acc_bytes + partial_bytes + codes_bytes + 2 * group_bytes + (private_rows ? row_bytes : 0);
+        thread_bytes =
+            acc_bytes + partial_bytes + codes_bytes + 2 * group_bytes + offsets_bytes + (private_rows ? row_bytes : 0);
     }
 
     size_t row_block;
@@ -106,8 +109,8 @@ struct Workspace {
     size_t groups;
     Spans spans;
     size_t stride, sums_stride;
-    size_t rows_bytes, sums_bytes, scales_bytes;
-    size_t acc_bytes = 0, partial_bytes = 0, codes_bytes = 0, group_bytes = 0;
+    size_t rows_bytes, sums_bytes, group_sums_bytes = 0, scales_bytes;
+    size_t acc_bytes = 0, partial_bytes = 0, codes_bytes = 0, group_bytes = 0, offsets_bytes = 0;
     size_t shared_bytes, thread_bytes;
 };
 
@@ -131,11 +134,13 @@ struct Rows {
     Rows(const Workspace &space, Carver &carver)
         : act(carver.take<int8_t>(space.rows_bytes)),
           sums(carver.take<int32_t>(space.sums_bytes)),
+          group_sums(carver.take<float>(space.group_sums_bytes)),
           scales(carver.take<float>(space.scales_bytes)),
           zps(carver.take<float>(space.scales_bytes)) {}
 
     int8_t *act;
     int32_t *sums;
+    float *group_sums;  // filled in where weights have offsets
     float *scales;
     float *zps;  // z_a - c
 };
@@ -146,7 +151,8 @@ struct Scratch {
         : acc(carver.take<float>(space.acc_bytes)),
           partial(carver.take<int32_t>(space.partial_bytes)),
           codes(carver.take<uint8_t>(space.codes_bytes)),
-          panel{codes, carver.take<float>(space.group_bytes), carver.take<int32_t>(space.group_bytes)} {}
+          panel{codes, carver.take<float>(space.group_bytes), carver.take<int32_t>(space.group_bytes),
+                space.offsets_bytes ? carver.take<float>(space.offsets_bytes) : nullptr} {}
 
     float *acc;
     int32_t *partial;
@@ -204,6 +210,19 @@ private:
         }
         memset(act + k, 0, space_.stride - k);
         kernel_.sum_row(act, k, weight_.group, space_.sums_factor, rows.sums + to, space_.sums_stride);
+        if (weight_.offsets) sum_groups(rows.sums + to, rows.group_sums + to);
+    }
+
+    // From the sums of one row's chunks. A division by the factor, a power of two, rounds nothing.
+    void sum_groups(const int32_t *sums, float *group_sums) const {
+        const float inverse = 1.0f / static_cast<float>(space_.sums_factor);
+        const size_t chunks = chunks_before(weight_.k, weight_.group), most = ceil_div(weight_.group, kChunk);
+        for (size_t chunk = 0; chunk < chunks; group_sums += space_.sums_stride) {
+            const size_t end = chunk + most < chunks ? chunk + most : chunks;
+            int64_t sum = 0;
+            for (; chunk < end; chunk++, sums += space_.sums_stride) sum += *sums;
+            *group_sums = static_cast<float>(sum) * inverse;
+        }
     }
 
     // This thread's share of blocks x rows. Rows are split only where blocks alone are too few.
@@ -225,9 +244,13 @@ private:
 
     Block block_at(size_t block) const {
         const size_t at = block * space_.groups * kBlock;
+        const size_t scale_bytes = at * size_of(weight_.scale_type);
         return {weight_.codes + block * ceil_div(weight_.k, kQuad) * kLineBytes,
-                static_cast<const char *>(weight_.scales) + at * size_of(weight_.scale_type), weight_.scale_type,
-                weight_.zps ? weight_.zps + at : nullptr, weight_.zp};
+                static_cast<const char *>(weight_.scales) + scale_bytes,
+                weight_.scale_type,
+                weight_.zps ? weight_.zps + at : nullptr,
+                weight_.zp,
+                weight_.offsets ? static_cast<const char *>(weight_.offsets) + scale_bytes : nullptr};
     }
 
     // What follows `block` over `span` in the order of multiply_blocks, or the same again at the end.
@@ -237,10 +260,13 @@ private:
         const Span then = same_span ? span : same_blocks ? space_.spans.after(span) : space_.spans.first();
         const bool none = next * kBlock >= weight_.n;
         const Block source = block_at(none ? block : next);
-        const size_t at = then.group * kBlock;
+        const size_t at = then.group * kBlock, scale_bytes = at * size_of(weight_.scale_type);
         const uint8_t *codes = source.codes + then.begin / kQuad * kLineBytes;
-        return {static_cast<const char *>(source.scales) + at * size_of(weight_.scale_type),
-                source.zps ? source.zps + at : nullptr, codes, codes + (then.end - then.begin) / kQuad * kLineBytes,
+        return {static_cast<const char *>(source.scales) + scale_bytes,
+                source.zps ? source.zps + at : nullptr,
+                source.offsets ? static_cast<const char *>(source.offsets) + scale_bytes : nullptr,
+                codes,
+                codes + (then.end - then.begin) / kQuad * kLineBytes,
                 none ? 0 : ceil_div(kStepQuads * kLineBytes / 64, tiles)};
     }
 
@@ -264,16 +290,18 @@ private:
                     if (last)
                         for (size_t r = row; r < batch_end; r++) __builtin_prefetch(out_at(block, first_row + r), 0, 2);
                     const size_t at = ((block - blocks.begin) * count + row - rows.begin) * kBlock;
-                    const Tiles these = {batch,
-                                         batch_height,
-                                         {prepared.act + row * space_.stride + span.begin, space_.stride,
-                                          prepared.sums + span.chunk * space_.sums_stride + row, space_.sums_stride},
-                                         weight_.k,
-                                         weight_.group,
-                                         span,
-                                         scratch.acc + at,
-                                         scratch.partial + at,
-                                         ahead};
+                    const Tiles these = {
+                        batch,
+                        batch_height,
+                        {prepared.act + row * space_.stride + span.begin, space_.stride,
+                         prepared.sums + span.chunk * space_.sums_stride + row,
+                         prepared.group_sums + span.group * space_.sums_stride + row, space_.sums_stride},
+                        weight_.k,
+                        weight_.group,
+                        span,
+                        scratch.acc + at,
+                        scratch.partial + at,
+                        ahead};
                     if (space_.packed)
                         kernel_.packed_tiles(these, panel);
                     else

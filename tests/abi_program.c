@@ -36,12 +36,14 @@ int main(void) {
     uint8_t *packed_codes = da8w4_alloc(bytes.codes);
     void *packed_scales = da8w4_alloc(bytes.scales);
     int8_t *packed_zps = da8w4_alloc(bytes.zps);
+    void *packed_offsets = da8w4_alloc(bytes.offsets);
     float *packed_sums = da8w4_alloc(bytes.sums);
-    if (!packed_codes || !packed_scales || !packed_zps || !packed_sums) return 1;
-    check(da8w4_pack(&weight, &packed, packed_codes, packed_scales, packed_zps, packed_sums));
+    if (!packed_codes || !packed_scales || !packed_zps || !packed_offsets || !packed_sums) return 1;
+    check(da8w4_pack(&weight, &packed, packed_codes, packed_scales, packed_zps, packed_offsets, packed_sums));
     packed.codes = packed_codes;
     packed.scales = packed_scales;
     packed.zps = bytes.zps ? packed_zps : NULL;
+    packed.offsets = bytes.offsets ? packed_offsets : NULL;
     packed.sums = packed_sums;
 
     /* The largest magnitude of each row is 127, so quantizing to int8 has scale 1 and loses nothing. */
@@ -70,6 +72,7 @@ int main(void) {
         }
     da8w4_free(call.workspace);
     da8w4_free(packed_sums);
+    da8w4_free(packed_offsets);
     da8w4_free(packed_zps);
     da8w4_free(packed_scales);
     da8w4_free(packed_codes);

@@ -53,6 +53,7 @@ class Weight:
     group: int | None = None  # None: all of k
     scales: str = "float32"
     zps: str | int = "random"
+    offsets: bool = False
 
     @property
     def group_size(self) -> int:
@@ -63,29 +64,41 @@ class Weight:
 
 
 @cache
-def arrays(weight: Weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """-> codes, scales in the dtype asked for, zero points."""
+def arrays(weight: Weight) -> tuple[np.ndarray, ...]:
+    """-> codes, scales in the dtype asked for, zero points, and offsets in that dtype if there are any."""
     rng, n, groups = weight.rng(), weight.n, -(-weight.k // weight.group_size)
     codes = rng.integers(0, 16, (n, weight.k), np.uint8)
-    scales = (rng.standard_normal((n, groups)) * 0.01).astype(np.float32)
-    if weight.scales == "bfloat16":
-        scales *= np.float32(2.0**-40)  # beyond float16, so that these must be stored as bfloat16
-    scales = scales.astype(DTYPES[weight.scales])
+
+    def floats_of(size: float) -> np.ndarray:
+        if weight.scales == "bfloat16":
+            size *= 2.0**-40  # beyond float16, so that these must be stored as bfloat16
+        return (rng.standard_normal((n, groups)) * size).astype(np.float32).astype(DTYPES[weight.scales])
+
+    scales = floats_of(0.01)
     if weight.zps == "random":
         zps = rng.integers(0, 16, (n, groups), np.int8)
     elif weight.zps == "extreme":
         zps = rng.choice(np.array([-128, 127], np.int8), (n, groups))
     else:
         zps = np.full((n, groups), weight.zps, np.int8)
-    for array in (codes, scales, zps):
+    found = (codes, scales, zps, floats_of(0.1)) if weight.offsets else (codes, scales, zps)
+    for array in found:
         array.flags.writeable = False
-    return codes, scales, zps
+    return found
 
 
 @cache
 def pack(weight: Weight) -> pyda8w4.PackedWeight:
-    codes, scales, zps = arrays(weight)
-    return pyda8w4.prepack(codes, scales, zps, group_size=weight.group_size)
+    return pyda8w4.prepack(*arrays(weight), group_size=weight.group_size)
+
+
+def reference_weight(weight: Weight) -> dict[str, np.ndarray]:
+    """The arrays as arguments of the oracle, by name."""
+    names = ("w_int4", "scales", "zps", "offsets")
+    return {
+        name: array.astype(np.float32) if name in ("scales", "offsets") else array
+        for name, array in zip(names, arrays(weight))
+    }
 
 
 @cache
@@ -118,16 +131,13 @@ def floats(k: int, dtype: str = "float32", rows: int = MOST_ROWS) -> np.ndarray:
 def expected_gemm(
     weight: Weight, act: str = "uint8", *, bias: bool = False, out: str = "float32", rows: int = MOST_ROWS
 ) -> np.ndarray:
-    codes, scales, zps = arrays(weight)
     a, a_scales, a_zps = quantized(weight.k, act, rows)
     return reference.gemm(
         a,
-        codes,
-        scales.astype(np.float32),
-        zps,
-        a_scales,
-        a_zps,
-        bias_of(weight.n) if bias else None,
+        **reference_weight(weight),
+        a_scales=a_scales,
+        a_zps=a_zps,
+        bias=bias_of(weight.n) if bias else None,
         group_size=weight.group_size,
         out_dtype=out,
     )
@@ -143,13 +153,10 @@ def expected_linear(
     out: str = "float32",
     rows: int = MOST_ROWS,
 ) -> np.ndarray:
-    codes, scales, zps = arrays(weight)
     return reference.linear(
         floats(weight.k, x, rows),
-        codes,
-        scales.astype(np.float32),
-        zps,
-        bias_of(weight.n) if bias else None,
+        **reference_weight(weight),
+        bias=bias_of(weight.n) if bias else None,
         group_size=weight.group_size,
         symmetric=symmetric,
         out_dtype=out,

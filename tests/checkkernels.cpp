@@ -85,9 +85,9 @@ private:
     size_t room_ = 0;
 };
 
-Guarded raw_codes, raw_scales, raw_zps, packed_codes, packed_scales, packed_zps, packed_sums, unpacked_codes,
-    unpacked_scales, unpacked_zps, inputs, input_scales, input_zps, biases, outputs, workspaces, quantized,
-    quantized_scales, quantized_zps;
+Guarded raw_codes, raw_scales, raw_zps, raw_offsets, packed_codes, packed_scales, packed_zps, packed_offsets,
+    packed_sums, unpacked_codes, unpacked_scales, unpacked_zps, unpacked_offsets, inputs, input_scales, input_zps,
+    biases, outputs, workspaces, quantized, quantized_scales, quantized_zps;
 
 // ---- results ---------------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ struct Matrix {
     da8w4_codes format;
     da8w4_type scale_type;
     std::vector<int> codes, zps;
-    std::vector<float> scales;
+    std::vector<float> scales, offsets;  // offsets empty: none
     bool one_zp;
 };
 
@@ -271,6 +271,12 @@ Matrix random_matrix(Random &random, size_t n, size_t k, size_t group) {
     w.scales.resize(n * w.groups);
     for (float &value : w.scales)
         value = any_size ? any_finite(random, w.scale_type) : as_type(random.uniform(-0.1f, 0.1f), w.scale_type);
+
+    if (random.one_in(2)) return w;
+    const da8w4_type offset_type = random.one_in(4) ? static_cast<da8w4_type>(random.below(3)) : w.scale_type;
+    w.offsets.resize(n * w.groups);
+    for (float &value : w.offsets)
+        value = any_size ? any_finite(random, offset_type) : as_type(random.uniform(-1, 1), offset_type);
     return w;
 }
 
@@ -279,11 +285,12 @@ struct Weight {
     da8w4_packed packed;
 };
 
-// The type in which the plan has to keep the scales.
-da8w4_type narrowest(const std::vector<float> &scales) {
+// The type in which the plan has to keep scales and offsets.
+da8w4_type narrowest(const Matrix &w) {
     for (da8w4_type type : {DA8W4_F16, DA8W4_BF16}) {
         bool exact = true;
-        for (float scale : scales) exact = exact && same_bits(scale, as_type(scale, type));
+        for (const std::vector<float> *values : {&w.scales, &w.offsets})
+            for (float value : *values) exact = exact && same_bits(value, as_type(value, type));
         if (exact) return type;
     }
     return DA8W4_F32;
@@ -311,7 +318,8 @@ Weight pack(Random &random, Tally &tally, const Matrix &w) {
                                  stride,
                                  raw_scales.take(w.scales, at_end),
                                  give_zps ? raw_zps.take(zps, at_end) : nullptr,
-                                 give_zps ? 99 : w.zps[0]};
+                                 give_zps ? 99 : w.zps[0],
+                                 w.offsets.empty() ? nullptr : raw_offsets.take(w.offsets, at_end)};
 
     Weight result = {w, {}};
     da8w4_packed &packed = result.packed;
@@ -323,28 +331,35 @@ Weight pack(Random &random, Tally &tally, const Matrix &w) {
     uint8_t *const to_codes = packed_codes.take<uint8_t>(bytes.codes, at_end);
     uint8_t *const to_scales = packed_scales.take<uint8_t>(bytes.scales, at_end);
     int8_t *const to_zps = bytes.zps ? packed_zps.take<int8_t>(bytes.zps, at_end) : nullptr;
+    uint8_t *const to_offsets = bytes.offsets ? packed_offsets.take<uint8_t>(bytes.offsets, at_end) : nullptr;
     float *const to_sums = packed_sums.take<float>(bytes.sums / sizeof(float), at_end);
-    const da8w4_status done = da8w4_pack(&weight, &packed, to_codes, to_scales, to_zps, to_sums);
+    const auto pack_again = [&] {
+        return da8w4_pack(&weight, &packed, to_codes, to_scales, to_zps, to_offsets, to_sums);
+    };
+    const da8w4_status done = pack_again();
     expect(tally, mode.restore(), "the caller's floating-point mode was changed");
     expect(tally, planned == DA8W4_OK && done == DA8W4_OK, "plan: %s; pack: %s", da8w4_status_text(planned),
            da8w4_status_text(done));
     const size_t padded = (w.n + 31) / 32 * 32;
     const bool one_zp = std::count(w.zps.begin(), w.zps.end(), w.zps[0]) == static_cast<ptrdiff_t>(w.zps.size());
     expect(tally,
-           packed.scale_type == narrowest(w.scales) && packed.group == std::min(w.group, w.k) &&
+           packed.scale_type == narrowest(w) && packed.group == std::min(w.group, w.k) &&
                packed.zp == (one_zp ? w.zps[0] + offset : 0) && bytes.codes == padded / 2 * ((w.k + 3) / 4 * 4) &&
                bytes.scales == padded * w.groups * size_of(packed.scale_type) &&
-               bytes.zps == (one_zp ? 0 : padded * w.groups) && bytes.sums == padded * sizeof(float),
+               bytes.zps == (one_zp ? 0 : padded * w.groups) &&
+               bytes.offsets == (w.offsets.empty() ? 0 : bytes.scales) && bytes.sums == padded * sizeof(float),
            "the plan has scales %s, group %zu, zp %d", name_of(packed.scale_type), packed.group, packed.zp);
 
     // Packed bytes may be hashed: padding must not depend on what lay in the arrays, nor on threads.
     const std::vector<uint8_t> first(to_codes, to_codes + bytes.codes);
     std::vector<uint8_t> rest(to_scales, to_scales + bytes.scales);
     rest.insert(rest.end(), reinterpret_cast<uint8_t *>(to_zps), reinterpret_cast<uint8_t *>(to_zps) + bytes.zps);
+    rest.insert(rest.end(), to_offsets, to_offsets + bytes.offsets);
     rest.insert(rest.end(), reinterpret_cast<uint8_t *>(to_sums), reinterpret_cast<uint8_t *>(to_sums) + bytes.sums);
     memset(to_codes, 0, bytes.codes);
     memset(to_scales, 0, bytes.scales);
     if (to_zps) memset(to_zps, 0, bytes.zps);
+    if (to_offsets) memset(to_offsets, 0, bytes.offsets);
     memset(to_sums, 0, bytes.sums);
     da8w4_set_num_threads(1 + random.below(3));
     if (!nibbles) {  // one code out of range, wherever it is
@@ -352,29 +367,33 @@ Weight pack(Random &random, Tally &tally, const Matrix &w) {
         uint8_t &code = const_cast<uint8_t *>(static_cast<const uint8_t *>(weight.codes))[n * stride + k];
         const uint8_t good = code;
         code = w.format == DA8W4_CODES_S4 ? 8 + random.below(240) : 16 + random.below(240);
-        const da8w4_status refused = da8w4_pack(&weight, &packed, to_codes, to_scales, to_zps, to_sums);
+        const da8w4_status refused = pack_again();
         expect(tally, refused == DA8W4_BAD_CODE, "code %d at [%zu][%zu]: %s", code, n, k, da8w4_status_text(refused));
         code = good;
     }
-    (void)da8w4_pack(&weight, &packed, to_codes, to_scales, to_zps, to_sums);
-    const uint8_t *again = rest.data();
+    (void)pack_again();
+    const uint8_t *again = rest.data(), *again_offsets = again + bytes.scales + bytes.zps;
     expect(tally,
            memcmp(first.data(), to_codes, bytes.codes) == 0 && memcmp(again, to_scales, bytes.scales) == 0 &&
                (!to_zps || memcmp(again + bytes.scales, to_zps, bytes.zps) == 0) &&
-               memcmp(again + bytes.scales + bytes.zps, to_sums, bytes.sums) == 0,
+               (!to_offsets || memcmp(again_offsets, to_offsets, bytes.offsets) == 0) &&
+               memcmp(again_offsets + bytes.offsets, to_sums, bytes.sums) == 0,
            "packing twice gives different bytes");
     packed.codes = to_codes;
     packed.scales = to_scales;
     packed.zps = to_zps;
+    packed.offsets = to_offsets;
     packed.sums = to_sums;
 
     uint8_t *const back_codes = unpacked_codes.take<uint8_t>(w.n * w.k, at_end);
     float *const back_scales = unpacked_scales.take<float>(w.n * w.groups, at_end);
     int8_t *const back_zps = unpacked_zps.take<int8_t>(w.n * w.groups, at_end);
+    float *const back_offsets = to_offsets ? unpacked_offsets.take<float>(w.offsets.size(), at_end) : nullptr;
     FloatMode unpack_mode(random.one_in(4));
-    const da8w4_status unpacked = da8w4_unpack(&packed, back_codes, back_scales, back_zps);
+    const da8w4_status unpacked = da8w4_unpack(&packed, back_codes, back_scales, back_zps, back_offsets);
     expect(tally, unpack_mode.restore(), "unpack changed the caller's floating-point mode");
     bool same = unpacked == DA8W4_OK && memcmp(back_scales, w.scales.data(), w.scales.size() * sizeof(float)) == 0;
+    same = same && (!to_offsets || memcmp(back_offsets, w.offsets.data(), w.offsets.size() * sizeof(float)) == 0);
     for (size_t i = 0; i < w.codes.size(); i++) same = same && back_codes[i] == w.codes[i] + offset;
     for (size_t i = 0; i < w.zps.size(); i++) same = same && back_zps[i] == w.zps[i] + offset;
     expect(tally, same, "unpacking does not give back what was packed");
@@ -390,6 +409,7 @@ Weight pack(Random &random, Tally &tally, const Matrix &w) {
         for (size_t g = 0; g < w.groups; g++) {
             const size_t at = (block * w.groups + g) * 32 + n, size = size_of(packed.scale_type);
             memset(to_scales + at * size, 0xff, size);
+            if (to_offsets) memset(to_offsets + at * size, 0xff, size);
             if (to_zps) to_zps[at] = 1;
         }
         memset(to_sums + column, 0xff, sizeof(float));
@@ -430,14 +450,19 @@ Row quantize(const std::vector<float> &x, bool symmetric) {
 float product(const Matrix &w, const Row &row, int c, size_t n, const float *bias) {
     float acc = 0, column = 0;
     for (size_t g = 0; g < w.groups; g++) {
-        int64_t dot = 0, sum = 0;
-        for (size_t k = g * w.group; k < std::min(w.k, (g + 1) * w.group); k++) {
+        int64_t dot = 0, sum = 0, act = 0;
+        const size_t begin = g * w.group, end = std::min(w.k, begin + w.group);
+        for (size_t k = begin; k < end; k++) {
             const int value = w.codes[n * w.k + k] - w.zps[n * w.groups + g];
             dot += (row.act[k] - c) * value;
             sum += value;
+            act += row.act[k] - c;
         }
         acc = std::fma(static_cast<float>(dot), w.scales[n * w.groups + g], acc);
         column = std::fma(static_cast<float>(sum), w.scales[n * w.groups + g], column);
+        if (w.offsets.empty()) continue;
+        acc = std::fma(static_cast<float>(act), w.offsets[n * w.groups + g], acc);
+        column = std::fma(static_cast<float>(end - begin), w.offsets[n * w.groups + g], column);
     }
     const int zp = row.zp - c;
     const float t = zp == 0 ? acc : std::fma(-static_cast<float>(zp), column, acc);
@@ -555,12 +580,13 @@ void describe(const char *what, const char *kernel, const Case &c, const Weight 
               bool hostile) {
     const Matrix &w = weight.matrix;
     snprintf(current, sizeof current,
-             "%s %s m=%zu n=%zu k=%zu group=%zu act=%s%s scales=%s zps=%d out=%s bias=%d act_stride=%zu out_stride=%zu "
+             "%s %s m=%zu n=%zu k=%zu group=%zu act=%s%s scales=%s zps=%d offsets=%d out=%s bias=%d act_stride=%zu "
+             "out_stride=%zu "
              "threads=%zu workspace for %zu%s%s",
              what, kernel, c.m, w.n, w.k, w.group, name_of(c.act_type), c.linear && c.symmetric ? " symmetric" : "",
-             name_of(weight.packed.scale_type), weight.packed.zps != nullptr, name_of(c.out_type), !c.bias.empty(),
-             c.act_stride, c.out_stride, threads, room, c.at_end ? "" : ", operands at the start of a page",
-             hostile ? ", rounding upward" : "");
+             name_of(weight.packed.scale_type), weight.packed.zps != nullptr, weight.packed.offsets != nullptr,
+             name_of(c.out_type), !c.bias.empty(), c.act_stride, c.out_stride, threads, room,
+             c.at_end ? "" : ", operands at the start of a page", hostile ? ", rounding upward" : "");
 }
 
 // Runs the call with random threads, workspace and mode; returns the output, gaps included.
@@ -742,6 +768,12 @@ void check_shapes(Random &random, Checked &checked, bool quick) {
                 if (random.one_in(3)) check_case(random, checked, weight, 239 + random.below(3));
             }
         }
+    // Whole groups of whole steps, which most weights have: tiles of every height, packed and unpacked.
+    for (size_t group : {32, 64, 128, 256, 32, 64, 128, 256}) {
+        const Weight weight = pack(random, checked.packing, random_matrix(random, 40, 768, group));
+        for (size_t m = 1; m <= 36; m++)
+            if (!quick || random.one_in(3)) check_case(random, checked, weight, m);
+    }
     // More rows than two row blocks; more column blocks than threads.
     for (size_t n : {40, 330}) {
         const Weight weight = pack(random, checked.packing, random_matrix(random, n, 70, 32));
@@ -769,6 +801,7 @@ void check_long_groups(Random &random, Checked &checked, bool quick) {
         w.codes.assign(w.n * w.k, edge.code);
         w.zps.assign(w.n, edge.zp);
         w.scales = {1, -0.5f, 0.375f};
+        w.offsets = {0.3f, -1, 1000};
         w.one_zp = true;
         const Weight weight = pack(random, checked.packing, w);
         for (size_t m : {1, 3, 9}) {
@@ -835,13 +868,13 @@ void check_concurrent_calls(Random &random, Checked &checked) {
 struct Example {
     static constexpr size_t kM = 2, kN = 5, kK = 8;
     uint8_t codes[kN * kK];
-    float scales[kN * 2] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    float scales[kN * 2] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, offsets[kN * 2] = {};
     int8_t zps[kN * 2] = {};
-    da8w4_weight raw = {kN, kK, 4, DA8W4_CODES_U4, codes, kK, scales, zps, 0};
+    da8w4_weight raw = {kN, kK, 4, DA8W4_CODES_U4, codes, kK, scales, zps, 0, offsets};
     da8w4_packed packed = {};
     da8w4_packed_bytes bytes = {};
     uint8_t packed_codes[2 * 64];
-    float packed_scales[2 * 32], packed_sums[32];
+    float packed_scales[2 * 32], packed_offsets[2 * 32], packed_sums[32];
     int8_t packed_zps[2 * 32];
     alignas(64) uint8_t workspace[4096];
     float x[kM * kK] = {}, act_scales[kM] = {1, 1}, out[kM * kN];
@@ -853,10 +886,11 @@ struct Example {
         zps[0] = 1;
         for (float &value : out) value = -77;
         da8w4_plan_pack(&raw, &packed, &bytes);
-        da8w4_pack(&raw, &packed, packed_codes, packed_scales, packed_zps, packed_sums);
+        da8w4_pack(&raw, &packed, packed_codes, packed_scales, packed_zps, packed_offsets, packed_sums);
         packed.codes = packed_codes;
         packed.scales = packed_scales;
         packed.zps = packed_zps;
+        packed.offsets = packed_offsets;
         packed.sums = packed_sums;
         call.m = kM;
         call.act = x;
@@ -897,6 +931,7 @@ void check_refusals(Checked &checked) {
         {"weight scales of no type", bad, [](Example &e) { e.packed.scale_type = static_cast<da8w4_type>(9); }},
         {"no codes", bad, [](Example &e) { e.packed.codes = nullptr; }},
         {"no scales", bad, [](Example &e) { e.packed.scales = nullptr; }},
+        {"no offsets", DA8W4_OK, [](Example &e) { e.packed.offsets = nullptr; }},
         {"no sums", bad, [](Example &e) { e.packed.sums = nullptr; }},
         {"out u8", bad, [](Example &e) { e.call.out_type = DA8W4_U8; }},
         {"out of no type", bad, [](Example &e) { e.call.out_type = static_cast<da8w4_type>(9); }},
@@ -973,6 +1008,9 @@ void check_refusals(Checked &checked) {
         {"group 10, more than k", DA8W4_BAD_GROUP, DA8W4_BAD_GROUP, [](Example &e) { e.raw.group = 10; }},
         {"a NaN scale", DA8W4_BAD_SCALE, DA8W4_BAD_SCALE, [](Example &e) { e.scales[9] = NAN; }},
         {"an infinite scale", DA8W4_BAD_SCALE, DA8W4_BAD_SCALE, [](Example &e) { e.scales[0] = -INFINITY; }},
+        {"a NaN offset", DA8W4_BAD_OFFSET, DA8W4_BAD_OFFSET, [](Example &e) { e.offsets[9] = NAN; }},
+        {"an infinite offset", DA8W4_BAD_OFFSET, DA8W4_BAD_OFFSET, [](Example &e) { e.offsets[0] = INFINITY; }},
+        {"no offsets", DA8W4_OK, DA8W4_OK, [](Example &e) { e.raw.offsets = nullptr; }},
         {"zero point 128", DA8W4_BAD_WEIGHT_ZP, DA8W4_BAD_WEIGHT_ZP,
          [](Example &e) { e.raw.zps = nullptr, e.raw.zp = 128; }},
         {"zero point -129", DA8W4_BAD_WEIGHT_ZP, DA8W4_BAD_WEIGHT_ZP,
@@ -997,7 +1035,7 @@ void check_refusals(Checked &checked) {
         da8w4_packed_bytes bytes;
         const da8w4_status planned = da8w4_plan_pack(&example.raw, &plan, &bytes);
         const da8w4_status packed = da8w4_pack(&example.raw, &plan, example.packed_codes, example.packed_scales,
-                                               example.packed_zps, example.packed_sums);
+                                               example.packed_zps, example.packed_offsets, example.packed_sums);
         expect(tally, planned == test.plan && packed == test.pack, "plan: %s; pack: %s", da8w4_status_text(planned),
                da8w4_status_text(packed));
     }
@@ -1010,15 +1048,15 @@ void check_refusals(Checked &checked) {
                da8w4_plan_pack(&e.raw, &plan, nullptr) == bad,
            "plan_pack takes a null pointer");
     da8w4_plan_pack(&e.raw, &plan, &bytes);
-    const auto pack_into = [&](const da8w4_packed *by, uint8_t *codes, void *scales, int8_t *zps, float *sums) {
-        return da8w4_pack(&e.raw, by, codes, scales, zps, sums);
-    };
+    const auto pack_into = [&](const da8w4_packed *by, uint8_t *codes, void *scales, int8_t *zps, void *offsets,
+                               float *sums) { return da8w4_pack(&e.raw, by, codes, scales, zps, offsets, sums); };
     expect(tally,
-           pack_into(nullptr, e.packed_codes, e.packed_scales, e.packed_zps, e.packed_sums) == bad &&
-               pack_into(&plan, nullptr, e.packed_scales, e.packed_zps, e.packed_sums) == bad &&
-               pack_into(&plan, e.packed_codes, nullptr, e.packed_zps, e.packed_sums) == bad &&
-               pack_into(&plan, e.packed_codes, e.packed_scales, nullptr, e.packed_sums) == bad &&
-               pack_into(&plan, e.packed_codes, e.packed_scales, e.packed_zps, nullptr) == bad,
+           pack_into(nullptr, e.packed_codes, e.packed_scales, e.packed_zps, e.packed_offsets, e.packed_sums) == bad &&
+               pack_into(&plan, nullptr, e.packed_scales, e.packed_zps, e.packed_offsets, e.packed_sums) == bad &&
+               pack_into(&plan, e.packed_codes, nullptr, e.packed_zps, e.packed_offsets, e.packed_sums) == bad &&
+               pack_into(&plan, e.packed_codes, e.packed_scales, nullptr, e.packed_offsets, e.packed_sums) == bad &&
+               pack_into(&plan, e.packed_codes, e.packed_scales, e.packed_zps, nullptr, e.packed_sums) == bad &&
+               pack_into(&plan, e.packed_codes, e.packed_scales, e.packed_zps, e.packed_offsets, nullptr) == bad,
            "pack takes a null pointer");
     const struct {
         const char *what;
@@ -1032,23 +1070,26 @@ void check_refusals(Checked &checked) {
     for (const auto &change : changes) {
         other = plan;
         change.change(other);
-        expect(tally, pack_into(&other, e.packed_codes, e.packed_scales, e.packed_zps, e.packed_sums) == bad,
+        expect(tally,
+               pack_into(&other, e.packed_codes, e.packed_scales, e.packed_zps, e.packed_offsets, e.packed_sums) == bad,
                "a plan of another %s is taken", change.what);
     }
     uint8_t codes[40];
-    float scales[10];
+    float scales[10], offsets[10];
     int8_t zps[10];
     other = e.packed, other.codes = nullptr;
     expect(tally,
-           da8w4_unpack(nullptr, codes, scales, zps) == bad && da8w4_unpack(&e.packed, nullptr, scales, zps) == bad &&
-               da8w4_unpack(&e.packed, codes, nullptr, zps) == bad &&
-               da8w4_unpack(&e.packed, codes, scales, nullptr) == bad &&
-               da8w4_unpack(&other, codes, scales, zps) == bad,
+           da8w4_unpack(nullptr, codes, scales, zps, offsets) == bad &&
+               da8w4_unpack(&e.packed, nullptr, scales, zps, offsets) == bad &&
+               da8w4_unpack(&e.packed, codes, nullptr, zps, offsets) == bad &&
+               da8w4_unpack(&e.packed, codes, scales, nullptr, offsets) == bad &&
+               da8w4_unpack(&e.packed, codes, scales, zps, nullptr) == bad &&
+               da8w4_unpack(&other, codes, scales, zps, offsets) == bad,
            "unpack takes a null pointer");
 
     // The longest group with |code - zp| up to 143, and one step more.
     std::vector<float> one_scale{1};
-    da8w4_weight lengthy = {1, 117323, 117323, DA8W4_CODES_U4, codes, 117323, one_scale.data(), nullptr, -128};
+    da8w4_weight lengthy = {1, 117323, 117323, DA8W4_CODES_U4, codes, 117323, one_scale.data(), nullptr, -128, nullptr};
     expect(tally, da8w4_plan_pack(&lengthy, &plan, &bytes) == DA8W4_OK, "the longest group is refused");
     lengthy.k = lengthy.group = 117324;
     expect(tally, da8w4_plan_pack(&lengthy, &plan, &bytes) == DA8W4_INT32_OVERFLOW, "a longer group is taken");

@@ -1,5 +1,7 @@
 """A bad argument is a TypeError or ValueError that names it, and nothing is written to `out` before."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ def good_gemm():
 
 
 def good_prepack():
-    return dict(zip(("w_int4", "scales", "zps"), arrays(WEIGHT), strict=True))
+    return dict(zip(("w_int4", "scales", "zps", "offsets"), arrays(replace(WEIGHT, offsets=True)), strict=True))
 
 
 def ones(*shape, dtype=np.float32):
@@ -198,6 +200,11 @@ BAD_WEIGHT_ZPS = [
     (with_value(WEIGHT_ZPS, -129, np.int64), ValueError),
     (np.full((33, 2), 2**63, np.uint64), ValueError),
 ]
+BAD_OFFSETS = [case for case in BAD_SCALES if case[0] is not None] + [
+    (ones(33, 1), ValueError),
+    (ones(33, 4), ValueError),
+    (ones(33), ValueError),
+]
 BAD_GROUP_SIZE = [
     (0, ValueError),
     (-4, ValueError),
@@ -232,7 +239,7 @@ TABLE = [
         "group_size": [*BAD_GROUP_SIZE, (None, TypeError)], "symmetric": BAD_FLAG,
     }),
     ("prepack", good_prepack, {
-        "w_int4": BAD_W, "scales": BAD_SCALES, "zps": BAD_WEIGHT_ZPS,
+        "w_int4": BAD_W, "scales": BAD_SCALES, "zps": BAD_WEIGHT_ZPS, "offsets": BAD_OFFSETS,
         "group_size": [*BAD_GROUP_SIZE, (64, ValueError), (16, ValueError)],
         "nibbles": [("low", ValueError), (True, ValueError), (0, ValueError)],
     }),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from cases import (
     DTYPES,
+    MOST_ROWS,
     Weight,
     assert_gemm_exact,
     assert_same_bits,
@@ -22,84 +23,109 @@ ACTIVATIONS = ("uint8", "int8")
 # A few rows read packed codes directly; more share a panel. 3 and 13 leave a short last tile in both.
 FEW, MANY = 3, 13
 
+offsets_or_none = pytest.mark.parametrize("offsets", [False, True], ids=["no-offsets", "offsets"])
 
+
+@offsets_or_none
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 63, 64, 65, 67, 127, 128, 129, 130, 255, 257])
-def test_k_tails(kernel, k):
+def test_k_tails(kernel, k, offsets):
     for n in (1, 33):
         for group in {k, 4 if k > 4 else k, 32 if k > 32 else k}:
             for act in ACTIVATIONS:
                 for rows in (FEW, MANY):
-                    assert_gemm_exact(Weight(n, k, group), rows, act)
+                    assert_gemm_exact(Weight(n, k, group, offsets=offsets), rows, act)
 
 
+@offsets_or_none
 @pytest.mark.parametrize("n", [1, 2, 8, 15, 16, 17, 24, 31, 32, 33, 48, 49, 63, 64, 65, 97])
 @pytest.mark.parametrize("out", FLOATS)
-def test_n_tails(kernel, n, out):
+def test_n_tails(kernel, n, out, offsets):
     for rows in (FEW, MANY):
-        assert_gemm_exact(Weight(n, 70, 20), rows, bias=True, out=out)
-        assert_gemm_exact(Weight(n, 70, 20), rows, bias=False, out=out)
+        assert_gemm_exact(Weight(n, 70, 20, offsets=offsets), rows, bias=True, out=out)
+        assert_gemm_exact(Weight(n, 70, 20, offsets=offsets), rows, bias=False, out=out)
 
 
+@offsets_or_none
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_every_small_number_of_rows(kernel, act):
+def test_every_small_number_of_rows(kernel, act, offsets):
     for rows in range(71):
-        assert_gemm_exact(Weight(65, 260, 64), rows, act, bias=True)
+        assert_gemm_exact(Weight(65, 260, 64, offsets=offsets), rows, act, bias=True)
 
 
+@offsets_or_none
 @pytest.mark.parametrize("rows", [239, 240, 241, 245, 250, 480, 487])
-def test_row_block_edges(kernel, rows):
-    assert_gemm_exact(Weight(33, 68, 32), rows, most=487)
-    assert_gemm_exact(Weight(33, 68, 32), rows, "int8", bias=True, most=487)
+def test_row_block_edges(kernel, rows, offsets):
+    assert_gemm_exact(Weight(33, 68, 32, offsets=offsets), rows, most=487)
+    assert_gemm_exact(Weight(33, 68, 32, offsets=offsets), rows, "int8", bias=True, most=487)
 
 
 # Chunks of 256 and panels of 512 k are borders inside the driver; groups may straddle or divide them.
+@offsets_or_none
 @pytest.mark.parametrize("group", [4, 32, 36, 64, 100, 128, 252, 256, 260, 508, 512, 516, 600, 768, 1000, 1028])
-def test_groups(kernel, group):
+def test_groups(kernel, group, offsets):
     for k in {group, 2 * group, 2 * group + 4, 3 * group - 1, max(1300, group + 1)}:
         for rows in (1, FEW, MANY):
-            assert_gemm_exact(Weight(34, k, group), rows)
-        assert_gemm_exact(Weight(34, k, group), MANY, "int8")
+            assert_gemm_exact(Weight(34, k, group, offsets=offsets), rows)
+        assert_gemm_exact(Weight(34, k, group, offsets=offsets), MANY, "int8")
 
 
+# Groups of whole steps that divide k, as most weights have them: tiles of every height, packed and unpacked.
+@offsets_or_none
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_whole_groups(kernel, group, offsets):
+    for act in ACTIVATIONS:
+        for rows in (*range(1, 14), *range(25, 32), MOST_ROWS):
+            assert_gemm_exact(Weight(47, 768, group, offsets=offsets), rows, act)
+
+
+@offsets_or_none
 @pytest.mark.parametrize("k", [255, 256, 257, 511, 512, 513, 770, 1025, 2049])
-def test_per_channel_across_chunks_and_panels(kernel, k):
+def test_per_channel_across_chunks_and_panels(kernel, k, offsets):
     for zps in ("extreme", 8, -128, 127):
         for rows in (2, MANY):
-            assert_gemm_exact(Weight(33, k, zps=zps), rows)
+            assert_gemm_exact(Weight(33, k, zps=zps, offsets=offsets), rows)
 
 
+@offsets_or_none
 @pytest.mark.parametrize("zps", ["extreme", "random", -128, -1, 0, 7, 8, 15, 16, 127])
 @pytest.mark.parametrize("group", [16, 512, None])
-def test_zero_points(kernel, zps, group):
+def test_zero_points(kernel, zps, group, offsets):
     for act in ACTIVATIONS:
         for rows in (FEW, MANY):
-            assert_gemm_exact(Weight(40, 600, group, zps=zps), rows, act)
+            assert_gemm_exact(Weight(40, 600, group, zps=zps, offsets=offsets), rows, act)
 
 
+@offsets_or_none
 @pytest.mark.parametrize("scales", FLOATS)
-def test_scale_storage(kernel, scales):
+def test_scale_storage(kernel, scales, offsets):
     for group in (36, 300, None):
-        weight = Weight(47, 600, group, scales=scales)
+        weight = Weight(47, 600, group, scales=scales, offsets=offsets)
         assert pack(weight).scale_dtype == scales
         for rows in (FEW, MANY):
             assert_gemm_exact(weight, rows)
 
 
+@offsets_or_none
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_threads(kernel, threads, count):
+def test_threads(kernel, threads, count, offsets):
     pyda8w4.set_num_threads(count)
     # Rows prepared by each thread for itself; blocks split; rows split because blocks are too few.
-    assert_gemm_exact(Weight(330, 600, 100), 4)
-    assert_gemm_exact(Weight(330, 600, 100), 7)
-    assert_gemm_exact(Weight(97, 600, 100), MANY)
-    assert_gemm_exact(Weight(33, 300, 100), 70, bias=True)
-    assert_gemm_exact(Weight(1, 4100, 512), (0, 250), most=250)
+    assert_gemm_exact(Weight(330, 600, 100, offsets=offsets), 4)
+    assert_gemm_exact(Weight(330, 600, 100, offsets=offsets), 7)
+    assert_gemm_exact(Weight(97, 600, 100, offsets=offsets), MANY)
+    assert_gemm_exact(Weight(33, 300, 100, offsets=offsets), 70, bias=True)
+    assert_gemm_exact(Weight(1, 4100, 512, offsets=offsets), (0, 250), most=250)
 
 
+@offsets_or_none
 @pytest.mark.parametrize("x", FLOATS)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_linear(kernel, x, symmetric):
-    for weight in (Weight(33, 130, 32), Weight(65, 259, 100), Weight(7, 515)):
+def test_linear(kernel, x, symmetric, offsets):
+    for weight in (
+        Weight(33, 130, 32, offsets=offsets),
+        Weight(65, 259, 100, offsets=offsets),
+        Weight(7, 515, offsets=offsets),
+    ):
         for out in FLOATS:
             expected = expected_linear(weight, x, symmetric=symmetric, bias=True, out=out)
             for rows in (1, 4, 5, 8, 9, 70):
@@ -161,6 +187,7 @@ def test_random_shapes(kernel, threads, seed):
         rng.choice([None, 4 * int(rng.integers(1, 1 + -(-k // 4)))]),
         rng.choice(FLOATS),
         rng.choice(np.array(["random", "extreme", 8, 0], object)),
+        bool(rng.integers(2)),
     )
     assert_gemm_exact(
         weight, int(rng.integers(1, 71)), rng.choice(ACTIVATIONS), bias=bool(rng.integers(2)), out=rng.choice(FLOATS)

@@ -29,16 +29,22 @@ SOME = [
     Weight(64, 64, 16, "bfloat16", "extreme"),
     Weight(65, 259, 100, zps=8),
     Weight(97, 520, 256, zps=-128),
+    Weight(33, 70, 32, "float16", offsets=True),
+    Weight(97, 130, 64, "bfloat16", 0, offsets=True),
 ]
 some = pytest.mark.parametrize("weight", SOME, ids=str)
 
 
-def assert_unpacks_to(packed, codes, scales, zps):
+def assert_unpacks_to(packed, codes, scales, zps, *offsets):
     got = packed.unpack()
-    assert [array.dtype for array in got] == [np.uint8, np.float32, np.int8]
+    assert [array.dtype for array in got] == [np.uint8, np.float32, np.int8, np.float32][: 3 + len(offsets)]
     np.testing.assert_array_equal(got[0], codes)
     assert_same_bits(got[1], scales.astype(np.float32))
     np.testing.assert_array_equal(got[2], zps)
+    assert packed.has_offsets == bool(offsets)
+    for array, given in zip(got[3:], offsets, strict=True):
+        assert_same_bits(array, given.astype(np.float32))
+    assert_same_weight(pyda8w4.prepack(*got, group_size=packed.group_size), packed)
 
 
 # ---- unpack ----------------------------------------------------------------------------------
@@ -115,6 +121,23 @@ def test_scales_are_stored_in_the_smallest_exact_type():
     assert stored(1, 1, 1e-45) == "float32"
 
 
+def test_offsets_are_stored_in_the_type_of_the_scales():
+    codes, zps = np.zeros((3, 8), np.uint8), np.full((3, 1), 8)
+
+    def stored(scale, *offsets):
+        scales, offsets = np.full((3, 1), scale, np.float32), np.array(offsets, np.float32)
+        packed = pyda8w4.prepack(codes, scales, None, offsets)
+        assert_unpacks_to(packed, codes, scales, zps, offsets[:, None])
+        return packed.scale_dtype
+
+    assert stored(1, 1, -0.0, 2.0**-24) == "float16"
+    assert stored(65536, 1, 1, 1) == "bfloat16"
+    assert stored(1, 1, 1, 65536) == "bfloat16"
+    assert stored(1 + 2.0**-10, 65536, 1, 1) == "float32"
+    assert stored(65536, 1, 1, 1 + 2.0**-10) == "float32"
+    assert stored(1, 0, 0, 1e-45) == "float32"
+
+
 def test_group_size_follows_from_the_shapes():
     def group_of(k, groups, **given):
         return pyda8w4.prepack(np.zeros((2, k), np.uint8), np.ones((2, groups), np.float32), **given).group_size
@@ -161,6 +184,9 @@ def test_repr_and_nbytes():
     )
     assert packed.groups == 3
     assert "zero_point=8" in repr(pack(SOME[4]))
+    more = pack(Weight(33, 70, 32, "float16", offsets=True))
+    assert more.nbytes == packed.nbytes + 2 * 3 * 32 * 2
+    assert "scales=float16, offsets=float16, zero_point=per group" in repr(more)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
@@ -236,12 +262,19 @@ def test_copies(duplicate):
 # ---- concat and slices -----------------------------------------------------------------------
 
 
+def all_arrays(weight):
+    """With offsets of 0 where there are none."""
+    found = arrays(weight)
+    return found if weight.offsets else (*found, np.zeros(found[1].shape, np.float32))
+
+
 def joined(*weights):
     """What concat should give, by way of the unpacked arrays."""
-    parts = [arrays(weight) for weight in weights]
+    parts = [all_arrays(weight) for weight in weights]
     codes, zps = (np.concatenate([part[i] for part in parts]) for i in (0, 2))
-    scales = np.concatenate([part[1].astype(np.float32) for part in parts])
-    return pyda8w4.prepack(codes, scales, zps, group_size=weights[0].group_size), (codes, scales, zps)
+    scales, offsets = (np.concatenate([part[i].astype(np.float32) for part in parts]) for i in (1, 3))
+    whole = (codes, scales, zps, offsets) if any(weight.offsets for weight in weights) else (codes, scales, zps)
+    return pyda8w4.prepack(*whole, group_size=weights[0].group_size), whole
 
 
 @pytest.mark.parametrize("sizes", [(32,), (64, 32), (32, 64, 33), (96, 1), (1, 32), (33, 31), (5, 6, 7, 8)], ids=str)
@@ -269,22 +302,36 @@ def test_concat_of_mixed_scale_dtypes_and_zero_points(sizes):
     assert_same_weight(pyda8w4.concat([pack(weight) for weight in weights]), whole)
 
 
+@pytest.mark.parametrize("sizes", [(32, 64, 33), (33, 31, 2)], ids=str)
+@pytest.mark.parametrize("scales", [("float16", "float16"), ("bfloat16", "float16")], ids=str)
+def test_concat_of_parts_with_and_without_offsets(kernel, sizes, scales):
+    weights = [Weight(n, 70, 32, scales[i % 2], offsets=i % 2 == 1) for i, n in enumerate(sizes)]
+    x = floats(70)[:30]
+    for order in (weights, weights[1:], weights[1:2]):
+        packed = pyda8w4.concat(pack(weight) for weight in order)
+        whole, unpacked = joined(*order)
+        assert_same_weight(packed, whole)
+        assert_unpacks_to(packed, *unpacked)
+        for rows in (1, 9, 30):
+            parts = [pyda8w4.linear(x[:rows], pack(weight)) for weight in order]
+            assert_same_bits(pyda8w4.linear(x[:rows], packed), np.concatenate(parts, axis=1))
+
+
 def test_concat_padding_of_mixed_zero_points_is_deterministic():
     # The last part is padded, and its zero points are written out only for the sake of the others.
     weights = [Weight(32, 70, 32, zps="random"), Weight(33, 70, 32, zps=5)]
     assert_same_weight(pyda8w4.concat([pack(weight) for weight in weights]), joined(*weights)[0])
 
 
-@pytest.mark.parametrize("weight", [Weight(97, 70, 32), Weight(128, 70, 32, "float16", 8)], ids=str)
+@pytest.mark.parametrize("weight", [Weight(97, 70, 32), Weight(128, 70, 32, "float16", 8), SOME[-1]], ids=str)
 def test_slices(weight):
     packed = pack(weight)
-    codes, scales, zps = arrays(weight)
-    x = floats(70)[:9]
+    x = floats(weight.k)[:9]
     whole = pyda8w4.linear(x, packed)
     for begin, end in ((0, 32), (32, 96), (64, None), (-weight.n, 64), (None, None), (96, weight.n)):
         rows = slice(begin, end)
         part = packed[rows]
-        assert_unpacks_to(part, codes[rows], scales[rows], zps[rows])
+        assert_unpacks_to(part, *(array[rows] for array in arrays(weight)))
         assert_same_bits(pyda8w4.linear(x, part), whole[:, rows])
         for name, array in part._arrays.items():
             assert np.shares_memory(array, packed._arrays[name])
@@ -392,11 +439,12 @@ def test_a_failed_save_leaves_the_old_file(path):
 
 
 def test_safetensors_reads_the_file(path):
-    pyda8w4.save(path, {"w": pack(Weight(33, 70, 32, "float16"))})
+    weight = pack(Weight(33, 70, 32, "float16", offsets=True))
+    pyda8w4.save(path, {"w": weight})
     with safe_open(path, framework="numpy") as file:
-        assert set(file.keys()) == {"w.codes", "w.scales", "w.sums", "w.zps"}
+        assert set(file.keys()) == {"w.codes", "w.scales", "w.sums", "w.zps", "w.offsets"}
         assert file.metadata()["layout"] == "da8w4-n32k4"
-        for part, array in pack(Weight(33, 70, 32, "float16"))._arrays.items():
+        for part, array in weight._arrays.items():
             assert_same_bits(file.get_tensor(f"w.{part}"), array)
 
 
@@ -413,6 +461,8 @@ def test_safetensors_metadata_describes_the_weights(path):
     metadata = json.loads(data[8 : 8 + length])["__metadata__"]
     assert json.loads(metadata["weights"]) == {"w": {"shape": [65, 259], "group_size": 100, "zero_point": 8}}
     assert (8 + length) % 64 == 0
+    pyda8w4.save(path, {"w": pack(SOME[6])})
+    assert b'\\"zero_point\\": null, \\"offsets\\": true' in path.read_bytes()
 
 
 def test_a_weight_that_was_packed_under_another_kernel(kernel):

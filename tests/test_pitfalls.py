@@ -40,10 +40,10 @@ F32 = np.float32
 INT32_MAX = 2**31 - 1
 
 
-def prepack(codes, zps=None, scales=None, **more):
+def prepack(codes, zps=None, scales=None, offsets=None, **more):
     codes = np.asarray(codes)
     scales = np.ones(len(codes), F32) if scales is None else np.asarray(scales, F32)
-    return pyda8w4.prepack(codes, scales, None if zps is None else np.asarray(zps), **more)
+    return pyda8w4.prepack(codes, scales, None if zps is None else np.asarray(zps), offsets, **more)
 
 
 def int_gemm(a, codes, zp):
@@ -109,11 +109,10 @@ def test_codes_out_of_range(dtype, bad):
 
 def test_pack_portability(kernel, threads):
     weights = [Weight(1, 1), Weight(33, 70, 32), Weight(65, 600, 100, "bfloat16"), Weight(97, 2050, None, "float16", 3)]
-    for weight in weights:
-        codes, scales, zps = arrays(weight)
+    for weight in [*weights, Weight(97, 2050, 64, offsets=True)]:
         for count in (1, 3):
             pyda8w4.set_num_threads(count)
-            packed = pyda8w4.prepack(codes, scales, zps, group_size=weight.group_size)
+            packed = pyda8w4.prepack(*arrays(weight), group_size=weight.group_size)
             assert_same_weight(packed, pack(weight))
 
 
@@ -197,6 +196,46 @@ def test_float_exactness(kernel):
     assert (exact > 2**24).all() and (exact % 2).any()
     packed = prepack(codes, np.zeros(33, np.int8))
     np.testing.assert_array_equal(pyda8w4.gemm(a, packed), exact.astype(F32))
+
+
+def test_float_exactness_of_offsets(kernel):
+    # Sums of activations that float32 cannot hold are rounded once, at the end of a group of many chunks.
+    rng = np.random.default_rng(1)
+    k = 200001
+    a = rng.integers(100, 128, (30, k), np.int8)
+    exact = a.astype(np.int64).sum(axis=1)
+    assert (exact > 2**24).all() and (exact % 2).any()
+    packed = prepack(np.full((33, k), 3, np.uint8), np.full(33, 3, np.int8), offsets=np.ones(33, F32))
+    for rows in (1, 9, 30):
+        np.testing.assert_array_equal(pyda8w4.gemm(a[:rows], packed), exact[:rows, None].astype(F32).repeat(33, 1))
+
+
+def test_q4_1_minima(kernel):
+    # One activation of 1 after the other gives the weights back, as GGUF's Q4_1 has them: code * d + m.
+    rng = np.random.default_rng(1)
+    codes = rng.integers(0, 16, (33, 96), np.uint8)
+    d, m = (rng.standard_normal((33, 3)).astype(np.float16) for _ in range(2))
+    weight = (codes.reshape(33, 3, 32) * d.astype(F32)[..., None] + m.astype(F32)[..., None]).reshape(33, 96)
+    packed = prepack(codes, np.zeros((33, 3), np.int8), d, m)
+    assert packed.scale_dtype == "float16" and packed.zero_point == 0
+    assert_same_bits(pyda8w4.gemm(np.eye(96, dtype=np.int8), packed), weight.T)
+
+
+def test_zero_offsets_change_no_bit(kernel):
+    # concat relies on it. Sums that are 0 or cancel, products below and beyond float32, with either sign.
+    rng = np.random.default_rng(1)
+    codes = rng.integers(0, 16, (66, 128), np.uint8)
+    scales = rng.choice(np.array([-1e-45, 1e-45, -3e38, 3e38, -1, 1], F32), (66, 4))
+    zps = rng.integers(0, 16, (66, 4), np.int8)
+    codes[::2] = zps[::2].repeat(32, 1)
+    a = rng.integers(-128, 128, (30, 128), np.int8)
+    a[0], a[1, ::2], a[1, 1::2] = 0, 127, -127
+    a_zps = rng.integers(-128, 128, 30, np.int32)
+    for rows in (1, 9, 30):
+        part = (a[:rows], None, a_zps[:rows])
+        y = pyda8w4.gemm(part[0], prepack(codes, zps, scales), *part[1:])
+        assert np.isnan(y).any() or rows == 1
+        assert_same_bits(pyda8w4.gemm(part[0], prepack(codes, zps, scales, np.zeros((66, 4), F32)), *part[1:]), y)
 
 
 def test_sign_trick_minus128(kernel):
@@ -650,23 +689,23 @@ def test_out_alias_of_the_weight_itself():
 
 
 def test_padding_deterministic():
-    for weight in (Weight(1, 1), Weight(33, 67, 32), Weight(40, 5, 4, "float16", 3), Weight(31, 513, 512, "bfloat16")):
-        codes, scales, zps = arrays(weight)
+    weights = [Weight(1, 1), Weight(33, 67, 32), Weight(40, 5, 4, "float16", 3), Weight(31, 513, 512, "bfloat16")]
+    for weight in [*weights, Weight(33, 67, 32, offsets=True)]:
         first = packed_bytes(pack(weight))
         for change in (np.copy, every_other, np.asfortranarray):
             # Memory that was used before must not show through.
             dirty = [np.full(array.nbytes, 0xAB, np.uint8) for array in pack(weight)._arrays.values()]
             del dirty
-            packed = pyda8w4.prepack(change(codes), change(scales), change(zps), group_size=weight.group_size)
+            packed = pyda8w4.prepack(*map(change, arrays(weight)), group_size=weight.group_size)
             assert packed_bytes(packed) == first
 
 
 def test_padding_deterministic_is_zero():
-    packed = pack(Weight(33, 67, 32))
-    codes, scales, sums, zps = (packed._arrays[name] for name in ("codes", "scales", "sums", "zps"))
+    packed = pack(Weight(33, 67, 32, offsets=True))
+    codes, scales, sums, zps, offsets = (packed._arrays[name] for name in ("codes", "scales", "sums", "zps", "offsets"))
     # Of the second block only column 0 is real: byte 0..3 of each line, low nibble; the last line has 3 of 4 k.
     assert not codes[1, :, 4:].any() and not (codes[1] >> 4).any() and not codes[:, -1, 3::4].any()
-    for array in (scales[1, :, 1:], sums[1, 1:], zps[1, :, 1:]):
+    for array in (scales[1, :, 1:], sums[1, 1:], zps[1, :, 1:], offsets[1, :, 1:]):
         assert not array.any()
 
 
@@ -688,7 +727,7 @@ def test_padding_deterministic_whatever_it_holds(kernel):
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "weights.safetensors"
-    pyda8w4.save(path, {"a": pack(Weight(33, 70, 32)), "b": pack(Weight(65, 64, 16, "bfloat16", 3))})
+    pyda8w4.save(path, {"a": pack(Weight(33, 70, 32)), "b": pack(Weight(65, 64, 16, "bfloat16", 3, True))})
     return path
 
 
@@ -707,7 +746,7 @@ def test_corrupt_file_is_only_so_by_what_the_tests_change(file):
     write(file, *parts_of(file))
     weights = pyda8w4.load(file)
     assert_same_weight(weights["a"], pack(Weight(33, 70, 32)))
-    assert_same_weight(weights["b"], pack(Weight(65, 64, 16, "bfloat16", 3)))
+    assert_same_weight(weights["b"], pack(Weight(65, 64, 16, "bfloat16", 3, True)))
 
 
 def test_corrupt_file_truncated(file):
@@ -749,7 +788,7 @@ def test_corrupt_file_wrong_version(file, metadata):
             pyda8w4.load(file)
 
 
-@pytest.mark.parametrize("name", ["a.codes", "a.scales", "a.sums", "a.zps", "b.codes"])
+@pytest.mark.parametrize("name", ["a.codes", "a.scales", "a.sums", "a.zps", "b.codes", "b.offsets"])
 def test_corrupt_file_missing_tensor(file, name):
     header, data = parts_of(file)
     header[name + ".elsewhere"] = header.pop(name)
@@ -769,6 +808,8 @@ def test_corrupt_file_wrong_tensor(file):
         ("a.codes", {"shape": [2 * 18 * 64]}),
         ("a.sums", {"shape": [64, 1]}),
         ("b.scales", {"dtype": "I16"}),
+        ("b.offsets", {"dtype": "F16"}),
+        ("b.offsets", {"shape": [3, 32, 4]}),
     ]:
         write(file, {**header, name: {**header[name], **change}}, data)
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
@@ -804,6 +845,9 @@ def test_corrupt_file_wrong_tensor(file):
         {"zero_point": "8"},
         {"zero_point": 8.0},
         {"zero_point": False},
+        {"offsets": True},
+        {"offsets": 0},
+        {"offsets": None},
     ],
     ids=str,
 )  # fmt: skip
@@ -878,6 +922,9 @@ def test_corrupt_file_of_random_changes(file):
         Weight(65, 513, 256, zps="extreme"),
         Weight(47, 600),
         Weight(16, 131, 128),
+        Weight(33, 67, 32, "float16", offsets=True),
+        Weight(3, 600, offsets=True),
+        Weight(31, 64, 32, "bfloat16", 0, offsets=True),
     ],
     ids=str,
 )
@@ -905,12 +952,12 @@ def test_guard_page(kernel, side, weight):
             assert_same_bits(y, pyda8w4.linear(x, packed, out_dtype=F32))
             pyda8w4.quantize_activation(x)
             pyda8w4.quantize_activation(x, symmetric=True)
-    codes, scales, zps = (guarded(array, side) for array in arrays(weight))
-    assert_same_weight(pyda8w4.prepack(codes, scales, zps, group_size=weight.group_size), packed)
+    codes, *rest = (guarded(array, side) for array in arrays(weight))
+    assert_same_weight(pyda8w4.prepack(codes, *rest, group_size=weight.group_size), packed)
     assert guarded_weight.unpack()[0].shape == weight_shape
     if weight.k % 2 == 0:
         two = guarded(codes[:, ::2] | codes[:, 1::2] << 4, side)
-        again = pyda8w4.prepack(two, scales, zps, group_size=weight.group_size, nibbles="low_first")
+        again = pyda8w4.prepack(two, *rest, group_size=weight.group_size, nibbles="low_first")
         assert_same_weight(again, packed)
 
 

@@ -134,6 +134,24 @@ def test_from_int4() -> None:
     assert (layer(x).numpy() == pyda8w4.linear(x.numpy(), packed, np.arange(40, dtype=np.float32))).all()
 
 
+def test_offsets() -> None:
+    codes, zps = torch.randint(0, 16, (70, 64), dtype=torch.uint8), torch.zeros(70, 2, dtype=torch.int8)
+    scales, offsets = torch.rand(70, 2).half(), torch.randn(70, 2).half()
+    layer = DA8W4Linear.from_int4(codes, scales, zps, offsets=offsets)
+    x = torch.randn(3, 64)
+    assert same(layer(x), expected(layer, x))
+    assert same(torch.from_numpy(layer.packed.unpack()[3]), offsets.float())
+    plain = DA8W4Linear.from_int4(codes, scales, zps)
+    assert not same(plain(x), layer(x))
+    assert same(layer.columns(x, 32, 70), layer(x)[:, 32:])
+    other = copy.deepcopy(plain)
+    other.load_state_dict(layer.state_dict())
+    assert same(other(x), layer(x))
+    other.load_state_dict(plain.state_dict())
+    assert same(other(x), plain(x)) and "offsets" not in other.state_dict()
+    assert same(compiled(layer, x)[0], layer(x))
+
+
 def test_from_packed_shares_memory() -> None:
     packed = pyda8w4.prepack(*pyda8w4.quantize_weight(np.ones((64, 64), np.float32)))
     layer = DA8W4Linear.from_packed(packed)
@@ -236,10 +254,11 @@ def test_operator_refuses_tensors_that_do_not_fit() -> None:
         1: [good[1][:, :1], good[1].double()],
         2: [good[2][:1]],
         3: [good[3][:1]],
-        4: [good[4][:39], good[4].bfloat16()],
-        5: [0, 63, 128, -64],
-        6: [0, 65, -40],
-        7: [0, 4, -32],
+        4: [good[1][:1], good[1].double()],
+        5: [good[5][:39], good[5].bfloat16()],
+        6: [0, 63, 128, -64],
+        7: [0, 65, -40],
+        8: [0, 4, -32],
     }
     for place, values in bad.items():
         for value in values:

@@ -34,6 +34,7 @@ typedef enum da8w4_status DA8W4_INT {
     DA8W4_BAD_GROUP,          /* the group is neither a multiple of 4 nor all of k */
     DA8W4_BAD_CODE,           /* a weight code is outside 0..15 (or -8..7) */
     DA8W4_BAD_SCALE,          /* a weight scale is NaN or infinite */
+    DA8W4_BAD_OFFSET,         /* a weight offset is NaN or infinite */
     DA8W4_BAD_WEIGHT_ZP,      /* a weight zero point leaves -128..127 once codes are 0..15 */
     DA8W4_INT32_OVERFLOW,     /* group * 128 * max|code - zp| does not fit int32 */
     DA8W4_BAD_ACT_ZP,         /* an activation zero point is outside the activation's type */
@@ -56,48 +57,53 @@ typedef enum da8w4_codes DA8W4_INT {
     DA8W4_CODES_HIGH_FIRST /* two weights a byte, 0..15, the even k in the high nibble */
 } da8w4_codes;
 
-/* A weight matrix as its quantizer left it: value[n, k] = (code[n, k] - zp[n, g]) * scale[n, g]. */
+/* A weight matrix as its quantizer left it:
+ *     value[n, k] = (code[n, k] - zp[n, g]) * scale[n, g] + offset[n, g] */
 typedef struct da8w4_weight {
     size_t n, k;
     size_t group; /* consecutive k that share a scale; a multiple of 4, or k. The last may be shorter. */
     da8w4_codes format;
-    const void *codes;   /* n rows of k codes */
-    size_t codes_stride; /* bytes from one row to the next */
-    const float *scales; /* [n][groups], groups = ceil(k / group) */
-    const int8_t *zps;   /* [n][groups], or NULL */
-    int zp;              /* every zero point, where zps is NULL */
+    const void *codes;    /* n rows of k codes */
+    size_t codes_stride;  /* bytes from one row to the next */
+    const float *scales;  /* [n][groups], groups = ceil(k / group) */
+    const int8_t *zps;    /* [n][groups], or NULL */
+    int zp;               /* every zero point, where zps is NULL */
+    const float *offsets; /* [n][groups], or NULL: none */
 } da8w4_weight;
 
 /* A packed weight: a view, which owns nothing. The arrays are in blocks of 32 columns (n). */
 typedef struct da8w4_packed {
     size_t n, k, group;
-    da8w4_type scale_type;
-    int zp;               /* every zero point, where zps is NULL */
-    int zp_min;           /* the least of all zero points */
-    const uint8_t *codes; /* [blocks][ceil(k / 4)][64] */
-    const void *scales;   /* [blocks][groups][32] of scale_type */
-    const int8_t *zps;    /* [blocks][groups][32], or NULL */
-    const float *sums;    /* [blocks][32]: the sum over k of the dequantized column */
+    da8w4_type scale_type; /* of offsets, too */
+    int zp;                /* every zero point, where zps is NULL */
+    int zp_min;            /* the least of all zero points */
+    const uint8_t *codes;  /* [blocks][ceil(k / 4)][64] */
+    const void *scales;    /* [blocks][groups][32] of scale_type */
+    const int8_t *zps;     /* [blocks][groups][32], or NULL */
+    const void *offsets;   /* [blocks][groups][32] of scale_type, or NULL */
+    const float *sums;     /* [blocks][32]: the sum over k of the dequantized column */
 } da8w4_packed;
 
-/* Bytes of the four arrays of a packed weight; zps is 0 where every zero point is the same. */
+/* Bytes of the arrays of a packed weight: zps is 0 where every zero point is the same, offsets where there are none. */
 typedef struct da8w4_packed_bytes {
-    size_t codes, scales, zps, sums;
+    size_t codes, scales, zps, offsets, sums;
 } da8w4_packed_bytes;
 
-/* Looks at sizes, scales and zero points, and decides how they will be stored: fills `packed` but
+/* Looks at sizes, scales, zero points and offsets, and decides how they will be stored: fills `packed` but
  * for its pointers, and the sizes of the arrays that da8w4_pack will write. */
 DA8W4_API da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *bytes);
 
-/* Packs into the four arrays that the caller allocated by the plan, with several threads. `zps` is
- * read only if the plan gave it a size. The input is not changed. DA8W4_BAD_CODE: what the arrays
+/* Packs into the arrays that the caller allocated by the plan, with several threads. `zps` and `offsets`
+ * are looked at only if the plan gave them a size. The input is not changed. DA8W4_BAD_CODE: what the arrays
  * hold is then of no use. */
 DA8W4_API da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales,
-                                  int8_t *zps, float *sums);
+                                  int8_t *zps, void *offsets, float *sums);
 
-/* Gives back what was packed: codes [n][k] as 0..15, scales [n][groups], zps [n][groups]. Weights
- * that came as -8..7 come back as 0..15 with zero points 8 higher. */
-DA8W4_API da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps);
+/* Gives back what was packed: codes [n][k] as 0..15, scales, zps and offsets [n][groups]; `offsets` is
+ * looked at only if the weight has some. Weights that came as -8..7 come back as 0..15 with zero points 8
+ * higher. */
+DA8W4_API da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps,
+                                    float *offsets);
 
 /* Memory aligned to 64 bytes, and from 2 MiB upward to 2 MiB with huge pages asked for: reading
  * weights is bound by DRAM, and huge pages read faster. NULL where there is none. */

@@ -68,8 +68,8 @@ class DA8W4Linear(nn.Module):
 
     The state dict holds plain tensors in the layout of docs/packed-format.md, the same for every CPU:
     ``layout`` (its version, N, K, group size), ``codes``, ``scales``, ``sums``, ``zps`` (of no dimensions where
-    all zero points are the same), ``bias``. Scales may be of another type and zero points of another
-    shape than those of the layer that loads them.
+    all zero points are the same), ``offsets`` where there are any, ``bias``. Groups, the type of the scales and the
+    shape of the zero points may be others than those of the layer that loads them.
 
     Examples
     --------
@@ -87,6 +87,7 @@ class DA8W4Linear(nn.Module):
     scales: torch.Tensor
     sums: torch.Tensor
     zps: torch.Tensor
+    offsets: torch.Tensor | None
     bias: torch.Tensor | None
     _checked: tuple[tuple[torch.Tensor | None, ...], tuple[Any, ...]]
 
@@ -118,6 +119,7 @@ class DA8W4Linear(nn.Module):
         self.register_buffer("scales", zeros(torch.float32, blocks, groups, BLOCK))
         self.register_buffer("sums", zeros(torch.float32, blocks, BLOCK))
         self.register_buffer("zps", zeros(torch.int8))
+        self.register_buffer("offsets", None)
         self.register_buffer("bias", zeros(torch.float32, out_features) if bias else None)
         self._refresh()
 
@@ -177,6 +179,7 @@ class DA8W4Linear(nn.Module):
         zps: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
         *,
+        offsets: torch.Tensor | None = None,
         group_size: int | None = None,
         symmetric_activation: bool = False,
     ) -> DA8W4Linear:
@@ -190,12 +193,16 @@ class DA8W4Linear(nn.Module):
         >>> layer(torch.tensor([[0.0, 0.0, 255.0, 0.0]]))
         tensor([[382.5000]])
         """
-        for name, value in (("w_int4", w_int4), ("scales", scales), ("zps", zps)):
-            if not isinstance(value, torch.Tensor) and not (name == "zps" and value is None):
+        arrays: list[Any] = []
+        for name, value in (("w_int4", w_int4), ("scales", scales), ("zps", zps), ("offsets", offsets)):
+            if value is None and name in ("zps", "offsets"):
+                arrays.append(None)
+            elif isinstance(value, torch.Tensor):
+                # In float32 halves are exact, and prepack finds the smallest type that holds them all.
+                arrays.append(array_of(value.float() if value.is_floating_point() else value))
+            else:
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-        zero_points = None if zps is None else array_of(zps)
-        # float is exact; prepack finds the smallest type that holds them
-        packed = prepack(array_of(w_int4), array_of(scales.float()), zero_points, group_size=group_size)
+        packed = prepack(*arrays, group_size=group_size)
         return cls.from_packed(packed, bias, symmetric_activation=symmetric_activation)
 
     @classmethod
@@ -222,7 +229,7 @@ class DA8W4Linear(nn.Module):
         n, k = packed.shape
         self = cls(k, n, False, group_size=packed.group_size, symmetric_activation=symmetric_activation, device="meta")
         for name, values in packed._arrays.items():
-            self._buffers[name] = tensor_of(values, packed.scale_dtype == "bfloat16" and name == "scales")
+            self._buffers[name] = tensor_of(values, packed.scale_dtype == "bfloat16" and values.dtype == np.uint16)
         if packed.zero_point is not None:
             self.zps = torch.tensor(packed.zero_point, dtype=torch.int8)
         if bias is not None:
@@ -249,6 +256,8 @@ class DA8W4Linear(nn.Module):
         arrays = {"codes": array_of(self.codes), "scales": array_of(self.scales), "sums": array_of(self.sums)}
         if self.zps.dim():
             arrays["zps"] = array_of(self.zps)
+        if self.offsets is not None:
+            arrays["offsets"] = array_of(self.offsets)
         zero_point = None if self.zps.dim() else int(self.zps)
         return PackedWeight._from_arrays(shape, self.group_size, _NAMES[self.scales.dtype], zero_point, **arrays)
 
@@ -266,15 +275,17 @@ class DA8W4Linear(nn.Module):
     def columns(self, input: torch.Tensor, begin: int, end: int) -> torch.Tensor:
         """Outputs `begin` to `end` only; multiples of 32, or the last."""
         blocks = slice(begin // BLOCK, ceil_div(end, BLOCK))
-        codes, scales, sums, zps, bias, k, _, *numbers = self._arguments()
-        weight = (codes[blocks], scales[blocks], sums[blocks], None if zps is None else zps[blocks])
+        *weight, bias, k, _, group_size, zero_point, zero_point_min, symmetric = self._arguments()
+        numbers = group_size, zero_point, zero_point_min, symmetric
+        weight = [None if part is None else part[blocks] for part in weight]
         bias = None if bias is None else bias[begin:end]
         return torch.ops.pyda8w4.linear(input, *weight, bias, k, end - begin, *numbers)
 
     def _arguments(self) -> tuple[Any, ...]:
         tensors = self._buffers
         zps = tensors["zps"] if self._zps_differ else None
-        return (tensors["codes"], tensors["scales"], tensors["sums"], zps, tensors["bias"], *self._numbers)
+        weight = tensors["codes"], tensors["scales"], tensors["sums"], zps, tensors["offsets"]
+        return (*weight, tensors["bias"], *self._numbers)
 
     def _refresh(self) -> None:
         """Reads what the operator takes as numbers from the small tensors that hold them."""
@@ -318,9 +329,10 @@ class DA8W4Linear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = [name for name, old in self._buffers.items() if old is not None]
+        wanted = ["layout", "codes", "scales", "sums", "zps"] + ["bias"] * (self.bias is not None)
+        names = [*wanted, "offsets"]
         found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
-        missing_keys += [prefix + name for name in names if name not in found] if strict else []
+        missing_keys += [prefix + name for name in wanted if name not in found] if strict else []
         if strict:
             unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in names]
         group = self.group_size
@@ -332,6 +344,8 @@ class DA8W4Linear(nn.Module):
         error_msgs += errors
         if errors:
             return
+        if "layout" in found:
+            self.offsets = None
         for name, new in found.items():
             new = new.detach()
             self._buffers[name] = new if local_metadata.get("assign_to_params_buffers") else aligned_copy(new)
@@ -350,15 +364,14 @@ class DA8W4Linear(nn.Module):
 
     def _problem(self, name: str, new: Any, group: int) -> str | None:
         """Why a tensor of a state dict cannot be this layer's."""
-        old = self._buffers[name]
-        assert old is not None
         if not isinstance(new, torch.Tensor) or new.layout is not torch.strided or new.device.type != "cpu":
             return "must be a dense tensor on the CPU"
-        types = FLOATS if name == "scales" else (old.dtype,)
+        types = FLOATS if name in ("scales", "offsets") else (getattr(self, name).dtype,)
         if new.dtype not in types:
             return f"must be of {' or '.join(str(dtype) for dtype in types)}, got {new.dtype}"
-        shapes: list[tuple[int, ...]] = [old.shape]
-        if name in ("scales", "zps"):
+        if name in ("codes", "sums", "bias"):
+            shapes: list[tuple[int, ...]] = [getattr(self, name).shape]
+        else:
             shapes = [(ceil_div(self.out_features, BLOCK), ceil_div(self.in_features, group), BLOCK)]
         if name == "zps":
             shapes.append(())

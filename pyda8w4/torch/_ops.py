@@ -21,7 +21,7 @@ FLOATS = {
 }
 
 _SCHEMA = (
-    "linear(Tensor input, Tensor codes, Tensor scales, Tensor sums, Tensor? zps, Tensor? bias, "
+    "linear(Tensor input, Tensor codes, Tensor scales, Tensor sums, Tensor? zps, Tensor? offsets, Tensor? bias, "
     "int in_features, int out_features, int group_size, int zero_point, int zero_point_min, "
     "bool symmetric_activation) -> Tensor"
 )
@@ -38,6 +38,7 @@ def check_weight(
     scales: torch.Tensor,
     sums: torch.Tensor,
     zps: torch.Tensor | None,
+    offsets: torch.Tensor | None,
     bias: torch.Tensor | None,
     in_features: int,
     out_features: int,
@@ -53,6 +54,8 @@ def check_weight(
     _check("sums", sums, torch.float32, blocks * BLOCK)
     if zps is not None:
         _check("zps", zps, torch.int8, blocks * groups * BLOCK)
+    if offsets is not None:
+        _check("offsets", offsets, scales.dtype, blocks * groups * BLOCK)
     if bias is not None:
         _check("bias", bias, torch.float32, out_features)
 
@@ -71,6 +74,7 @@ def multiply(
     scales: torch.Tensor,
     sums: torch.Tensor,
     zps: torch.Tensor | None,
+    offsets: torch.Tensor | None,
     bias: torch.Tensor | None,
     in_features: int,
     out_features: int,
@@ -100,7 +104,8 @@ def multiply(
     kind, size = FLOATS[dtype]
     weight = _core.View(
         out_features, in_features, group_size, FLOATS[scales.dtype][0], zero_point, zero_point_min,
-        codes.data_ptr(), scales.data_ptr(), None if zps is None else zps.data_ptr(), sums.data_ptr(),
+        codes.data_ptr(), scales.data_ptr(), None if zps is None else zps.data_ptr(),
+        None if offsets is None else offsets.data_ptr(), sums.data_ptr(),
     )  # fmt: skip
     try:
         _core.multiply(
@@ -127,6 +132,7 @@ def _linear_fake(
     scales: torch.Tensor,
     sums: torch.Tensor,
     zps: torch.Tensor | None,
+    offsets: torch.Tensor | None,
     bias: torch.Tensor | None,
     in_features: int,
     out_features: int,

@@ -35,7 +35,7 @@ struct Isa512 {
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
     static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
 
-    template <size_t kRows, bool kPacked, class Pair>
+    template <size_t kRows, bool kPacked, bool kOffsets, class Pair>
     static void usual_pair(const Pair &pair, size_t groups, size_t steps);  // pair512.h
 
     static Part open(Int sum) { return sum; }

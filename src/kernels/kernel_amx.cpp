@@ -96,13 +96,27 @@ void add_products(const int8_t *act, size_t stride, const uint8_t *codes, bool t
     multiply_tiles<3, 5, 7>();
 }
 
-void scale_sums(const int32_t *sums, const float *scales, size_t rows, float *acc) {
-    const Float low = Isa::load_f32(scales), high = Isa::load_f32(scales + kHalf);
-    for (size_t i = 0; i < rows * kBlock; i += kBlock) {
-        const Float a = Isa::to_float(Isa::load(sums + i)), b = Isa::to_float(Isa::load(sums + i + kHalf));
-        Isa::store_f32(acc + i, Isa::fma(a, low, Isa::load_f32(acc + i)));
-        Isa::store_f32(acc + i + kHalf, Isa::fma(b, high, Isa::load_f32(acc + i + kHalf)));
+// What the end of a group takes beside its sums.
+struct GroupEnd {
+    const float *scales, *offsets;  // of the panel; no offsets: null
+    const float *group_sums;        // of the rows
+};
+
+template <bool kOffsets>
+void scale_sums(const int32_t *sums, const GroupEnd &end, size_t rows, float *acc) {
+    Float scale[2], offset[2];
+    for (size_t v = 0; v < 2; v++) {
+        scale[v] = Isa::load_f32(end.scales + v * kHalf);
+        if (kOffsets) offset[v] = Isa::load_f32(end.offsets + v * kHalf);
     }
+    const float *group_sum = end.group_sums;
+    for (size_t row = 0; row < rows; row++, sums += kBlock, acc += kBlock)
+        for (size_t v = 0; v < 2; v++) {
+            Float sum = Isa::load_f32(acc + v * kHalf);
+            sum = Isa::fma(Isa::to_float(Isa::load(sums + v * kHalf)), scale[v], sum);
+            if (kOffsets) sum = Isa::fma(Isa::broadcast_float(group_sum[row]), offset[v], sum);
+            Isa::store_f32(acc + v * kHalf, sum);
+        }
 }
 
 void unpacked_tiles_amx(const Tiles &tiles, const Panel &panel) {
@@ -117,8 +131,18 @@ void unpacked_tiles_amx(const Tiles &tiles, const Panel &panel) {
         float *acc = tiles.acc + row * kBlock;
         int32_t *partial = tiles.partial + row * kBlock;
         const uint8_t *codes = panel.codes;
-        const float *scales = panel.scales;
+        GroupEnd scaled = {panel.scales, panel.offsets, tiles.act.group_sums + row};
         const int32_t *waiting = nullptr;  // sums of the group before, not scaled yet
+        const auto scale_waiting = [&] {
+            if (panel.offsets) {
+                scale_sums<true>(waiting, scaled, height, acc);
+                scaled.offsets += kBlock;
+            } else {
+                scale_sums<false>(waiting, scaled, height, acc);
+            }
+            scaled.scales += kBlock;
+            scaled.group_sums += tiles.act.sums_stride;
+        };
         if (tiles.span.begin == 0) memset(acc, 0, height * kBlock * sizeof(float));
         for (size_t k = tiles.span.begin, group = tiles.span.group, end; k < tiles.span.end; k = end, group++) {
             const size_t group_end = (group + 1) * tiles.group;
@@ -129,10 +153,7 @@ void unpacked_tiles_amx(const Tiles &tiles, const Panel &panel) {
                 add_products(act + (at - tiles.span.begin), tiles.act.stride, codes, two);
                 codes += kTileQuads * kPanelLineBytes;
             }
-            if (waiting) {
-                scale_sums(waiting, scales, height, acc);
-                scales += kBlock;
-            }
+            if (waiting) scale_waiting();
             waiting = nullptr;
             if (end == group_end || end == tiles.k) {
                 int32_t *to = sums[group % 2];
@@ -142,7 +163,7 @@ void unpacked_tiles_amx(const Tiles &tiles, const Panel &panel) {
                 store_sums(partial, two);
             }
         }
-        if (waiting) scale_sums(waiting, scales, height, acc);
+        if (waiting) scale_waiting();
     }
 }
 

@@ -64,6 +64,7 @@ void unpack(const Block &block, size_t group, const Span &span, const Panel &pan
     for (size_t i = 0; i < ceil_div(span.end - span.group * group, group) * kBlock; i++) {
         panel.scales[i] = load_float(block.scales, block.scale_type, first + i);
         panel.zp_pairs[i] = -(block.zps ? block.zps[first + i] : block.zp) & 0xffff;
+        if (block.offsets) panel.offsets[i] = load_float(block.offsets, block.scale_type, first + i);
     }
 }
 
@@ -89,10 +90,13 @@ void packed_tiles(const Tiles &tiles, const Panel &panel) {
             const int64_t sum = dot(tiles.act.rows + i / kBlock * tiles.act.stride, panel, span, n,
                                     -static_cast<int16_t>(panel.zp_pairs[at]), begin, end) +
                                 (inside ? tiles.partial[i] : 0);
-            if (end == (g + 1) * tiles.group || end == tiles.k)
-                acc = fmaf(static_cast<float>(sum), panel.scales[at], acc);
-            else
+            if (end != (g + 1) * tiles.group && end != tiles.k) {
                 tiles.partial[i] = static_cast<int32_t>(sum);
+                continue;
+            }
+            acc = fmaf(static_cast<float>(sum), panel.scales[at], acc);
+            const float *group_sums = tiles.act.group_sums + (g - span.group) * tiles.act.sums_stride;
+            if (panel.offsets) acc = fmaf(group_sums[i / kBlock], panel.offsets[at], acc);
         }
         tiles.acc[i] = acc;
     }

@@ -2,14 +2,14 @@
 // around the loops and keeps six row pointers, which takes as long as the float arithmetic of a group.
 //
 // Beside its 12 dot products, a quad of a 6-row tile takes 8 loads, so that the two ports that multiply are the
-// limit: 6 cycles on Intel's cores. A group adds 12 conversions and 12 fma to them: of the peak remain 94 % in
-// groups of 128, 80 % in groups of 32.
+// limit: 6 cycles on Intel's cores. A group adds 12 conversions and 12 fma to them, with offsets 24: of the peak
+// remain 94 % in groups of 128, 80 % in groups of 32, with offsets 91 % and 73 %.
 //
 // Packed codes are low + 16 * high as they are: only the low nibbles are cut out, and at the end of a group
 // the high sum is (both - low) / 16, exactly: a chunk is short enough for int32. Two instructions less for each
 // quad of a tile, two more for each output of a group.
 //
-// zmm0..11: sums; zmm12..23: acc; zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, or zp_pairs;
+// zmm0..11: sums; zmm12..23: acc; zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, zp_pairs, or offsets;
 // zmm28: nibble mask.
 #pragma once
 
@@ -71,17 +71,24 @@ namespace {
     "vfmadd231ps %%zmm24, %%zmm" #low ", %%zmm" #acc_low "\n"   \
     "vfmadd231ps %%zmm25, %%zmm" #high ", %%zmm" #acc_high "\n"
 
+#define OFFSET(quad, row, low, high, acc_low, acc_high, address)                    \
+    "vfmadd231ps 4*" #row "(%[sums],%[n])%{1to16%}, %%zmm26, %%zmm" #acc_low "\n"  \
+    "vfmadd231ps 4*" #row "(%[sums],%[n])%{1to16%}, %%zmm27, %%zmm" #acc_high "\n"
+
 #define STORE(quad, row, low, high, acc_low, acc_high, address) \
     "vmovups %%zmm" #acc_low ", 128*" #row "(%[n])\n"           \
     "vmovups %%zmm" #acc_high ", 128*" #row "+64(%[n])\n"
 
-template <size_t kRows, bool kPacked, bool kFetch, class Pair>
+template <size_t kRows, bool kPacked, bool kOffsets, bool kFetch, class Pair>
 __attribute__((always_inline)) inline void usual_pair_text(const Pair &pair, size_t groups, size_t steps) {
     static const uint32_t nibbles = 0x0f0f0f0f;
     const int8_t *act = pair.act;
     const uint8_t *line = pair.line, *ahead = pair.ahead.codes;
     const int32_t *sums = pair.sums, *zp_pairs = pair.zp_pairs;
-    const float *scales = pair.scales;
+    const float *scales = pair.scales, *scales_end = scales + groups * kBlock;
+    // Offsets and group sums go forward with scales and chunk sums: no operands of their own, of which 30 are allowed.
+    const size_t to_offsets = reinterpret_cast<uintptr_t>(pair.offsets) - reinterpret_cast<uintptr_t>(scales);
+    const size_t to_group_sums = reinterpret_cast<uintptr_t>(pair.group_sums) - reinterpret_cast<uintptr_t>(sums);
     size_t step, n;
     __asm__ volatile(
         "mov %[acc_from], %[n]\n"
@@ -114,23 +121,30 @@ __attribute__((always_inline)) inline void usual_pair_text(const Pair &pair, siz
         CODES(6) EACH_ROW(DOTS, 6)
         CODES(7) EACH_ROW(DOTS, 7)
         "add $32, %[act]\n"
-        "add $%c[step_bytes], %[line]\n"
+        "add $8*128 >> %c[packed], %[line]\n"
         "dec %[step]\n"
         "jnz 2b\n"
-        "add %[sums_bytes], %[sums]\n"
         "vmovups (%[scales]), %%zmm24\n"
         "vmovups 64(%[scales]), %%zmm25\n"
-        "add $128, %[scales]\n"
         EACH_ROW(CONVERT, 0)
         EACH_ROW(SCALE, 0)
-        "decq %[groups]\n"
-        "jnz 1b\n"
+        ".if %c[offset]\n"
+        "mov %[to_offsets], %[n]\n"
+        "vmovups (%[scales],%[n]), %%zmm26\n"
+        "vmovups 64(%[scales],%[n]), %%zmm27\n"
+        "mov %[to_group_sums], %[n]\n"
+        EACH_ROW(OFFSET, 0)
+        ".endif\n"
+        "add %[sums_bytes], %[sums]\n"
+        "add $128, %[scales]\n"
+        "cmp %[scales_end], %[scales]\n"
+        "jne 1b\n"
         "mov %[acc], %[n]\n"
         EACH_ROW(STORE, 0)
         : [act] "+r"(act), [line] "+r"(line), [sums] "+r"(sums), [scales] "+r"(scales), [zp_pairs] "+r"(zp_pairs),
-          [ahead] "+r"(ahead), [groups] "+m"(groups), [step] "=&r"(step), [n] "=&r"(n)
-        : [rows] "i"(kRows), [packed] "i"(kPacked), [fetch] "i"(kFetch),
-          [step_bytes] "i"(kStepQuads * (kPacked ? kLineBytes : kPanelLineBytes)),
+          [ahead] "+r"(ahead), [step] "=&r"(step), [n] "=&r"(n)
+        : [rows] "i"(kRows), [packed] "i"(kPacked), [offset] "i"(kOffsets), [fetch] "i"(kFetch),
+          [to_offsets] "m"(to_offsets), [to_group_sums] "m"(to_group_sums), [scales_end] "m"(scales_end),
           [s1] "r"(pair.stride), [s3] "r"(pair.stride * 3), [s5] "r"(pair.stride * 5),
           [acc_from] "m"(pair.acc_from), [acc] "m"(pair.acc), [steps] "m"(steps), [lines] "m"(pair.ahead.lines),
           [sums_bytes] "r"(pair.sums_stride * sizeof(int32_t)), [nibbles] "m"(nibbles)
@@ -148,14 +162,15 @@ __attribute__((always_inline)) inline void usual_pair_text(const Pair &pair, siz
 #undef DOTS
 #undef CONVERT
 #undef SCALE
+#undef OFFSET
 #undef STORE
 
-template <size_t kRows, bool kPacked, class Pair>
+template <size_t kRows, bool kPacked, bool kOffsets, class Pair>
 void Isa512::usual_pair(const Pair &pair, size_t groups, size_t steps) {
     if (pair.ahead.lines)
-        usual_pair_text<kRows, kPacked, true>(pair, groups, steps);
+        usual_pair_text<kRows, kPacked, kOffsets, true>(pair, groups, steps);
     else
-        usual_pair_text<kRows, kPacked, false>(pair, groups, steps);
+        usual_pair_text<kRows, kPacked, kOffsets, false>(pair, groups, steps);
 }
 
 }  // namespace

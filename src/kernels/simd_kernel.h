@@ -18,7 +18,8 @@
 //
 // Exactness. D = sum a'*code - zp * sum a', or with a shifted panel sum a'*(code - zp + 128) - 128 * sum a': all
 // sums modulo 2^32, and D in range (the plan of a packed weight sees to that). Sums start at the term that is
-// subtracted, and dot products are added in any order; the float chain is one fma per group, groups ascending.
+// subtracted, and dot products are added in any order; the float chain is one fma per group, or two where there are
+// offsets, groups ascending.
 #pragma once
 
 #include <stddef.h>
@@ -47,7 +48,7 @@ Float load_as(const void *values, size_t i) {
     return kType == DA8W4_F16 ? Isa::load_f16(halves) : Isa::load_bf16(halves);
 }
 
-// Columns of scales, 16 and so 32 or 64 bytes of them at a time, and those ahead.
+// Columns of floats, 16 and so 32 or 64 bytes of them at a time, and those ahead.
 template <da8w4_type kType>
 void copy_scales(const void *from, size_t count, float *to, const void *ahead) {
     constexpr size_t kBytes = kType == DA8W4_F32 ? 4 : 2;
@@ -67,16 +68,22 @@ void unpack_line(const uint8_t *line, Int *low, Int *high) {
     *high = Isa::high_nibbles(both);
 }
 
-// Scales and, where sums start from them, pairs of zero points.
+// Columns of scales, or of offsets, which are of the same type.
+void copy_scales(const Block &block, const void *from, size_t first, size_t count, float *to, const void *ahead) {
+    if (block.scale_type == DA8W4_F32)
+        copy_scales<DA8W4_F32>(static_cast<const float *>(from) + first, count, to, ahead);
+    else if (block.scale_type == DA8W4_F16)
+        copy_scales<DA8W4_F16>(static_cast<const uint16_t *>(from) + first, count, to, ahead);
+    else
+        copy_scales<DA8W4_BF16>(static_cast<const uint16_t *>(from) + first, count, to, ahead);
+}
+
+// Scales, offsets and, where sums start from them, pairs of zero points.
 void unpack_groups(const Block &block, size_t group, const Span &span, const Panel &panel, bool pairs,
                    const Ahead &ahead) {
     const size_t first = span.group * kBlock, count = ceil_div(span.end - span.group * group, group) * kBlock;
-    if (block.scale_type == DA8W4_F32)
-        copy_scales<DA8W4_F32>(static_cast<const float *>(block.scales) + first, count, panel.scales, ahead.scales);
-    else if (block.scale_type == DA8W4_F16)
-        copy_scales<DA8W4_F16>(static_cast<const uint16_t *>(block.scales) + first, count, panel.scales, ahead.scales);
-    else
-        copy_scales<DA8W4_BF16>(static_cast<const uint16_t *>(block.scales) + first, count, panel.scales, ahead.scales);
+    copy_scales(block, block.scales, first, count, panel.scales, ahead.scales);
+    if (block.offsets) copy_scales(block, block.offsets, first, count, panel.offsets, ahead.offsets);
     if (!pairs) return;
     for (size_t i = 0; i < count; i += kHalf) {
         if (block.zps) __builtin_prefetch(ahead.zps + i);
@@ -146,11 +153,13 @@ inline __attribute__((always_inline)) void fetch(Ahead &ahead) {
 struct Pair {
     const int8_t *act;
     size_t stride;
-    const int32_t *sums;  // [chunk][row]
+    const int32_t *sums;      // [chunk][row]
+    const float *group_sums;  // [group][row]
     size_t sums_stride;
     const uint8_t *line;
     const float *scales;      // [group][kBlock]
     const int32_t *zp_pairs;  // [group][kBlock]
+    const float *offsets;     // [group][kBlock], or null
     const float *acc_from;    // [row][kBlock]
     float *acc;               // [row][kBlock]
     Ahead ahead;
@@ -159,6 +168,7 @@ struct Pair {
         line += columns * 4;
         scales += columns;
         zp_pairs += columns;
+        if (offsets) offsets += columns;
         acc_from += columns;
         acc += columns;
     }
@@ -229,6 +239,24 @@ void add_any_dots(Int (&sum)[kRows][2], const uint8_t *&line, const int8_t *&act
         }
 }
 
+// The float steps at the end of a group: one, or with offsets two.
+template <size_t kRows, bool kOffsets>
+__attribute__((always_inline)) inline void add_group(Float (&acc)[kRows][2], const Int (&sum)[kRows][2], Pair &pair) {
+    for (size_t v = 0; v < 2; v++) {
+        const Float scale = Isa::load_f32(pair.scales + v * kHalf);
+        for (size_t r = 0; r < kRows; r++) acc[r][v] = Isa::fma(Isa::to_float(sum[r][v]), scale, acc[r][v]);
+        if (!kOffsets) continue;
+        const Float offset = Isa::load_f32(pair.offsets + v * kHalf);
+        for (size_t r = 0; r < kRows; r++)
+            acc[r][v] = Isa::fma(Isa::broadcast_float(pair.group_sums[r]), offset, acc[r][v]);
+    }
+    pair.scales += kBlock;
+    pair.zp_pairs += kBlock;
+    if (!kOffsets) return;
+    pair.offsets += kBlock;
+    pair.group_sums += pair.sums_stride;
+}
+
 template <size_t kRows, bool kPacked>
 void any_pair(const Tiles &tiles, Pair pair, int32_t *partial) {
     size_t k = tiles.span.begin, group_end = (tiles.span.group + 1) * tiles.group;
@@ -251,13 +279,9 @@ void any_pair(const Tiles &tiles, Pair pair, int32_t *partial) {
         add_any_dots<kRows, kPacked>(sum, pair.line, pair.act, pair.stride, ceil_div(end - k, kQuad), pair.ahead);
         k = end;
         if (k != group_end && k != tiles.k) continue;
+        pair.offsets ? add_group<kRows, true>(acc, sum, pair) : add_group<kRows, false>(acc, sum, pair);
         for (size_t r = 0; r < kRows; r++)
-            for (size_t v = 0; v < 2; v++) {
-                acc[r][v] = Isa::fma(Isa::to_float(sum[r][v]), Isa::load_f32(pair.scales + v * kHalf), acc[r][v]);
-                sum[r][v] = Isa::zero();
-            }
-        pair.scales += kBlock;
-        pair.zp_pairs += kBlock;
+            for (size_t v = 0; v < 2; v++) sum[r][v] = Isa::zero();
         group_end += tiles.group;
     }
     const bool unfinished = k + tiles.group != group_end && k != tiles.k;
@@ -274,7 +298,7 @@ bool has_usual_groups(const Tiles &tiles) {
     return tiles.span.groups && tiles.group % (kStepQuads * kQuad) == 0 && tiles.group <= kChunk;
 }
 
-template <size_t kRows, bool kPacked>
+template <size_t kRows, bool kPacked, bool kOffsets>
 void usual_pair(Pair pair, size_t groups, size_t steps) {
     constexpr size_t kSets = sets_for(kRows);
     Float acc[kRows][2];
@@ -291,31 +315,26 @@ void usual_pair(Pair pair, size_t groups, size_t steps) {
             fetch(pair.ahead);
             add_dots<kRows, kPacked>(sum, pair.line, pair.act, pair.stride, Count<kStepQuads>());
         }
-        for (size_t v = 0; v < 2; v++) {
-            const Float scale = Isa::load_f32(pair.scales + v * kHalf);
-            for (size_t r = 0; r < kRows; r++) {
-                for (size_t s = 1; s < kSets; s++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
-                acc[r][v] = Isa::fma(Isa::to_float(sum[0][r][v]), scale, acc[r][v]);
-            }
-        }
+        for (size_t s = 1; s < kSets; s++)
+            for (size_t r = 0; r < kRows; r++)
+                for (size_t v = 0; v < 2; v++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
+        add_group<kRows, kOffsets>(acc, sum[0], pair);
         pair.sums += pair.sums_stride;
-        pair.scales += kBlock;
-        pair.zp_pairs += kBlock;
     }
     for (size_t r = 0; r < kRows; r++)
         for (size_t v = 0; v < 2; v++) Isa::store_f32(pair.acc + r * kBlock + v * kHalf, acc[r][v]);
 }
 
-template <bool kPacked, size_t kRows = Isa::kRows, class Own = Isa>
+template <bool kPacked, bool kOffsets, size_t kRows = Isa::kRows, class Own = Isa>
 void tiles_of(const Tiles &tiles, const Panel &panel) {
     if constexpr (kRows > 1)
-        if (tiles.height < kRows) return tiles_of<kPacked, kRows - 1>(tiles, panel);
+        if (tiles.height < kRows) return tiles_of<kPacked, kOffsets, kRows - 1>(tiles, panel);
     alignas(64) static const float zeros[kRows * kBlock] = {};
     const bool usual = has_usual_groups(tiles), fresh = tiles.span.begin == 0;
     const size_t groups = tiles.span.groups, steps = tiles.group / (kStepQuads * kQuad);
     const size_t ahead_bytes = (tiles.span.end - tiles.span.begin) / (kStepQuads * kQuad) * tiles.ahead.lines * 64;
-    Pair pair = {tiles.act.rows, tiles.act.stride, tiles.act.sums, tiles.act.sums_stride,
-                 panel.codes,    panel.scales,     panel.zp_pairs, fresh ? zeros : tiles.acc,
+    Pair pair = {tiles.act.rows, tiles.act.stride, tiles.act.sums, tiles.act.group_sums, tiles.act.sums_stride,
+                 panel.codes,    panel.scales,     panel.zp_pairs, panel.offsets,        fresh ? zeros : tiles.acc,
                  tiles.acc,      tiles.ahead};
     for (size_t row = 0; row < tiles.count * kRows; row += kRows) {
         pair.ahead.lines = pair.ahead.codes < pair.ahead.codes_end ? tiles.ahead.lines : 0;
@@ -323,23 +342,28 @@ void tiles_of(const Tiles &tiles, const Panel &panel) {
             if (!usual)
                 any_pair<kRows, kPacked>(tiles, pair, tiles.partial + row * kBlock + h * kLanes);
             else if constexpr (kRows >= Own::kOwnPairRows)
-                Own::template usual_pair<kRows, kPacked>(pair, groups, steps);
+                Own::template usual_pair<kRows, kPacked, kOffsets>(pair, groups, steps);
             else
-                usual_pair<kRows, kPacked>(pair, groups, steps);
+                usual_pair<kRows, kPacked, kOffsets>(pair, groups, steps);
             pair.shift(kLanes);
             pair.ahead.lines = 0;  // once a tile
         }
         pair.shift(-kPairs * kLanes);
         pair.act += kRows * tiles.act.stride;
         pair.sums += kRows;
+        pair.group_sums += kRows;
         if (!fresh) pair.acc_from += kRows * kBlock;
         pair.acc += kRows * kBlock;
         pair.ahead.codes += ahead_bytes;
     }
 }
 
-void packed_tiles(const Tiles &tiles, const Panel &panel) { tiles_of<true>(tiles, panel); }
-void unpacked_tiles(const Tiles &tiles, const Panel &panel) { tiles_of<false>(tiles, panel); }
+void packed_tiles(const Tiles &tiles, const Panel &panel) {
+    panel.offsets ? tiles_of<true, true>(tiles, panel) : tiles_of<true, false>(tiles, panel);
+}
+void unpacked_tiles(const Tiles &tiles, const Panel &panel) {
+    panel.offsets ? tiles_of<false, true>(tiles, panel) : tiles_of<false, false>(tiles, panel);
+}
 
 // ---- rows of activations ---------------------------------------------------------------------
 
