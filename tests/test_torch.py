@@ -648,6 +648,40 @@ def test_llama(tmp_path: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("symmetric_weight", [False, True])
+def test_transformers_config(dtype: Any, symmetric_weight: bool, tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    from pyda8w4.torch.transformers import DA8W4Config
+
+    config = transformers.LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, attention_bias=True,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).to(dtype).save_pretrained(tmp_path / "float")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(tmp_path / "float", dtype=dtype)
+    config = DA8W4Config(32, symmetric_weight=symmetric_weight, symmetric_activation=True)
+    first = load(tmp_path / "float", dtype=dtype, quantization_config=config)
+    quantize_(model, 32, True, symmetric_weight)
+    prompt = torch.arange(10)[None]
+    assert same(first(prompt).logits, model(prompt).logits)
+    first.save_pretrained(tmp_path / "packed")
+    again = load(tmp_path / "packed", dtype=dtype)
+    assert same(again(prompt).logits, model(prompt).logits)
+    assert again.model.layers[1].self_attn.q_proj.symmetric_activation
+    fuse_linears(again, GROUPS)
+    assert same(again(prompt).logits, model(prompt).logits)
+    with pytest.raises(ValueError, match="before fuse_linears"):
+        again.save_pretrained(tmp_path / "fused")
+    for keep in (["up_proj"], []):
+        config = DA8W4Config(32, modules_to_not_convert=keep)
+        other = load(tmp_path / "float", quantization_config=config)
+        assert isinstance(other.model.layers[0].mlp.up_proj, nn.Linear) == bool(keep)
+    with pytest.raises(ValueError, match="group_size"):
+        DA8W4Config(6)
+
+
 # ---- joined layers ---------------------------------------------------------------------------
 
 
