@@ -315,9 +315,9 @@ void usual_pair(Pair pair, size_t groups, size_t steps) {
             fetch(pair.ahead);
             add_dots<kRows, kPacked>(sum, pair.line, pair.act, pair.stride, Count<kStepQuads>());
         }
-        for (size_t s = 1; s < kSets; s++)
+        for (size_t v = 0; v < 2; v++)
             for (size_t r = 0; r < kRows; r++)
-                for (size_t v = 0; v < 2; v++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
+                for (size_t s = 1; s < kSets; s++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
         add_group<kRows, kOffsets>(acc, sum[0], pair);
         pair.sums += pair.sums_stride;
     }
