@@ -6,7 +6,9 @@ Needs the package gguf: ``pip install 'pyda8w4[gguf]'``.
 from __future__ import annotations
 
 import os
-from typing import Any
+import struct
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +25,7 @@ __all__ = ["File"]
 
 _GROUP = 32  # elements of a block of Q4_0, Q4_1 and Q8_0
 _Type = gguf.GGMLQuantizationType
+_Value = gguf.GGUFValueType
 
 
 class File:
@@ -73,12 +76,10 @@ class File:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
-            reader = gguf.GGUFReader(path)
-            self.metadata = {name: field.contents() for name, field in reader.fields.items()}
-        except (ValueError, IndexError, KeyError, OverflowError) as error:  # what the reader runs into
-            raise ValueError(f"path must be a complete GGUF file, got {os.fspath(path)}: {error}") from None
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.types = {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
+            self.metadata, self._tensors = _read(np.asarray(np.memmap(path, mode="r")))
+        except ValueError as error:
+            raise ValueError(f"path must be a GGUF file, got {os.fspath(path)!r}: {error}") from None
+        self.types = {name: tensor.type.name for name, tensor in self._tensors.items()}
 
     def array(self, name: str) -> np.ndarray:
         """A tensor as float32, dequantized as ggml does.
@@ -99,7 +100,7 @@ class File:
         """
         tensor = self._tensor(name)
         try:
-            return np.ascontiguousarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
+            return np.require(gguf.dequantize(tensor.data, tensor.type), np.float32, "CW")  # F32 is the file itself
         except NotImplementedError:
             raise ValueError(f"name must be of a tensor of floats, got {name} of {self.types[name]}") from None
 
@@ -128,25 +129,96 @@ class File:
         """
         tensor = self._tensor(name)
         if len(tensor.shape) != 2:
-            raise ValueError(f"name must be of a matrix, got {name} of shape {tuple(map(int, tensor.shape[::-1]))}")
+            raise ValueError(f"name must be of a matrix, got {name} of shape {tensor.shape}")
         if bits == 4:
-            if tensor.tensor_type == _Type.Q4_0:
+            if tensor.type == _Type.Q4_0:
                 return _q4_0(tensor.data)
-            if tensor.tensor_type == _Type.Q4_1:
+            if tensor.type == _Type.Q4_1:
                 return _q4_1(tensor.data)
             return prepack(*quantize_weight(self.array(name), _GROUP), group_size=_GROUP)
         if bits == 8:
-            if tensor.tensor_type == _Type.Q8_0:
+            if tensor.type == _Type.Q8_0:
                 return _q8_0(tensor.data)
             return _q8_0(gguf.quantize(self.array(name), _Type.Q8_0))
         raise ValueError(f"bits must be 4 or 8, got {bits!r}")
 
-    def _tensor(self, name: str) -> gguf.ReaderTensor:
+    def _tensor(self, name: str) -> _Tensor:
         if name not in self._tensors:
             raise ValueError(f"name must be of a tensor in the file, got {name!r}")
         return self._tensors[name]
 
 
+# ---- the file --------------------------------------------------------------------------------
+# gguf.GGUFReader makes arrays of each of the hundred thousand words of a tokenizer, which takes seconds.
+
+_SCALARS = {
+    _Value.UINT8: "u1", _Value.INT8: "i1", _Value.UINT16: "<u2", _Value.INT16: "<i2", _Value.UINT32: "<u4",
+    _Value.INT32: "<i4", _Value.FLOAT32: "<f4", _Value.BOOL: "?", _Value.UINT64: "<u8", _Value.INT64: "<i8",
+    _Value.FLOAT64: "<f8",
+}  # fmt: skip
+
+
+class _Tensor(NamedTuple):
+    type: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    data: np.ndarray  # of bytes, the last dimension those of a row
+
+
+class _Cursor:
+    """Reads values one after another."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data, self.at = memoryview(data), 0
+
+    def take(self, size: int) -> memoryview:
+        if size > len(self.data) - self.at:
+            raise ValueError("it ends too early")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, form: str) -> int:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def string(self) -> str:
+        return str(self.take(self.number("<Q")), "utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == _Value.STRING:
+            return self.string()
+        if kind == _Value.ARRAY:
+            kind, count = self.number("<I"), self.number("<Q")
+            return self.scalars(kind, count) if kind in _SCALARS else [self.value(kind) for _ in range(count)]
+        return self.scalars(kind, 1)[0]
+
+    def scalars(self, kind: int, count: int) -> list[Any]:
+        dtype = np.dtype(_SCALARS[_Value(kind)])
+        return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
+
+
+def _read(data: np.ndarray) -> tuple[dict[str, Any], dict[str, _Tensor]]:
+    cursor = _Cursor(data)
+    if cursor.number("<I") != gguf.GGUF_MAGIC:
+        raise ValueError("it does not begin like one")
+    if (version := cursor.number("<I")) not in (2, 3):
+        raise ValueError(f"version 2 or 3, little-endian, can be read, not {version}")
+    tensor_count, count = cursor.number("<Q"), cursor.number("<Q")
+    metadata = {cursor.string(): cursor.value(cursor.number("<I")) for _ in range(count)}
+
+    infos = {}
+    for _ in range(tensor_count):
+        name = cursor.string()
+        shape = tuple(cursor.number("<Q") for _ in range(cursor.number("<I")))[::-1]
+        infos[name] = (shape, _Type(cursor.number("<I")), cursor.number("<Q"))
+    start = cursor.at + -cursor.at % metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+    tensors = {}
+    for name, (shape, kind, offset) in infos.items():
+        data_shape = gguf.quant_shape_to_byte_shape(shape, kind)
+        cursor.at = start + offset
+        tensors[name] = _Tensor(kind, shape, np.frombuffer(cursor.take(prod(data_shape)), np.uint8).reshape(data_shape))
+    return metadata, tensors
+
+
+# ---- its blocks ------------------------------------------------------------------------------
 # A block of 32 elements holds its scale in 2 bytes (Q4_1: and its minimum in 2 more), then the codes. Those
 # of 4 bits lie in 16 bytes: elements 0..15 in the low nibbles, 16..31 in the high ones.
 
