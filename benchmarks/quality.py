@@ -14,6 +14,7 @@ everywhere, as in the file. Without llama-cpp-python its lines are left out.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import io
 import re
@@ -75,7 +76,7 @@ def contenders(path: Path, file: pyda8w4.gguf.File) -> Iterator[tuple[str, str, 
         q4_0 = Path(folder) / "q4_0.gguf"
         parameters = llama_cpp.llama_model_quantize_default_params()
         parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
-        llama_cpp.llama_model_quantize(bytes(path), bytes(q4_0), parameters)
+        llama_cpp.llama_model_quantize(bytes(path), bytes(q4_0), ctypes.byref(parameters))
         yield "llama.cpp, Q4_0", "int8 in blocks of 32", predict_with_llama_cpp(q4_0)
         again = pyda8w4.gguf.File(q4_0)
         yield "the same Q4_0", "uint8", predict_with(again, as_in_file(False))
@@ -158,7 +159,7 @@ class Paragraphs(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.open: list[bool] = []  # of the divs and pres around here: whether it is a paragraph
+        self.open: list[bool] = []  # of each div and pre around here: whether it is a paragraph
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyda8w4
 import pyda8w4.gguf
 
-CHUNK = 32  # rows
+CHUNK = 64  # rows
 
 Layer = Callable[[np.ndarray, np.ndarray], object]  # (x, out) -> None
 

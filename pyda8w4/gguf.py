@@ -100,7 +100,9 @@ class File:
         """
         tensor = self._tensor(name)
         try:
-            return np.require(gguf.dequantize(tensor.data, tensor.type), np.float32, "CW")  # F32 is the file itself
+            return np.require(
+                gguf.dequantize(tensor.data, tensor.type), np.float32, ["C", "W"]
+            )  # F32 is the file itself
         except NotImplementedError:
             raise ValueError(f"name must be of a tensor of floats, got {name} of {self.types[name]}") from None
 
@@ -168,7 +170,7 @@ class _Cursor:
     """Reads values one after another."""
 
     def __init__(self, data: np.ndarray) -> None:
-        self.data, self.at = memoryview(data), 0
+        self.data, self.at = memoryview(data), 0  # type: ignore[arg-type]
 
     def take(self, size: int) -> memoryview:
         if size > len(self.data) - self.at:
