@@ -43,9 +43,8 @@ def main() -> None:
 
     print(f"{pyda8w4.cpu_info()['cpu']}; medians of {options.rounds} rounds, load {os.getloadavg()[0]:.1f}\n")
     print("tokens/s of prompt and generation; the share of linear layers in both, and how near they come to reading\n")
-    print(
-        "| threads | | prompt | generation | in linear | in linear | of the read limit |\n|---|---|---|---|---|---|---|"
-    )
+    print("| threads | | prompt | generation | in linear | in linear | of the read limit |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         q4_1, q4_0 = find_model(), Path(folder) / "q4_0.gguf"
         contenders = {"pyda8w4, Q4_1": ("Ours", q4_1), "llama.cpp, Q4_1": ("LlamaCpp", q4_1)}
@@ -56,8 +55,10 @@ def main() -> None:
 
 
 def table(threads: int, contenders: dict[str, tuple[str, Path]], rounds: int) -> None:
+    blas = {"OPENBLAS_NUM_THREADS": "1"}  # as examples/generate.py has it
     workers = {
-        name: Worker(name, threads, f"generation:{kind}", (path, threads)) for name, (kind, path) in contenders.items()
+        name: Worker(name, threads, f"generation:{kind}", (path, threads), blas)
+        for name, (kind, path) in contenders.items()
     }
     machine = Worker("machine", threads, "turns:Machine", (threads,))
     turns = {name: partial(worker.ask, "turn") for name, worker in workers.items()}

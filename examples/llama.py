@@ -145,13 +145,12 @@ class Chunk:
         self.length = self.square[:, :, 0]
 
         # For each key there are several queries. Those of one key lie together, so that they are one product.
-        split = np.cumsum([kv_heads * queries * size, kv_heads * size])
-        q, k, v = np.split(buffers.qkv[part], split, axis=1)
-        self.q_pairs, self.k_pairs = (each.view(np.complex64).reshape(rows, -1, size // 2) for each in (q, k))
-        q = np.empty((kv_heads, rows, queries, size), np.float32)
-        self.q = q.reshape(kv_heads, rows * queries, size)
-        self.turned_q = q.view(np.complex64).transpose(1, 0, 2, 3)
-        self.q_pairs = self.q_pairs.reshape(self.turned_q.shape)
+        q, k, v = np.split(buffers.qkv[part], np.cumsum([kv_heads * queries * size, kv_heads * size]), axis=1)
+        together = np.empty((kv_heads, rows, queries, size), np.float32)
+        self.q = together.reshape(kv_heads, rows * queries, size)
+        self.q_turned = together.view(np.complex64).transpose(1, 0, 2, 3)
+        self.q_pairs = q.view(np.complex64).reshape(self.q_turned.shape)
+        self.k_pairs = k.view(np.complex64).reshape(rows, kv_heads, size // 2)
         self.k = k.reshape(rows, kv_heads, size).transpose(1, 2, 0)
         self.v = v.reshape(rows, kv_heads, size).transpose(1, 0, 2)
         self.scores = np.empty(self.q.shape[0] * self.q.shape[1] * model.turns.shape[0], np.float32)
@@ -177,7 +176,7 @@ class Chunk:
     def remember(self, turns: np.ndarray, keys: np.ndarray, values: np.ndarray, position: int) -> None:
         part = slice(position + self.begin, position + self.end)
         turn = turns[part]
-        np.multiply(self.q_pairs, turn[:, :, None], out=self.turned_q)
+        np.multiply(self.q_pairs, turn[:, :, None], out=self.q_turned)
         np.multiply(self.k_pairs, turn, out=self.k_pairs)
         keys[:, :, part] = self.k
         values[:, part] = self.v
