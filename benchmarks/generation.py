@@ -27,7 +27,7 @@ from turns import SETTLE_SECONDS, Gone, Worker, take_turns
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from generate import find_model
-from llama import Layer, Llama
+from llama import DA8W4, Layer, Llama
 
 import pyda8w4
 import pyda8w4.gguf
@@ -103,17 +103,15 @@ class Ours:
         self.logits = np.empty((1, len(self.model.embeddings)), np.float32)
 
     def layer(self, file: pyda8w4.gguf.File, names: list[str], bits: int = 4) -> Layer:
-        """As llama.da8w4, timed."""
-        weight = pyda8w4.concat([file.packed(f"{name}.weight", bits) for name in names])
-        self.size += weight.nbytes
+        layer = DA8W4(file, names, bits)
+        self.size += layer.weight.nbytes
 
-        def multiply(x: np.ndarray, out: np.ndarray) -> None:
-            x = x if bits == 4 else np.concatenate([x, x], axis=1)
+        def timed(x: np.ndarray, out: np.ndarray) -> None:
             start = time.perf_counter()
-            pyda8w4.linear(x, weight, out=out)
+            layer(x, out)
             self.inside += time.perf_counter() - start
 
-        return multiply
+        return timed
 
     def turn(self) -> list[tuple[float, ...]]:
         self.model.position, self.inside = 0, 0.0

@@ -7,8 +7,9 @@
 
 The text is The Debian Administrator's Handbook (Raphaël Hertzog and Roland Mas; GPL 2 or later, or CC BY-SA
 3.0): its first sections in English. It is cut into windows of 512 tokens, each a context of its own; the second
-half of each is scored. float32 stands for the weights of the file, dequantized. The output head has 8 bits
-everywhere, as in the file. Without llama-cpp-python its lines are left out.
+half of each is scored. float32 stands for the weights of the file, dequantized. "Groups of" are those weights
+quantized again, to codes and integer zero points. The output head is that of examples/llama.py everywhere.
+Without llama-cpp-python its lines are left out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from generate import find_model, make_tokenizer
-from llama import Layer, Llama
+from llama import DA8W4, Layer, Llama
 
 import pyda8w4
 import pyda8w4.gguf
@@ -113,8 +115,8 @@ def float32(file: pyda8w4.gguf.File, names: list[str], bits: int = 4) -> Layer:
 
 def as_in_file(symmetric: bool) -> Callable[..., Layer]:
     def layer(file: pyda8w4.gguf.File, names: list[str], bits: int = 4) -> Layer:
-        weight = pyda8w4.concat([file.packed(f"{name}.weight", bits) for name in names])
-        return multiply_by(weight, symmetric)
+        made = DA8W4(file, names, bits)
+        return made if bits == 8 else partial(multiply, made.weight, symmetric)
 
     return layer
 
@@ -122,20 +124,16 @@ def as_in_file(symmetric: bool) -> Callable[..., Layer]:
 def requantized(group_size: int, symmetric: bool) -> Callable[..., Layer]:
     def layer(file: pyda8w4.gguf.File, names: list[str], bits: int = 4) -> Layer:
         if bits == 8:
-            return as_in_file(symmetric)(file, names, bits)
+            return DA8W4(file, names, bits)
         w = np.concatenate([file.array(f"{name}.weight") for name in names])
         weight = pyda8w4.prepack(*pyda8w4.quantize_weight(w, group_size), group_size=group_size)
-        return multiply_by(weight, symmetric)
+        return partial(multiply, weight, symmetric)
 
     return layer
 
 
-def multiply_by(weight: pyda8w4.PackedWeight, symmetric: bool) -> Layer:
-    def multiply(x: np.ndarray, out: np.ndarray) -> None:
-        planes = weight.shape[1] // x.shape[1]
-        pyda8w4.linear(np.tile(x, planes), weight, symmetric=symmetric, out=out)
-
-    return multiply
+def multiply(weight: pyda8w4.PackedWeight, symmetric: bool, x: np.ndarray, out: np.ndarray) -> None:
+    pyda8w4.linear(x, weight, symmetric=symmetric, out=out)
 
 
 def predict_with_llama_cpp(path: Path) -> Predict:

@@ -21,12 +21,23 @@ CHUNK = 64  # rows
 Layer = Callable[[np.ndarray, np.ndarray], object]  # (x, out) -> None
 
 
-def da8w4(file: pyda8w4.gguf.File, names: Sequence[str], bits: int = 4) -> Layer:
-    """Matrices that share an input as one layer."""
-    weight = pyda8w4.concat([file.packed(f"{name}.weight", bits) for name in names])
-    if bits == 4:
-        return lambda x, out: pyda8w4.linear(x, weight, out=out)
-    return lambda x, out: pyda8w4.linear(np.concatenate([x, x], axis=1), weight, out=out)  # two planes
+class DA8W4:
+    """Matrices that share an input, as one layer."""
+
+    def __init__(self, file: pyda8w4.gguf.File, names: Sequence[str], bits: int = 4) -> None:
+        self.weight = pyda8w4.concat([file.packed(f"{name}.weight", bits) for name in names])
+        self.bits = bits
+
+    def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
+        if self.bits == 4:
+            pyda8w4.linear(x, self.weight, out=out)
+            return
+        # Weights of 8 bits deserve more than 8 of x: what those leave of it goes along as more rows, which
+        # read the same weights.
+        a, scales, zps = pyda8w4.quantize_activation(x)
+        rest = x - (a - zps[:, None]).astype(np.float32) * scales[:, None]
+        planes = np.tile(np.concatenate([x, rest]), 2)
+        np.add(*np.split(pyda8w4.linear(planes, self.weight), 2), out=out)
 
 
 class Llama:
@@ -40,7 +51,7 @@ class Llama:
         ``layer(file, names, bits)`` makes a linear layer; the head has 8 bits.
     """
 
-    def __init__(self, file: pyda8w4.gguf.File, context: int, layer: Callable[..., Layer] = da8w4) -> None:
+    def __init__(self, file: pyda8w4.gguf.File, context: int, layer: Callable[..., Layer] = DA8W4) -> None:
         def field(name: str):
             return file.metadata[f"llama.{name}"]
 
