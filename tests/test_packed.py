@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -459,7 +460,11 @@ def test_safetensors_metadata_describes_the_weights(path):
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-    assert json.loads(metadata["weights"]) == {"w": {"shape": [65, 259], "group_size": 100, "zero_point": 8}}
+    described = json.loads(metadata["weights"])
+    types = {"codes": b"U8", "scales": b"F32", "sums": b"F32"}
+    crc32 = {part: zlib.crc32(types[part] + array.tobytes()) for part, array in pack(SOME[4])._arrays.items()}
+    assert described == {"w": {"shape": [65, 259], "group_size": 100, "zero_point": 8, "crc32": crc32}}
+    assert metadata["weights_crc32"] == str(zlib.crc32(metadata["weights"].encode()))
     assert (8 + length) % 64 == 0
     pyda8w4.save(path, {"w": pack(SOME[6])})
     assert b'\\"zero_point\\": null, \\"offsets\\": true' in path.read_bytes()

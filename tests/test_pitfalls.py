@@ -3,10 +3,12 @@
 import json
 import os
 import struct
+import zlib
 
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 from cases import (
     DTYPES,
     Weight,
@@ -738,6 +740,9 @@ def parts_of(file):
 
 
 def write(file, header, data):
+    """With the checksum of the description made right, so that what lies behind it is reached."""
+    metadata = header["__metadata__"]
+    metadata["weights_crc32"] = str(zlib.crc32(metadata["weights"].encode()))
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
@@ -868,7 +873,9 @@ def test_corrupt_file_whose_sums_could_leave_int32(tmp_path):
     pyda8w4.save(file, {"a": packed})
     pyda8w4.load(file)
     header, data = parts_of(file)
-    header["__metadata__"]["weights"] = json.dumps({"a": {"shape": [1, k], "group_size": k, "zero_point": 16}})
+    weights = json.loads(header["__metadata__"]["weights"])
+    weights["a"]["zero_point"] = 16
+    header["__metadata__"]["weights"] = json.dumps(weights)
     write(file, header, data)
     with pytest.raises(ValueError, match="group_size"):
         pyda8w4.load(file)
@@ -885,6 +892,65 @@ def test_corrupt_file_hostile_list_of_weights(file, text):
         pyda8w4.load(file)
 
 
+@pytest.mark.parametrize(
+    "name", ["a.codes", "a.scales", "a.sums", "a.zps", "b.codes", "b.scales", "b.sums", "b.offsets"]
+)
+def test_corrupt_file_with_a_flipped_bit(file, name):
+    header, data = parts_of(file)
+    begin, end = header[name]["data_offsets"]
+    for at in (begin, (begin + end) // 2, end - 1):
+        changed = bytearray(data)
+        changed[at] ^= 1 << at % 8
+        write(file, header, bytes(changed))
+        with pytest.raises(ValueError, match=rf"{name} is damaged".replace(".", r"\.")):
+            pyda8w4.load(file)
+        assert set(pyda8w4.load(file, verify=False)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("old, new", [('"zero_point": 3', '"zero_point": 4'), ("[65, 64]", "[66, 64]"), ("33", "34")])
+def test_corrupt_file_with_another_description(file, old, new):
+    whole = file.read_bytes()
+    old, new = (text.replace('"', r"\"").encode() for text in (old, new))
+    assert old in whole
+    file.write_bytes(whole.replace(old, new, 1))
+    with pytest.raises(ValueError, match="its list of weights does not have its checksum"):
+        pyda8w4.load(file)
+    pyda8w4.load(file, verify=False)
+
+
+def test_corrupt_file_with_another_type_of_scales(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    pyda8w4.save(file, {"a": pack(Weight(33, 70, 32, "float16"))})
+    header, data = parts_of(file)
+    header["a.scales"]["dtype"] = "BF16"
+    write(file, header, data)
+    with pytest.raises(ValueError, match=r"a\.scales is damaged"):
+        pyda8w4.load(file)
+
+
+@pytest.mark.parametrize("crc32", [None, 0, [], "codes", {}, {"codes": "1"}], ids=str)
+def test_corrupt_file_without_checksums(file, crc32):
+    header, data = parts_of(file)
+    weights = json.loads(header["__metadata__"]["weights"])
+    weights["a"]["crc32"] = crc32
+    header["__metadata__"]["weights"] = json.dumps(weights)
+    write(file, header, data)
+    with pytest.raises(ValueError, match="damaged"):
+        pyda8w4.load(file)
+    assert_same_weight(pyda8w4.load(file, verify=False)["a"], pack(Weight(33, 70, 32)))
+
+
+def test_a_file_that_is_replaced_while_it_is_loaded(file, monkeypatch):
+    # What is mapped is the file whose header was read.
+    def replace_then_open(*arguments, **more):
+        pyda8w4.save(file, {"c": pack(Weight(1, 1))})
+        return safe_open(*arguments, **more)
+
+    safe_open = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", replace_then_open)
+    assert_same_weight(pyda8w4.load(file)["a"], pack(Weight(33, 70, 32)))
+
+
 def test_corrupt_file_of_random_changes(file):
     # Any byte may be wrong: the file is refused, or what it gives can be used without a crash.
     whole = file.read_bytes()
@@ -897,7 +963,7 @@ def test_corrupt_file_of_random_changes(file):
             changed[place] = int(rng.choice([*b'0123456789{}[]",:-e', rng.integers(0, 256)]))
         file.write_bytes(changed)
         try:
-            weights = pyda8w4.load(file)
+            weights = pyda8w4.load(file, verify=False)
         except ValueError:
             refused += 1
             continue
