@@ -125,8 +125,8 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
     ----------
     path : path-like
     verify : bool
-        Whether to compare the contents with their checksums. That reads the whole file, at about 3 GB/s
-        where it is in memory already, and else as fast as it can be read.
+        Whether to compare the contents with their checksums. That reads the whole file: about half a
+        second per GB that is in memory already, and the time of reading the rest.
 
     Returns
     -------

@@ -262,10 +262,12 @@ private:
             if (!worker) break;
             worker->thread = started_ + 1;
             pthread_t thread;
-            // Signals are for the application's threads.
-            sigset_t all, before;
-            sigfillset(&all);
-            pthread_sigmask(SIG_BLOCK, &all, &before);
+            // Signals are for the application's threads, but not those of a fault of the worker itself, such as
+            // reading a mapped file that has been cut off: blocked, they end the process past every handler.
+            sigset_t foreign, before;
+            sigfillset(&foreign);
+            for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE}) sigdelset(&foreign, fault);
+            pthread_sigmask(SIG_BLOCK, &foreign, &before);
             const bool running = pthread_create(&thread, nullptr, worker_main, worker.get()) == 0;
             pthread_sigmask(SIG_SETMASK, &before, nullptr);
             if (!running) break;
