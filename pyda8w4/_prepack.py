@@ -167,7 +167,7 @@ def prepack(
         least, most = int(zps.min()), int(zps.max())
         if least < low or most > high:
             raise ValueError(f"zps must be {low} to {high} for {form} codes, got {least} to {most}")
-        # The C interface takes int8: signed codes with zero points below that move up with them.
+        # The C interface takes an array of int8, or one number for all.
         if least == most:
             zp, zps = least, None
         elif least < -128:

@@ -77,7 +77,7 @@ class File:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
             self.metadata, self._tensors = _read(np.asarray(np.memmap(path, mode="r")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # arrays may hold arrays
             raise ValueError(f"path must be a GGUF file, got {os.fspath(path)!r}: {error}") from None
         self.types = {name: tensor.type.name for name, tensor in self._tensors.items()}
 
@@ -127,7 +127,8 @@ class File:
         Raises
         ------
         ValueError
-            If there is no such matrix, its type is not one of floats, or `bits` is neither 4 nor 8.
+            If there is no such matrix, its type is not one of floats, its values are not finite, `bits` is
+            neither 4 nor 8, or 8 with a K that is no multiple of 32.
         """
         tensor = self._tensor(name)
         if len(tensor.shape) != 2:
@@ -141,6 +142,8 @@ class File:
         if bits == 8:
             if tensor.type == _Type.Q8_0:
                 return _q8_0(tensor.data)
+            if tensor.shape[1] % _GROUP:
+                raise ValueError(f"name must be of a matrix of whole groups of 32, got {name} of shape {tensor.shape}")
             return _q8_0(gguf.quantize(self.array(name), _Type.Q8_0))
         raise ValueError(f"bits must be 4 or 8, got {bits!r}")
 
@@ -211,9 +214,14 @@ def _read(data: np.ndarray) -> tuple[dict[str, Any], dict[str, _Tensor]]:
         name = cursor.string()
         shape = tuple(cursor.number("<Q") for _ in range(cursor.number("<I")))[::-1]
         infos[name] = (shape, _Type(cursor.number("<I")), cursor.number("<Q"))
-    start = cursor.at + -cursor.at % metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+    alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment < 1:
+        raise ValueError(f"its alignment is {alignment!r}")
+    start = cursor.at + -cursor.at % alignment
     tensors = {}
     for name, (shape, kind, offset) in infos.items():
+        if not shape:
+            raise ValueError(f"{name!r} has no dimensions")
         data_shape = gguf.quant_shape_to_byte_shape(shape, kind)
         cursor.at = start + offset
         tensors[name] = _Tensor(kind, shape, np.frombuffer(cursor.take(prod(data_shape)), np.uint8).reshape(data_shape))

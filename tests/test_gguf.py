@@ -1,5 +1,7 @@
 """Weights from GGUF files: what they stand for is what ggml says they do, exactly."""
 
+import struct
+
 import numpy as np
 import pytest
 from cases import assert_same_bits
@@ -192,6 +194,42 @@ def test_a_type_that_is_not_known(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match="199"):
         pyda8w4.gguf.File(path)
+
+
+def test_arrays_of_arrays_of_arrays(tmp_path):
+    data = write(tmp_path / "model.gguf", ("w", random_blocks(Q.Q4_0), Q.Q4_0)).read_bytes()
+    at = data.index(b"general.architecture") + len("general.architecture")
+    path = tmp_path / "nested.gguf"
+    path.write_bytes(data[:at] + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 100000 + data[at + 4 :])
+    with pytest.raises(ValueError, match="recursion"):
+        pyda8w4.gguf.File(path)
+
+
+@pytest.mark.parametrize("alignment", [0, "32"])
+def test_an_alignment_that_is_none(tmp_path, alignment):
+    kind = ggml.GGUFValueType.STRING if isinstance(alignment, str) else ggml.GGUFValueType.UINT32
+    changed = {"general.alignment": (alignment, kind)}
+    path = write(tmp_path / "model.gguf", ("w", random_blocks(Q.Q4_0), Q.Q4_0), **changed)
+    with pytest.raises(ValueError, match=f"its alignment is {alignment!r}"):
+        pyda8w4.gguf.File(path)
+
+
+def test_a_tensor_without_dimensions(tmp_path):
+    path = write(tmp_path / "model.gguf", ("w", np.ones(32, np.float32), Q.F32))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\1\0\0\0\0\0\0\0w") + 9
+    del data[at + 4 : at + 12]
+    data[at] = 0
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="'w' has no dimensions"):
+        pyda8w4.gguf.File(path)
+
+
+def test_8_bits_take_whole_groups(tmp_path):
+    file = pyda8w4.gguf.File(write(tmp_path / "model.gguf", ("w", np.ones((2, 40), np.float32), Q.F32)))
+    assert file.packed("w").shape == (2, 40)
+    with pytest.raises(ValueError, match="whole groups of 32"):
+        file.packed("w", bits=8)
 
 
 def test_no_file(tmp_path):
