@@ -16,6 +16,7 @@ import json
 import pickle
 import random
 import resource
+import shutil
 import struct
 import sys
 import tempfile
@@ -301,6 +302,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
     folder = Path(tempfile.mkdtemp())  # stays behind where this process crashes
     outcomes = fuzz(arguments.format, folder, arguments.seed, arguments.count, arguments.first)
+    shutil.rmtree(folder)
     print(", ".join(f"{name} {count}" for name, count in sorted(outcomes.items())))
 
 
