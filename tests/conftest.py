@@ -18,7 +18,7 @@ import pyda8w4
 REQUIRED = [name.strip() for name in os.environ.get("PYDA8W4_REQUIRE_KERNELS", "").split(",") if name.strip()]
 
 _selected = False
-_tests: Counter[str] = Counter()
+_tests: Counter[tuple[str, str]] = Counter()  # of a kernel, in a file
 
 
 @pytest.fixture(params=pyda8w4.kernels(runnable=False))
@@ -49,12 +49,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and not report.skipped:
-        _tests.update(value for name, value in report.user_properties if name == "kernel")
+        file = report.nodeid.partition("::")[0].rpartition("/")[2]
+        _tests.update((str(value), file) for name, value in report.user_properties if name == "kernel")
+
+
+def _total(name: str) -> int:
+    return sum(count for (kernel, _), count in _tests.items() if kernel == name)
 
 
 def _idle() -> list[str]:
     """Required kernels that no test ran, although tests of kernels were selected."""
-    return [name for name in REQUIRED if not _tests[name]] if _selected else []
+    return [name for name in REQUIRED if not _total(name)] if _selected else []
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -65,7 +70,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not _selected or config.option.collectonly:
         return
-    names = dict.fromkeys([*pyda8w4.kernels(runnable=False), *REQUIRED])
-    terminalreporter.write_line("tests per kernel: " + ", ".join(f"{name} {_tests[name]}" for name in names))
+    names = list(dict.fromkeys([*pyda8w4.kernels(runnable=False), *REQUIRED]))
+    rows = [("tests per kernel", *names)]
+    for file in sorted({file for _, file in _tests}):
+        rows.append((file, *(str(_tests[name, file]) for name in names)))
+    rows.append(("all", *(str(_total(name)) for name in names)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for first, *counts in rows:
+        cells = (count.rjust(width) for count, width in zip(counts, widths[1:]))
+        terminalreporter.write_line("  ".join([first.ljust(widths[0]), *cells]))
     for name in _idle():
         terminalreporter.write_line(f"PYDA8W4_REQUIRE_KERNELS asks for {name}, but no test ran it", red=True)

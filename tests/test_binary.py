@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -15,12 +16,15 @@ from pyda8w4 import _core
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for instructions of x86")
 
 DESCRIPTIONS = {name: description for name, description, _ in _core.kernel_table()}
-# VEX and EVEX instructions: all vector ones begin with v, those on mask registers with k, and BMI's are listed.
-EXTENDED = re.compile(
-    r"v|k(add|and|mov|not|or|shift|test|unpck|xn?or)|(andn|bextr|bls|bzhi|mulx|pdep|pext|rorx|s[ahl]rx)"
-)
-BASELINE_V = {"verr", "verw", "vmcall"}
-ONLY_AVX512 = re.compile(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])\b")
+PREFIXES = {"26", "2e", "36", "3e", "64", "65", "66", "67", "f0", "f2", "f3"}
+# What each kernel may use beyond the baseline, whose code may use nothing of it.
+MAY_USE = {
+    "scalar": set(),
+    "avx2": {"vex"},
+    "avxvnni": {"vex", "vnni"},
+    "avx512vnni": {"vex", "evex", "vnni"},
+    "amx": {"vex", "evex", "vnni", "tile"},
+}
 
 
 def objdump(*options: str) -> list[str]:
@@ -50,37 +54,49 @@ def source_of() -> dict[int, str]:
 
 
 @cache
-def instructions() -> dict[str, list[tuple[str, str, str]]]:
-    """Source file: mnemonic, operands and function of each of its instructions; "" for global functions."""
+def instructions() -> dict[str, list[tuple[str, str, str, frozenset[str]]]]:
+    """Source file: mnemonic, operands, function and features of its instructions; "" for global functions."""
     owner, source, function = source_of(), "", ""
     found = defaultdict(list)
-    for line in objdump("--disassemble", "--no-show-raw-insn"):
+    for line in objdump("--disassemble"):
         if label := re.fullmatch(r"([0-9a-f]+) <(.+)>:", line):
             source, function = owner.get(int(label[1], 16), ""), label[2]
-        elif code := re.fullmatch(r"\s+[0-9a-f]+:\s+(?:\{\w+\}\s+)?([a-z]\w*)(.*)", line):
-            found[source].append((code[1], code[2].strip(), function))
+        elif code := re.fullmatch(r"\s+[0-9a-f]+:\t([0-9a-f ]+?)\s*\t(?:\{\w+\}\s+)?(\w+)(.*)", line):
+            features = frozenset(features_of(code[1].split(), code[2]))
+            found[source].append((code[2], code[3].strip(), function, features))
     return found
 
 
-def is_extended(mnemonic: str, operands: str) -> bool:
-    return bool(EXTENDED.match(mnemonic) and mnemonic not in BASELINE_V) or bool(re.search("%[yz]mm", operands))
+def features_of(encoding: list[str], mnemonic: str) -> Iterator[str]:
+    """What an instruction needs beyond the baseline. The first byte after prefixes says how it is encoded."""
+    first = next((byte for byte in encoding if byte not in PREFIXES), "")
+    if first in ("c4", "c5"):
+        yield "vex"  # AVX to AVX2, FMA, F16C, BMI, mask registers, tiles
+    if first == "62":
+        yield "evex"  # AVX-512
+    if mnemonic.startswith("vpdp"):
+        yield "vnni"
+    if mnemonic.startswith(("tile", "tdp", "ldtilecfg", "sttilecfg")):
+        yield "tile"
 
 
 def kernel_source(name: str) -> str:
     return f"kernel_{name}.cpp"
 
 
+def leaks(source: str, allowed: set[str]) -> set[tuple[str, str, str]]:
+    return {(source, function, mnemonic) for mnemonic, _, function, needs in instructions()[source] if needs - allowed}
+
+
 def test_baseline_code_has_no_avx():
-    beyond = {kernel_source(name) for name in DESCRIPTIONS if name != "scalar"}
-    assert set(instructions()) > beyond
-    leaks = {
-        (source, function)
-        for source, code in instructions().items()
-        if source not in beyond
-        for mnemonic, operands, function in code
-        if is_extended(mnemonic, operands)
-    }
-    assert not leaks
+    kernels = {kernel_source(name) for name in DESCRIPTIONS}
+    assert set(instructions()) > kernels
+    assert not set().union(*(leaks(source, set()) for source in set(instructions()) - kernels))
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_kernel_stays_within_its_instruction_set(name):
+    assert not leaks(kernel_source(name), MAY_USE[name])
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
@@ -90,6 +106,4 @@ def test_kernel_has_the_instruction_it_is_named_for(name):
         pytest.skip("its description names no instruction")
     code = instructions()[kernel_source(name)]
     register = {"256": "%ymm", "512": "%zmm"}[described[1]]
-    assert sum(mnemonic == described[2] and register in operands for mnemonic, operands, _ in code) > 10
-    if described[1] == "256":
-        assert not [function for _, operands, function in code if ONLY_AVX512.search(operands)]
+    assert sum(mnemonic == described[2] and register in operands for mnemonic, operands, _, _ in code) > 10
