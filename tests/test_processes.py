@@ -82,6 +82,7 @@ def test_a_fault_in_a_worker_reaches_faulthandler(tmp_path):
 
 INTERRUPTED = """
 import signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def interrupted(call):
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
