@@ -56,17 +56,25 @@ struct Span {
     size_t groups;        // how many, if it is made of whole groups, else 0
 };
 
-// One column block over a span, as tiles read it.
+// One column block over a span, as tiles read it: what lies in the weight as it can be used stays there.
 struct Panel {
-    const uint8_t *codes;  // packed: [quads][kLineBytes]; unpacked: [quads][kPanelLineBytes], see Kernel
-    float *scales;         // [groups][kBlock]
-    int32_t *zp_pairs;     // [groups][kBlock]: (int16(-zp), 0)
-    float *offsets;        // [groups][kBlock], or null
+    const uint8_t *codes;     // packed: [quads][kLineBytes]; unpacked: [quads][kPanelLineBytes], see Kernel
+    da8w4_type scale_type;    // of scales and offsets
+    const void *scales;       // [groups][kBlock]
+    const void *offsets;      // [groups][kBlock], or null
+    const int32_t *zp_pairs;  // [groups][kBlock], or where all are the same [kBlock]: (int16(-zp), 0)
+    size_t zp_step;           // elements of zp_pairs from group to group: kBlock or 0
 };
 
-// The next panel's memory, asked for a little at a time so that it arrives while this one is computed: each
-// group that is unpacked asks for the next one's scales, zero points and offsets, each step of a tile for some
-// lines of codes.
+// Where the rest of a panel is unpacked to.
+struct Room {
+    uint8_t *codes;  // null: tiles read packed codes
+    float *scales, *offsets;
+    int32_t *zp_pairs;
+};
+
+// The next panel's memory, asked for a little at a time so that it arrives while this one is computed: unpacking
+// asks for the next one's scales, zero points and offsets, each step of a tile for some lines of codes.
 struct Ahead {
     const char *scales;
     const int8_t *zps;    // null as the block's
@@ -121,9 +129,9 @@ struct Kernel {
                          float *scale, int32_t *zp);
     // sums[c * sums_stride] of a row of a', times factor.
     void (*sum_row)(const int8_t *act, size_t k, size_t group, int32_t factor, int32_t *sums, size_t sums_stride);
-    // Fills in the panel's scales, zp_pairs and offsets, or with `codes`, where they go, what unpacked tiles need.
-    void (*unpack)(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *codes,
-                   const Ahead &ahead);
+    // What `tiles` tiles need of a block.
+    Panel (*unpack)(const Block &block, size_t group, const Span &span, const Room &room, size_t tiles,
+                    const Ahead &ahead);
     void (*packed_tiles)(const Tiles &tiles, const Panel &panel);
     void (*unpacked_tiles)(const Tiles &tiles, const Panel &panel);
     void (*finish_rows)(const Finish &finish);

@@ -150,18 +150,33 @@ struct Scratch {
     Scratch(const Workspace &space, Carver &carver)
         : acc(carver.take<float>(space.acc_bytes)),
           partial(carver.take<int32_t>(space.partial_bytes)),
-          codes(carver.take<uint8_t>(space.codes_bytes)),
-          panel{codes, carver.take<float>(space.group_bytes), carver.take<int32_t>(space.group_bytes),
-                space.offsets_bytes ? carver.take<float>(space.offsets_bytes) : nullptr} {}
+          room{space.packed ? nullptr : carver.take<uint8_t>(space.codes_bytes),
+               carver.take<float>(space.group_bytes), carver.take<float>(space.offsets_bytes),
+               carver.take<int32_t>(space.group_bytes)} {}
 
     float *acc;
     int32_t *partial;
-    uint8_t *codes;
-    Panel panel;
+    Room room;
 };
 
 bool is_float(da8w4_type type) { return type == DA8W4_F32 || type == DA8W4_F16 || type == DA8W4_BF16; }
 size_t size_of(da8w4_type type) { return type == DA8W4_F32 ? 4 : is_float(type) ? 2 : 1; }
+
+// Rows begin..end as tiles of nearly equal height, the higher ones first: 7 rows are 4 and 3, not 6 and 1.
+struct TileRows {
+    TileRows(Range rows, size_t most)
+        : begin(rows.begin),
+          end(rows.end),
+          tiles(ceil_div(end - begin, most)),
+          height((end - begin) / tiles),
+          higher((end - begin) % tiles),
+          lines_ahead(ceil_div(kStepQuads * kLineBytes / 64, tiles)) {}
+
+    size_t begin, end;
+    size_t tiles, height;  // height + 1 for the first `higher` of them
+    size_t higher;
+    size_t lines_ahead;  // that each step asks for
+};
 
 class Product {
 public:
@@ -232,12 +247,15 @@ private:
         size_t parts = threads == 1 ? 1 : ceil_div(4 * threads, blocks);
         if (parts > tiles) parts = tiles;
         const Range range = part_of(parts * blocks, thread, threads);
-        for (size_t task = range.begin, end; task < range.end; task = end) {
-            const Range part = part_of(rows, task / blocks, parts);
-            const size_t block = task % blocks, left = blocks - block, most = space_.packed ? 1 : kPanelBlocks;
-            end = task + (left < most ? left : most);
-            if (end > range.end) end = range.end;
-            multiply_blocks({block, block + end - task}, row, part, prepared, scratch);
+        const size_t most = space_.packed ? 1 : kPanelBlocks;
+        size_t part = range.begin / blocks, block = range.begin % blocks;
+        for (size_t left = range.end - range.begin; left; part++, block = 0) {
+            const TileRows tile_rows(part_of(rows, part, parts), space_.tile_rows);
+            for (size_t end; left && block < blocks; left -= end - block, block = end) {
+                end = block + (left < most ? left : most);
+                if (end > blocks) end = blocks;
+                multiply_blocks({block, end}, row, tile_rows, prepared, scratch);
+            }
         }
         if (kernel_.leave) kernel_.leave();
     }
@@ -254,7 +272,7 @@ private:
     }
 
     // What follows `block` over `span` in the order of multiply_blocks, or the same again at the end.
-    Ahead look_ahead(size_t block, Range blocks, const Span &span, size_t tiles) const {
+    Ahead look_ahead(size_t block, Range blocks, const Span &span, size_t lines) const {
         const bool same_span = block + 1 < blocks.end, same_blocks = same_span || span.end < weight_.k;
         const size_t next = same_span ? block + 1 : same_blocks ? blocks.begin : blocks.end;
         const Span then = same_span ? span : same_blocks ? space_.spans.after(span) : space_.spans.first();
@@ -267,32 +285,28 @@ private:
                 source.offsets ? static_cast<const char *>(source.offsets) + scale_bytes : nullptr,
                 codes,
                 codes + (then.end - then.begin) / kQuad * kLineBytes,
-                none ? 0 : ceil_div(kStepQuads * kLineBytes / 64, tiles)};
+                none ? 0 : lines};
     }
 
-    void multiply_blocks(Range blocks, size_t first_row, Range rows, const Rows &prepared,
+    void multiply_blocks(Range blocks, size_t first_row, const TileRows &rows, const Rows &prepared,
                          const Scratch &scratch) const {
-        // Tiles of nearly equal height, the higher ones first: 7 rows are 4 and 3, not 6 and 1.
-        const size_t count = rows.end - rows.begin, tiles = ceil_div(count, space_.tile_rows);
-        const size_t height = count / tiles, higher = count % tiles;
+        const size_t count = rows.end - rows.begin;
         for (Span span = space_.spans.first(); span.begin < weight_.k; span = space_.spans.after(span)) {
             const bool last = span.end == weight_.k;
             for (size_t block = blocks.begin; block < blocks.end; block++) {
                 const Block source = block_at(block);
-                Ahead ahead = look_ahead(block, blocks, span, tiles);
-                Panel panel = scratch.panel;
-                if (space_.packed) panel.codes = source.codes + span.begin / kQuad * kLineBytes;
-                kernel_.unpack(source, weight_.group, span, panel, space_.packed ? nullptr : scratch.codes, ahead);
-                for (size_t row = rows.begin, tile = 0, batch; tile < tiles; tile += batch) {
-                    const size_t left = tile < higher ? higher - tile : tiles - tile;
+                Ahead ahead = look_ahead(block, blocks, span, rows.lines_ahead);
+                const Panel panel = kernel_.unpack(source, weight_.group, span, scratch.room, rows.tiles, ahead);
+                for (size_t row = rows.begin, tile = 0, batch; tile < rows.tiles; tile += batch) {
+                    const size_t left = (tile < rows.higher ? rows.higher : rows.tiles) - tile;
                     batch = last && left > kFinishTiles ? kFinishTiles : left;
-                    const size_t batch_height = height + (tile < higher), batch_end = row + batch * batch_height;
+                    const size_t height = rows.height + (tile < rows.higher), batch_end = row + batch * height;
                     if (last)
                         for (size_t r = row; r < batch_end; r++) __builtin_prefetch(out_at(block, first_row + r), 0, 2);
                     const size_t at = ((block - blocks.begin) * count + row - rows.begin) * kBlock;
                     const Tiles these = {
                         batch,
-                        batch_height,
+                        height,
                         {prepared.act + row * space_.stride + span.begin, space_.stride,
                          prepared.sums + span.chunk * space_.sums_stride + row,
                          prepared.group_sums + span.group * space_.sums_stride + row, space_.sums_stride},

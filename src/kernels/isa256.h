@@ -14,7 +14,7 @@ struct Isa256 {
     using Int = __m256i;
     using Float = __m256;
     static constexpr size_t kLanes = 8;
-    static constexpr size_t kOwnPairRows = SIZE_MAX;
+    static constexpr bool kOwnPair = false;
 
     static Int zero() { return _mm256_setzero_si256(); }
     static Int broadcast(int32_t value) { return _mm256_set1_epi32(value); }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "half.h"
+#include "pyda8w4/pyda8w4.h"
 
 namespace da8w4 {
 namespace {
@@ -16,7 +17,8 @@ struct Isa512 {
     using Part = Int;
     static constexpr size_t kLanes = 16;
     static constexpr bool kShifted = true;
-    static constexpr size_t kRows = 6, kOwnPairRows = 4, kSetsOneRow = 4, kSetsTwoRows = 2;
+    static constexpr bool kOwnPair = true;
+    static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
 
     static Int zero() { return _mm512_setzero_si512(); }
     static Int broadcast(int32_t value) { return _mm512_set1_epi32(value); }
@@ -35,7 +37,7 @@ struct Isa512 {
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
     static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
 
-    template <size_t kRows, bool kPacked, bool kOffsets, class Pair>
+    template <size_t kRows, bool kPacked, bool kOffsets, da8w4_type kScale, class Pair>
     static void usual_pair(const Pair &pair, size_t groups, size_t steps);  // pair512.h
 
     static Part open(Int sum) { return sum; }

@@ -51,10 +51,11 @@ void leave() {
     configured_rows = 0;
 }
 
-void unpack_amx(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *codes,
-                const Ahead &ahead) {
-    unpack_groups(block, group, span, panel, !codes, ahead);
-    if (codes) unpack_codes<true, 0, kTileQuads>(block, group, span, codes);
+Panel unpack_amx(const Block &block, size_t group, const Span &span, const Room &room, size_t tiles,
+                 const Ahead &ahead) {
+    if (!room.codes) return unpack(block, group, span, room, tiles, ahead);
+    unpack_codes<true, 0, kTileQuads>(block, group, span, room.codes);
+    return unpack_groups(block, group, span, room, true, ahead);
 }
 
 constexpr size_t kSumBytes = kBlock * sizeof(int32_t);
@@ -131,7 +132,8 @@ void unpacked_tiles_amx(const Tiles &tiles, const Panel &panel) {
         float *acc = tiles.acc + row * kBlock;
         int32_t *partial = tiles.partial + row * kBlock;
         const uint8_t *codes = panel.codes;
-        GroupEnd scaled = {panel.scales, panel.offsets, tiles.act.group_sums + row};
+        GroupEnd scaled = {static_cast<const float *>(panel.scales), static_cast<const float *>(panel.offsets),
+                           tiles.act.group_sums + row};
         const int32_t *waiting = nullptr;  // sums of the group before, not scaled yet
         const auto scale_waiting = [&] {
             if (panel.offsets) {

@@ -59,13 +59,18 @@ void sum_row(const int8_t *act, size_t k, size_t group, int32_t factor, int32_t 
     }
 }
 
-void unpack(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *, const Ahead &) {
-    const size_t first = span.group * kBlock;
-    for (size_t i = 0; i < ceil_div(span.end - span.group * group, group) * kBlock; i++) {
-        panel.scales[i] = load_float(block.scales, block.scale_type, first + i);
-        panel.zp_pairs[i] = -(block.zps ? block.zps[first + i] : block.zp) & 0xffff;
-        if (block.offsets) panel.offsets[i] = load_float(block.offsets, block.scale_type, first + i);
-    }
+Panel unpack(const Block &block, size_t group, const Span &span, const Room &room, size_t, const Ahead &) {
+    const size_t first = span.group * kBlock, bytes = first * (block.scale_type == DA8W4_F32 ? 4 : 2);
+    for (size_t i = 0; i < ceil_div(span.end - span.group * group, group) * kBlock; i++)
+        room.zp_pairs[i] = -(block.zps ? block.zps[first + i] : block.zp) & 0xffff;
+    Panel panel = {};
+    panel.codes = block.codes + span.begin / kQuad * kLineBytes;
+    panel.scale_type = block.scale_type;
+    panel.scales = static_cast<const char *>(block.scales) + bytes;
+    if (block.offsets) panel.offsets = static_cast<const char *>(block.offsets) + bytes;
+    panel.zp_pairs = room.zp_pairs;
+    panel.zp_step = kBlock;
+    return panel;
 }
 
 // Sum of a' * (code - zp) of one column over begin..end.
@@ -94,9 +99,10 @@ void packed_tiles(const Tiles &tiles, const Panel &panel) {
                 tiles.partial[i] = static_cast<int32_t>(sum);
                 continue;
             }
-            acc = fmaf(static_cast<float>(sum), panel.scales[at], acc);
+            acc = fmaf(static_cast<float>(sum), load_float(panel.scales, panel.scale_type, at), acc);
             const float *group_sums = tiles.act.group_sums + (g - span.group) * tiles.act.sums_stride;
-            if (panel.offsets) acc = fmaf(group_sums[i / kBlock], panel.offsets[at], acc);
+            if (!panel.offsets) continue;
+            acc = fmaf(group_sums[i / kBlock], load_float(panel.offsets, panel.scale_type, at), acc);
         }
         tiles.acc[i] = acc;
     }

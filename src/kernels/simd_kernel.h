@@ -7,7 +7,7 @@
 //   kLanes                      32-bit lanes of a register: 8 or 16
 //   Int, Float, Part            registers; Part is where dot products of one step gather
 //   kRows                       rows of a tile
-//   kOwnPairRows                tiles of so many rows and more use Isa::usual_pair instead of ours
+//   kOwnPair                    whether tiles use Isa::usual_pair instead of ours
 //   kShifted                    which kind of panel, see kernel.h
 //   kSetsOneRow, kSetsTwoRows   independent sums of a tile with so few rows
 //   and the operations used below.
@@ -48,14 +48,11 @@ Float load_as(const void *values, size_t i) {
     return kType == DA8W4_F16 ? Isa::load_f16(halves) : Isa::load_bf16(halves);
 }
 
-// Columns of floats, 16 and so 32 or 64 bytes of them at a time, and those ahead.
+constexpr size_t bytes_of(da8w4_type type) { return type == DA8W4_F32 ? 4 : 2; }
+
 template <da8w4_type kType>
-void copy_scales(const void *from, size_t count, float *to, const void *ahead) {
-    constexpr size_t kBytes = kType == DA8W4_F32 ? 4 : 2;
-    for (size_t i = 0; i < count; i += kHalf) {
-        __builtin_prefetch(static_cast<const char *>(ahead) + i * kBytes);
-        for (size_t j = i; j < i + kHalf; j += kLanes) Isa::store_f32(to + j, load_as<kType>(from, j));
-    }
+void convert(const void *from, size_t count, float *to) {
+    for (size_t i = 0; i < count; i += kLanes) Isa::store_f32(to + i, load_as<kType>(from, i));
 }
 
 Int load_zps(const Block &block, size_t at) {
@@ -68,28 +65,46 @@ void unpack_line(const uint8_t *line, Int *low, Int *high) {
     *high = Isa::high_nibbles(both);
 }
 
-// Columns of scales, or of offsets, which are of the same type.
-void copy_scales(const Block &block, const void *from, size_t first, size_t count, float *to, const void *ahead) {
-    if (block.scale_type == DA8W4_F32)
-        copy_scales<DA8W4_F32>(static_cast<const float *>(from) + first, count, to, ahead);
-    else if (block.scale_type == DA8W4_F16)
-        copy_scales<DA8W4_F16>(static_cast<const uint16_t *>(from) + first, count, to, ahead);
-    else
-        copy_scales<DA8W4_BF16>(static_cast<const uint16_t *>(from) + first, count, to, ahead);
+// Columns of scales, or of offsets, which are of the same type: as floats, or where they lie.
+const void *floats_of(const Block &block, const void *from, size_t first, size_t count, float *room, bool in_place,
+                      const char *ahead) {
+    const size_t bytes = bytes_of(block.scale_type);
+    from = static_cast<const char *>(from) + first * bytes;
+    for (size_t i = 0; i < count * bytes; i += 64) __builtin_prefetch(ahead + i);
+    if (in_place) return from;
+    block.scale_type == DA8W4_F16 ? convert<DA8W4_F16>(from, count, room) : convert<DA8W4_BF16>(from, count, room);
+    return room;
+}
+
+void store_zp_pairs(const Block &block, size_t first, size_t count, int32_t *to) {
+    for (size_t i = 0; i < count; i += kLanes) Isa::store(to + i, Isa::zp_pairs(load_zps(block, first + i)));
+}
+
+// Whole groups, each of one chunk and some steps long. Where a group is short, what it costs beside its dot
+// products decides.
+bool has_usual_groups(size_t group, const Span &span) {
+    return span.groups && group % (kStepQuads * kQuad) == 0 && group <= kChunk;
 }
 
 // Scales, offsets and, where sums start from them, pairs of zero points.
-void unpack_groups(const Block &block, size_t group, const Span &span, const Panel &panel, bool pairs,
-                   const Ahead &ahead) {
-    const size_t first = span.group * kBlock, count = ceil_div(span.end - span.group * group, group) * kBlock;
-    copy_scales(block, block.scales, first, count, panel.scales, ahead.scales);
-    if (block.offsets) copy_scales(block, block.offsets, first, count, panel.offsets, ahead.offsets);
-    if (!pairs) return;
-    for (size_t i = 0; i < count; i += kHalf) {
-        if (block.zps) __builtin_prefetch(ahead.zps + i);
-        for (size_t j = i; j < i + kHalf; j += kLanes)
-            Isa::store(panel.zp_pairs + j, Isa::zp_pairs(load_zps(block, first + j)));
-    }
+Panel unpack_groups(const Block &block, size_t group, const Span &span, const Room &room, bool as_float32,
+                    const Ahead &ahead) {
+    const size_t groups = span.groups ? span.groups : ceil_div(span.end - span.group * group, group);
+    const size_t first = span.group * kBlock, count = groups * kBlock;
+    const bool in_place = block.scale_type == DA8W4_F32 || !as_float32;
+    Panel panel = {};
+    panel.codes = room.codes ? room.codes : block.codes + span.begin / kQuad * kLineBytes;
+    panel.scale_type = in_place ? block.scale_type : DA8W4_F32;
+    panel.scales = floats_of(block, block.scales, first, count, room.scales, in_place, ahead.scales);
+    if (block.offsets)
+        panel.offsets = floats_of(block, block.offsets, first, count, room.offsets, in_place, ahead.offsets);
+    if (room.codes && Isa::kShifted) return panel;
+    panel.zp_pairs = room.zp_pairs;
+    panel.zp_step = block.zps ? kBlock : 0;
+    store_zp_pairs(block, first, block.zps ? count : kBlock, room.zp_pairs);
+    if (block.zps)
+        for (size_t i = 0; i < count; i += 64) __builtin_prefetch(ahead.zps + i);
+    return panel;
 }
 
 // Codes to a byte each: as they are, or code - zp + kShift. Groups are filled up with zeros to multiples of kQuads.
@@ -119,10 +134,10 @@ void unpack_codes(const Block &block, size_t group, const Span &span, uint8_t *t
     }
 }
 
-void unpack(const Block &block, size_t group, const Span &span, const Panel &panel, uint8_t *codes,
-            const Ahead &ahead) {
-    unpack_groups(block, group, span, panel, !codes || !Isa::kShifted, ahead);
-    if (codes) unpack_codes<Isa::kShifted, 128, 1>(block, group, span, codes);
+Panel unpack(const Block &block, size_t group, const Span &span, const Room &room, size_t tiles, const Ahead &ahead) {
+    if (room.codes) unpack_codes<Isa::kShifted, 128, 1>(block, group, span, room.codes);
+    const bool one_tile = !room.codes && tiles == 1 && has_usual_groups(group, span);
+    return unpack_groups(block, group, span, room, !one_tile, ahead);
 }
 
 // ---- the tile --------------------------------------------------------------------------------
@@ -157,18 +172,19 @@ struct Pair {
     const float *group_sums;  // [group][row]
     size_t sums_stride;
     const uint8_t *line;
-    const float *scales;      // [group][kBlock]
-    const int32_t *zp_pairs;  // [group][kBlock]
-    const float *offsets;     // [group][kBlock], or null
+    const char *scales;       // [group][kBlock]
+    const char *offsets;      // [group][kBlock], or null
+    const int32_t *zp_pairs;  // [group][kBlock], or [kBlock]
+    size_t zp_step;           // from group to group
     const float *acc_from;    // [row][kBlock]
     float *acc;               // [row][kBlock]
     Ahead ahead;
 
-    void shift(ptrdiff_t columns) {
+    void shift(ptrdiff_t columns, ptrdiff_t scale_bytes) {
         line += columns * 4;
-        scales += columns;
+        scales += columns * scale_bytes;
+        if (offsets) offsets += columns * scale_bytes;
         zp_pairs += columns;
-        if (offsets) offsets += columns;
         acc_from += columns;
         acc += columns;
     }
@@ -240,20 +256,20 @@ void add_any_dots(Int (&sum)[kRows][2], const uint8_t *&line, const int8_t *&act
 }
 
 // The float steps at the end of a group: one, or with offsets two.
-template <size_t kRows, bool kOffsets>
+template <size_t kRows, bool kOffsets, da8w4_type kScale>
 __attribute__((always_inline)) inline void add_group(Float (&acc)[kRows][2], const Int (&sum)[kRows][2], Pair &pair) {
     for (size_t v = 0; v < 2; v++) {
-        const Float scale = Isa::load_f32(pair.scales + v * kHalf);
+        const Float scale = load_as<kScale>(pair.scales, v * kHalf);
         for (size_t r = 0; r < kRows; r++) acc[r][v] = Isa::fma(Isa::to_float(sum[r][v]), scale, acc[r][v]);
         if (!kOffsets) continue;
-        const Float offset = Isa::load_f32(pair.offsets + v * kHalf);
+        const Float offset = load_as<kScale>(pair.offsets, v * kHalf);
         for (size_t r = 0; r < kRows; r++)
             acc[r][v] = Isa::fma(Isa::broadcast_float(pair.group_sums[r]), offset, acc[r][v]);
     }
-    pair.scales += kBlock;
-    pair.zp_pairs += kBlock;
+    pair.scales += kBlock * bytes_of(kScale);
+    pair.zp_pairs += pair.zp_step;
     if (!kOffsets) return;
-    pair.offsets += kBlock;
+    pair.offsets += kBlock * bytes_of(kScale);
     pair.group_sums += pair.sums_stride;
 }
 
@@ -279,7 +295,8 @@ void any_pair(const Tiles &tiles, Pair pair, int32_t *partial) {
         add_any_dots<kRows, kPacked>(sum, pair.line, pair.act, pair.stride, ceil_div(end - k, kQuad), pair.ahead);
         k = end;
         if (k != group_end && k != tiles.k) continue;
-        pair.offsets ? add_group<kRows, true>(acc, sum, pair) : add_group<kRows, false>(acc, sum, pair);
+        pair.offsets ? add_group<kRows, true, DA8W4_F32>(acc, sum, pair)
+                     : add_group<kRows, false, DA8W4_F32>(acc, sum, pair);
         for (size_t r = 0; r < kRows; r++)
             for (size_t v = 0; v < 2; v++) sum[r][v] = Isa::zero();
         group_end += tiles.group;
@@ -292,13 +309,8 @@ void any_pair(const Tiles &tiles, Pair pair, int32_t *partial) {
         }
 }
 
-// any_pair for the usual span: whole groups, each of one chunk and some steps long. Where a group is short,
-// what it costs beside its dot products decides.
-bool has_usual_groups(const Tiles &tiles) {
-    return tiles.span.groups && tiles.group % (kStepQuads * kQuad) == 0 && tiles.group <= kChunk;
-}
-
-template <size_t kRows, bool kPacked, bool kOffsets>
+// any_pair for usual groups.
+template <size_t kRows, bool kPacked, bool kOffsets, da8w4_type kScale>
 void usual_pair(Pair pair, size_t groups, size_t steps) {
     constexpr size_t kSets = sets_for(kRows);
     Float acc[kRows][2];
@@ -318,37 +330,47 @@ void usual_pair(Pair pair, size_t groups, size_t steps) {
         for (size_t v = 0; v < 2; v++)
             for (size_t r = 0; r < kRows; r++)
                 for (size_t s = 1; s < kSets; s++) sum[0][r][v] = Isa::add(sum[0][r][v], sum[s][r][v]);
-        add_group<kRows, kOffsets>(acc, sum[0], pair);
+        add_group<kRows, kOffsets, kScale>(acc, sum[0], pair);
         pair.sums += pair.sums_stride;
     }
     for (size_t r = 0; r < kRows; r++)
         for (size_t v = 0; v < 2; v++) Isa::store_f32(pair.acc + r * kBlock + v * kHalf, acc[r][v]);
 }
 
-template <bool kPacked, bool kOffsets, size_t kRows = Isa::kRows, class Own = Isa>
+template <bool kPacked, bool kOffsets, da8w4_type kScale, size_t kRows = Isa::kRows, class Own = Isa>
 void tiles_of(const Tiles &tiles, const Panel &panel) {
     if constexpr (kRows > 1)
-        if (tiles.height < kRows) return tiles_of<kPacked, kOffsets, kRows - 1>(tiles, panel);
+        if (tiles.height < kRows) return tiles_of<kPacked, kOffsets, kScale, kRows - 1>(tiles, panel);
     alignas(64) static const float zeros[kRows * kBlock] = {};
-    const bool usual = has_usual_groups(tiles), fresh = tiles.span.begin == 0;
+    const bool usual = has_usual_groups(tiles.group, tiles.span), fresh = tiles.span.begin == 0;
     const size_t groups = tiles.span.groups, steps = tiles.group / (kStepQuads * kQuad);
     const size_t ahead_bytes = (tiles.span.end - tiles.span.begin) / (kStepQuads * kQuad) * tiles.ahead.lines * 64;
-    Pair pair = {tiles.act.rows, tiles.act.stride, tiles.act.sums, tiles.act.group_sums, tiles.act.sums_stride,
-                 panel.codes,    panel.scales,     panel.zp_pairs, panel.offsets,        fresh ? zeros : tiles.acc,
-                 tiles.acc,      tiles.ahead};
+    Pair pair = {tiles.act.rows,
+                 tiles.act.stride,
+                 tiles.act.sums,
+                 tiles.act.group_sums,
+                 tiles.act.sums_stride,
+                 panel.codes,
+                 static_cast<const char *>(panel.scales),
+                 static_cast<const char *>(panel.offsets),
+                 panel.zp_pairs,
+                 panel.zp_step,
+                 fresh ? zeros : tiles.acc,
+                 tiles.acc,
+                 tiles.ahead};
     for (size_t row = 0; row < tiles.count * kRows; row += kRows) {
         pair.ahead.lines = pair.ahead.codes < pair.ahead.codes_end ? tiles.ahead.lines : 0;
         for (size_t h = 0; h < kPairs; h++) {
-            if (!usual)
+            if (kScale == DA8W4_F32 && !usual)
                 any_pair<kRows, kPacked>(tiles, pair, tiles.partial + row * kBlock + h * kLanes);
-            else if constexpr (kRows >= Own::kOwnPairRows)
-                Own::template usual_pair<kRows, kPacked, kOffsets>(pair, groups, steps);
+            else if constexpr (Own::kOwnPair)
+                Own::template usual_pair<kRows, kPacked, kOffsets, kScale>(pair, groups, steps);
             else
-                usual_pair<kRows, kPacked, kOffsets>(pair, groups, steps);
-            pair.shift(kLanes);
+                usual_pair<kRows, kPacked, kOffsets, kScale>(pair, groups, steps);
+            pair.shift(kLanes, bytes_of(kScale));
             pair.ahead.lines = 0;  // once a tile
         }
-        pair.shift(-kPairs * kLanes);
+        pair.shift(-static_cast<ptrdiff_t>(kPairs * kLanes), bytes_of(kScale));
         pair.act += kRows * tiles.act.stride;
         pair.sums += kRows;
         pair.group_sums += kRows;
@@ -358,12 +380,21 @@ void tiles_of(const Tiles &tiles, const Panel &panel) {
     }
 }
 
+template <bool kPacked, da8w4_type kScale>
+void tiles_with(const Tiles &tiles, const Panel &panel) {
+    panel.offsets ? tiles_of<kPacked, true, kScale>(tiles, panel) : tiles_of<kPacked, false, kScale>(tiles, panel);
+}
+
 void packed_tiles(const Tiles &tiles, const Panel &panel) {
-    panel.offsets ? tiles_of<true, true>(tiles, panel) : tiles_of<true, false>(tiles, panel);
+    if (panel.scale_type == DA8W4_F32)
+        tiles_with<true, DA8W4_F32>(tiles, panel);
+    else if (panel.scale_type == DA8W4_F16)
+        tiles_with<true, DA8W4_F16>(tiles, panel);
+    else
+        tiles_with<true, DA8W4_BF16>(tiles, panel);
 }
-void unpacked_tiles(const Tiles &tiles, const Panel &panel) {
-    panel.offsets ? tiles_of<false, true>(tiles, panel) : tiles_of<false, false>(tiles, panel);
-}
+
+void unpacked_tiles(const Tiles &tiles, const Panel &panel) { tiles_with<false, DA8W4_F32>(tiles, panel); }
 
 // ---- rows of activations ---------------------------------------------------------------------
 
