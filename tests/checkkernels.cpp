@@ -774,6 +774,15 @@ void check_shapes(Random &random, Checked &checked, bool quick) {
         for (size_t m = 1; m <= 36; m++)
             if (!quick || random.one_in(3)) check_case(random, checked, weight, m);
     }
+    // A single tile reads scales and offsets as they are stored: each type of them, at every height.
+    for (da8w4_type type : {DA8W4_F32, DA8W4_F16, DA8W4_BF16})
+        for (bool offsets : {false, true}) {
+            Matrix w;
+            do w = random_matrix(random, 33, 352, 32);
+            while (narrowest(w) != type || w.offsets.empty() == offsets);
+            const Weight weight = pack(random, checked.packing, w);
+            for (size_t m = 1; m <= 6; m++) check_case(random, checked, weight, m);
+        }
     // More rows than two row blocks; more column blocks than threads.
     for (size_t n : {40, 330}) {
         const Weight weight = pack(random, checked.packing, random_matrix(random, n, 70, 32));
