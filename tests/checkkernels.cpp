@@ -8,9 +8,11 @@
 // call has its own number of threads, size of workspace and floating-point mode, drawn from the seed.
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cfenv>
 #include <cmath>
 #include <cstdarg>
@@ -1163,7 +1165,7 @@ void check_tables(Checked &checked) {
     expect(tally, da8w4_get_num_threads() == 5, "set_num_threads(5) gives %zu", da8w4_get_num_threads());
     da8w4_set_num_threads(0);
     expect(tally, da8w4_get_num_threads() >= 1 && da8w4_thread_runtime()[0], "no threads");
-    for (size_t bytes : {size_t{0}, size_t{1}, size_t{1000}, size_t{3} << 20}) {
+    for (size_t bytes : {size_t{0}, size_t{1}, size_t{1000}, size_t{100000}, size_t{3} << 20}) {
         void *memory = da8w4_alloc(bytes);
         const size_t alignment = bytes >= size_t{2} << 20 ? size_t{2} << 20 : 64;
         expect(tally, memory && reinterpret_cast<uintptr_t>(memory) % alignment == 0, "alloc(%zu)", bytes);
@@ -1171,6 +1173,73 @@ void check_tables(Checked &checked) {
         da8w4_free(memory);
     }
     da8w4_free(nullptr);
+}
+
+// Memory of all sizes, taken and given back in any order by several threads: each finds what it wrote.
+void check_memory(Random &random, Tally &tally) {
+    constexpr size_t kThreads = 3, kPieces = 40, kSteps = 3000;
+    const uint64_t seed = random.below(1000000);
+    std::atomic<size_t> bad{0};
+    auto work = [&](size_t thread) {
+        struct Piece {
+            unsigned char *memory = nullptr;
+            size_t bytes = 0;
+            unsigned char mark = 0;
+        } pieces[kPieces];
+        Random own(seed + thread);
+        for (size_t step = 0; step < kSteps + kPieces; step++) {
+            Piece &piece = pieces[step < kSteps ? own.below(kPieces) : step - kSteps];
+            if (piece.memory) {
+                // Marks at every page and at the end; a neighbour's would be another.
+                for (size_t at = 0; at < piece.bytes; at += 4096) bad += piece.memory[at] != piece.mark;
+                bad += piece.memory[piece.bytes - 1] != piece.mark;
+                da8w4_free(piece.memory);
+                piece.memory = nullptr;
+            } else if (step < kSteps) {
+                const size_t order = 10 + own.below(12);
+                piece.bytes = (size_t{1} << order) + own.below(size_t{1} << order);
+                piece.mark = static_cast<unsigned char>(1 + own.below(255));
+                piece.memory = static_cast<unsigned char *>(da8w4_alloc(piece.bytes));
+                if (!piece.memory || reinterpret_cast<uintptr_t>(piece.memory) % 64) bad++;
+                if (!piece.memory) continue;
+                for (size_t at = 0; at < piece.bytes; at += 4096) piece.memory[at] = piece.mark;
+                piece.memory[piece.bytes - 1] = piece.mark;
+            }
+        }
+    };
+    std::vector<std::thread> threads;
+    for (size_t thread = 0; thread < kThreads; thread++) threads.emplace_back(work, thread);
+    for (std::thread &thread : threads) thread.join();
+    expect(tally, bad == 0, "memory: %zu marks are not what was written", bad.load());
+    void *const memory = da8w4_alloc(100000);
+    da8w4_free(memory);
+    for (size_t i = 0; i < 3; i++) {
+        void *const again = da8w4_alloc(100000);
+        expect(tally, again == memory, "memory that was given back is not taken again");
+        da8w4_free(again);
+    }
+}
+
+// A fork while another thread takes memory: the child can take some, too.
+void check_memory_of_children(Tally &tally) {
+    std::atomic<bool> stop{false};
+    std::thread other([&] {
+        while (!stop) da8w4_free(da8w4_alloc(100000));
+    });
+    for (size_t i = 0; i < 100; i++) {
+        const pid_t child = fork();
+        if (child == 0) {
+            alarm(20);  // kills a child that hangs
+            void *memory = da8w4_alloc(100000);
+            _exit(memory ? (memset(memory, 1, 100000), 0) : 1);
+        }
+        int status = -1;
+        waitpid(child, &status, 0);
+        expect(tally, child > 0 && status == 0, "memory: a forked child ended with %d", status);
+        if (status != 0) break;
+    }
+    stop = true;
+    other.join();
 }
 
 void list() {
@@ -1232,6 +1301,8 @@ int main(int count, char **arguments) {
     check_shapes(random, checked, quick);
     check_long_groups(random, checked, quick);
     check_concurrent_calls(random, checked);
+    check_memory(random, checked.packing);
+    check_memory_of_children(checked.packing);
 
     std::vector<Tally> tallies = checked.kernels;
     if (checked.want_scalar) tallies.push_back(checked.scalar);

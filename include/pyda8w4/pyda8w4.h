@@ -105,8 +105,9 @@ DA8W4_API da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed
 DA8W4_API da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps,
                                     float *offsets);
 
-/* Memory aligned to 64 bytes, and from 2 MiB upward to 2 MiB with huge pages asked for: reading
- * weights is bound by DRAM, and huge pages read faster. NULL where there is none. */
+/* Memory aligned to 64 bytes, and from 2 MiB upward to 2 MiB, from 64 KiB on in huge pages where the system
+ * grants them (allocations below 2 MiB share some): reading weights is bound by DRAM, and huge pages read
+ * faster. NULL where there is none. */
 DA8W4_API void *da8w4_alloc(size_t bytes);
 DA8W4_API void da8w4_free(void *memory);
 
