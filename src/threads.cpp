@@ -186,13 +186,14 @@ void pause() {
 #endif
 }
 
-// Waits for a short while without sleeping: layers follow each other within microseconds, and waking
-// a sleeping thread takes longer than many layers do. It yields now and then, because the thread that
-// it waits for may be waiting for this very CPU.
+// Waits for a short while without sleeping: layers follow each other within microseconds, or some hundreds
+// where attention lies between, and waking a sleeping thread takes longer than many layers do, on a virtual
+// machine much longer. It yields now and then, because the thread that it waits for, or another, may be
+// waiting for this very CPU.
 template <class Done>
 bool spin(Done done) {
     using Clock = std::chrono::steady_clock;
-    const Clock::time_point end = Clock::now() + std::chrono::microseconds(50);
+    const Clock::time_point end = Clock::now() + std::chrono::milliseconds(1);
     do {
         for (int i = 0; i < 32; i++) {
             if (done()) return true;
@@ -210,27 +211,53 @@ struct Job {
     std::atomic<size_t> *left;
 };
 
-struct Worker {
-    size_t thread;  // its number in a job
-    Worker *next = nullptr;
-    std::mutex mutex;
-    std::condition_variable posted;
-    std::atomic<size_t> jobs{0};  // posted so far
-    Job job;
-};
+// A worker's part of a job. Whoever takes it from waiting to idle does it: the worker, or the caller, if the
+// worker has not begun when the caller is done with its own.
+class Worker {
+public:
+    explicit Worker(size_t thread) : thread(thread) {}
 
-void *worker_main(void *argument) {
-    Worker &worker = *static_cast<Worker *>(argument);
-    for (size_t done = 0;; done++) {
-        auto ready = [&] { return worker.jobs.load(std::memory_order_acquire) != done; };
-        if (!spin(ready)) {
-            std::unique_lock<std::mutex> lock(worker.mutex);
-            worker.posted.wait(lock, ready);
+    void post(const Job &job) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            job_ = job;
+            waiting_.store(true, std::memory_order_release);
         }
-        const Job job = worker.job;
-        job.work(job.context, worker.thread, job.threads);
+        posted_.notify_one();
+    }
+
+    // Does what is waiting, if the other has not.
+    void work() {
+        bool waiting = true;
+        if (!waiting_.compare_exchange_strong(waiting, false, std::memory_order_acquire)) return;
+        const Job job = job_;
+        job.work(job.context, thread, job.threads);
         job.left->fetch_sub(1, std::memory_order_release);
     }
+
+    void work_forever() {
+        for (;;) {
+            auto posted = [&] { return waiting_.load(std::memory_order_relaxed); };
+            if (!spin(posted)) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                posted_.wait(lock, posted);
+            }
+            work();
+        }
+    }
+
+    const size_t thread;  // its number in a job
+    Worker *next = nullptr, *before = nullptr;
+
+private:
+    std::mutex mutex_;
+    std::condition_variable posted_;
+    std::atomic<bool> waiting_{false};
+    Job job_;
+};
+
+void *worker_main(void *worker) {
+    static_cast<Worker *>(worker)->work_forever();
     return nullptr;
 }
 
@@ -240,15 +267,12 @@ public:
         std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
         const size_t helpers = busy ? start_workers(wanted - 1) : 0;
         std::atomic<size_t> left{helpers};
-        for (Worker *worker = first_; worker && worker->thread <= helpers; worker = worker->next) {
-            {
-                std::lock_guard<std::mutex> lock(worker->mutex);
-                worker->job = {work, context, helpers + 1, &left};
-                worker->jobs.fetch_add(1, std::memory_order_release);
-            }
-            worker->posted.notify_one();
-        }
+        Worker *last = nullptr;
+        for (Worker *worker = first_; worker && worker->thread <= helpers; worker = worker->next)
+            (last = worker)->post({work, context, helpers + 1, &left});
         work(context, 0, helpers + 1);
+        // A thread that sleeps, or whose CPU is busy with something else, may take longer to begin than all the rest.
+        for (Worker *worker = last; worker; worker = worker->before) worker->work();
         auto finished = [&] { return left.load(std::memory_order_acquire) == 0; };
         while (!spin(finished)) {
         }
@@ -258,9 +282,9 @@ private:
     // Up to `count` workers; fewer where the system refuses threads.
     size_t start_workers(size_t count) {
         while (started_ < count) {
-            std::unique_ptr<Worker> worker(new (std::nothrow) Worker);
+            std::unique_ptr<Worker> worker(new (std::nothrow) Worker(started_ + 1));
             if (!worker) break;
-            worker->thread = started_ + 1;
+            worker->before = last_;
             pthread_t thread;
             // Signals are for the application's threads, but not those of a fault of the worker itself, such as
             // reading a mapped file that has been cut off: blocked, they end the process past every handler.
@@ -272,8 +296,8 @@ private:
             pthread_sigmask(SIG_SETMASK, &before, nullptr);
             if (!running) break;
             pthread_detach(thread);
-            *end_ = worker.release();
-            end_ = &(*end_)->next;
+            (last_ ? last_->next : first_) = worker.get();
+            last_ = worker.release();
             started_++;
         }
         return started_ < count ? started_ : count;
@@ -281,7 +305,7 @@ private:
 
     std::mutex busy_;  // held by the caller whose job runs
     size_t started_ = 0;
-    Worker *first_ = nullptr, **end_ = &first_;
+    Worker *first_ = nullptr, *last_ = nullptr;
 };
 
 // Never destroyed: its workers may outlive the exit of main. A forked child has none of them, so it
