@@ -16,6 +16,12 @@ from pyda8w4 import _core
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for instructions of x86")
 
 DESCRIPTIONS = {name: description for name, description, _ in _core.kernel_table()}
+# Encoded like those that are allowed, but of extensions that no kernel asks for: VBMI, VBMI2, BITALG, VPOPCNTDQ, IFMA,
+# FP16, BF16, GFNI, VAES, and AMX beyond int8.
+OTHER = re.compile(
+    r"vp(erm(b|[it]2b)|multishiftqb|(compress|expand)[bw]|sh[lr]dv?[wdq]|opcnt[bwdq]|shufbitqmb|madd52[lh]uq)"
+    r"|v(?!cvtph2ps|cvtps2ph|extract|insert|broadcast)\w*(?<!u)(ph|sh)|v(dp|cvtne)\w*bf16\w*|vgf2p8\w+|vaes\w+|tdp(bf16|fp16)ps"
+)
 PREFIXES = {"26", "2e", "36", "3e", "64", "65", "66", "67", "f0", "f2", "f3"}
 # What each kernel may use beyond the baseline, whose code may use nothing of it.
 MAY_USE = {
@@ -78,6 +84,8 @@ def features_of(encoding: list[str], mnemonic: str) -> Iterator[str]:
         yield "vnni"
     if mnemonic.startswith(("tile", "tdp", "ldtilecfg", "sttilecfg")):
         yield "tile"
+    if OTHER.fullmatch(mnemonic):
+        yield "other"
 
 
 def kernel_source(name: str) -> str:
