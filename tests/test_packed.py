@@ -243,17 +243,11 @@ def test_large_weights_are_aligned_to_huge_pages():
 
 
 def test_small_weights_share_huge_pages():
-    packed = [pyda8w4.prepack(np.zeros((256, 1024), np.uint8), np.ones((256, 8), np.float32)) for _ in range(3)]
-    starts = [address(each._arrays["codes"]) for each in packed]
-    assert max(starts) - min(starts) < 16 << 20
-    smaps = Path("/proc/self/smaps").read_text().split("\n")
-    flags = ""
-    for line in smaps:
-        head = re.match("([0-9a-f]+)-([0-9a-f]+) ", line)
-        inside = int(head[1], 16) <= starts[0] < int(head[2], 16) if head else inside
-        if inside and line.startswith("VmFlags:"):
-            flags = line
-    assert "hg" in flags.split()  # asked for; granting is up to the system
+    packed = pyda8w4.prepack(np.zeros((256, 1024), np.uint8), np.ones((256, 8), np.float32))
+    start = address(packed._arrays["codes"])
+    regions = re.findall(r"^(\w+)-(\w+) [^$]*?^VmFlags: (.*)", Path("/proc/self/smaps").read_text(), re.M)
+    (flags,) = [flags.split() for low, high, flags in regions if int(low, 16) <= start < int(high, 16)]
+    assert "hg" in flags  # asked for; granting is up to the system
 
 
 # ---- copies ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -550,7 +551,7 @@ def test_report() -> None:
     }
     assert report.kept.keys() == reasons.keys()
     for name, reason in reasons.items():
-        assert __import__("re").search(reason, report.kept[name])
+        assert re.search(reason, report.kept[name])
         assert isinstance(model.get_submodule(name), nn.Linear)
     assert str(report).startswith("replaced 2 of 9 Linear layers")
     assert isinstance(model.good, DA8W4Linear) and model.odd.group_size == 32

@@ -19,12 +19,9 @@ from pyda8w4.torch import _ops
 from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, check_float, tensor_of
 from pyda8w4.torch._torchao import int4_of
 
-_dispatch_modes, _is_tracing = (
-    torch._C._len_torch_dispatch_stack,
-    torch._C._is_tracing,
-)  # a small product waits for them
-
-_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+# Looked up once: a small product waits for them.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_tracing = torch._C._is_tracing
 
 
 class DA8W4Linear(nn.Module):
@@ -259,7 +256,8 @@ class DA8W4Linear(nn.Module):
         if self.offsets is not None:
             arrays["offsets"] = array_of(self.offsets)
         zero_point = None if self.zps.dim() else int(self.zps)
-        return PackedWeight._from_arrays(shape, self.group_size, _NAMES[self.scales.dtype], zero_point, **arrays)
+        scale_dtype, *_ = FLOATS[self.scales.dtype]
+        return PackedWeight._from_arrays(shape, self.group_size, scale_dtype, zero_point, **arrays)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling() or _needs_operator(input):
@@ -366,7 +364,7 @@ class DA8W4Linear(nn.Module):
         """Why a tensor of a state dict cannot be this layer's."""
         if not isinstance(new, torch.Tensor) or new.layout is not torch.strided or new.device.type != "cpu":
             return "must be a dense tensor on the CPU"
-        types = FLOATS if name in ("scales", "offsets") else (getattr(self, name).dtype,)
+        types = tuple(FLOATS) if name in ("scales", "offsets") else (getattr(self, name).dtype,)
         if new.dtype not in types:
             return f"must be of {' or '.join(str(dtype) for dtype in types)}, got {new.dtype}"
         if name in ("codes", "sums", "bias"):

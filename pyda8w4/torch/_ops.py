@@ -10,15 +10,9 @@ from typing import Any
 import torch
 
 from pyda8w4 import _core
-from pyda8w4._checks import BLOCK, QUAD, TYPES, ceil_div
+from pyda8w4._checks import BLOCK, QUAD, ceil_div
 from pyda8w4._runtime import forced_kernel, translate
-
-# As the C interface numbers them, and their bytes.
-FLOATS = {
-    torch.float32: (TYPES["float32"], 4),
-    torch.float16: (TYPES["float16"], 2),
-    torch.bfloat16: (TYPES["bfloat16"], 2),
-}
+from pyda8w4.torch._tensors import FLOATS
 
 _SCHEMA = (
     "linear(Tensor input, Tensor codes, Tensor scales, Tensor sums, Tensor? zps, Tensor? offsets, Tensor? bias, "
@@ -101,9 +95,9 @@ def multiply(
         out = torch.empty((*shape[:-1], out_features), dtype=dtype)
     if rows == 0:
         return out
-    kind, size = FLOATS[dtype]
+    _, kind, size = FLOATS[dtype]
     weight = _core.View(
-        out_features, in_features, group_size, FLOATS[scales.dtype][0], zero_point, zero_point_min,
+        out_features, in_features, group_size, FLOATS[scales.dtype][1], zero_point, zero_point_min,
         codes.data_ptr(), scales.data_ptr(), None if zps is None else zps.data_ptr(),
         None if offsets is None else offsets.data_ptr(), sums.data_ptr(),
     )  # fmt: skip

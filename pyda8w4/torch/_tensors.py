@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyda8w4._checks import TYPES
 from pyda8w4._packed import aligned_empty
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# Name, number in the C interface, bytes.
+FLOATS = {
+    torch.float32: ("float32", TYPES["float32"], 4),
+    torch.bfloat16: ("bfloat16", TYPES["bfloat16"], 2),
+    torch.float16: ("float16", TYPES["float16"], 2),
+}
 
 
 def check_float(name: str, tensor: Any) -> None:

@@ -67,7 +67,6 @@ struct Isa256 {
     static Float to_float(Int value) { return _mm256_cvtepi32_ps(value); }
     static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
-    static Float fnma(Float a, Float b, Float c) { return _mm256_fnmadd_ps(a, b, c); }
     static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
     static Int max_magnitude(Int most, Float value) {

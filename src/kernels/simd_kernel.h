@@ -489,10 +489,10 @@ void finish_as(const Finish &finish) {
     char *out = finish.out;
     for (size_t row = 0; row < finish.rows; row++) {
         const Float scale = Isa::broadcast_float(finish.act_scales[row]),
-                    zp = Isa::broadcast_float(finish.act_zps[row]);
+                    minus_zp = Isa::broadcast_float(-finish.act_zps[row]);
         for (size_t n = 0; n < kBlock; n += kLanes) {
             Float t = Isa::load_f32(acc + n);
-            if (finish.act_zps[row] != 0) t = Isa::fnma(zp, Isa::load_f32(finish.sums + n), t);
+            if (finish.act_zps[row] != 0) t = Isa::fma(minus_zp, Isa::load_f32(finish.sums + n), t);
             Float y = finish.bias ? Isa::fma(t, scale, Isa::load_f32(bias + n)) : Isa::mul(t, scale);
             y = Isa::one_nan(y);
             char *to = (whole ? out : rest) + n * kBytes;
