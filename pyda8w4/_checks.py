@@ -87,9 +87,15 @@ def as_array_of(name: str, value: Any, allowed: tuple[str, ...]) -> tuple[np.nda
     return array, check_dtype(name, array, allowed)
 
 
-def raw(array: np.ndarray, type_name: str) -> np.ndarray:
-    """C-contiguous and without bfloat16, which has no buffer protocol."""
+def plain(array: np.ndarray) -> np.ndarray:
+    """C-contiguous and aligned, as C and C++ want it."""
     array = np.ascontiguousarray(array)
+    return array if array.flags.aligned else array.copy()
+
+
+def raw(array: np.ndarray, type_name: str) -> np.ndarray:
+    """Plain, and without bfloat16, which has no buffer protocol."""
+    array = plain(array)
     return array.view(np.uint16) if type_name == "bfloat16" else array
 
 

@@ -19,6 +19,7 @@ from pyda8w4._checks import (
     check_shape,
     dtype_of,
     one_of,
+    plain,
     raw,
     type_name,
 )
@@ -50,7 +51,7 @@ def gemm(
         One per row, in the range of `a`'s type. None means 0.
     bias : (N,) ndarray of float32, optional
     out : (..., N) ndarray of float32, float16 or bfloat16, optional
-        Where to put the result; C-contiguous, and apart from the inputs.
+        Where to put the result; C-contiguous, aligned, and apart from the inputs.
     out_dtype : dtype-like, optional
         float32, float16 or bfloat16; that of `out`, else float32.
 
@@ -112,7 +113,7 @@ def linear(
     symmetric : bool
         Quantize to int8 instead of uint8, see `quantize_activation`.
     out : (..., N) ndarray of float32, float16 or bfloat16, optional
-        Where to put the result; C-contiguous, and apart from the inputs.
+        Where to put the result; C-contiguous, aligned, and apart from the inputs.
     out_dtype : dtype-like, optional
         float32, float16 or bfloat16; that of `out`, else that of `x`.
 
@@ -158,7 +159,7 @@ def _check_operand(name: str, value: Any, dtype: str, shape: tuple[int, ...]) ->
     if array.dtype != dtype:
         raise TypeError(f"{name} must be an array of {dtype}, got {array.dtype}")
     check_shape(name, array, shape)
-    return np.ascontiguousarray(array)
+    return plain(array)
 
 
 def _out_type(out: np.ndarray | None, out_dtype: Any, default: str) -> str:
@@ -223,6 +224,8 @@ def _check_out(
     check_shape("out", out, shape)
     if not out.flags.c_contiguous:
         raise ValueError("out must be C-contiguous, got an array with other strides")
+    if not out.flags.aligned:
+        raise ValueError(f"out must be aligned to its {out.itemsize} bytes, got an array that is not")
     if not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
     overlap = packed._view.overlaps(raw(out, type_name(out.dtype)))

@@ -18,6 +18,7 @@ from pyda8w4._checks import (
     check_dtype,
     check_group_size,
     check_shape,
+    plain,
     type_name,
 )
 from pyda8w4._packed import PackedWeight, aligned_empty
@@ -58,7 +59,7 @@ def _per_group(name: str, value: np.ndarray, n: int) -> np.ndarray:
 def _floats(name: str, value: Any, n: int) -> np.ndarray:
     """-> finite float32, one for each group."""
     floats, _ = as_array_of(name, value, FLOATS)
-    floats = np.ascontiguousarray(_per_group(name, floats, n), dtype=np.float32)
+    floats = plain(_per_group(name, floats, n).astype(np.float32, copy=False))
     if not np.isfinite(floats).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     return floats

@@ -3,9 +3,10 @@
  *     y[m, n] = dequant(act[m, :]) . dequant(weight[n, :]) + bias[n]
  *
  * The C interface. Every function is thread-safe, none throws, and da8w4_gemm, da8w4_linear and
- * da8w4_quantize_rows allocate nothing: what they need beside their operands is a workspace that the
- * caller provides. Sizes are in elements and strides in bytes. The arithmetic, which fixes every bit
- * of the result, is docs/numbers.md; the packed layout is docs/packed-format.md.
+ * da8w4_quantize_rows allocate nothing but, once, the threads that they share: what they need beside their
+ * operands is a workspace that the caller provides. Sizes are in elements and strides in bytes; arrays and
+ * their rows are aligned to their type. The arithmetic, which fixes every bit of the result, is
+ * docs/numbers.md; the packed layout is docs/packed-format.md.
  */
 #ifndef PYDA8W4_H
 #define PYDA8W4_H
