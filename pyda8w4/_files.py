@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pyda8w4._checks import BLOCK, QUAD, ceil_div, check_flag
+from pyda8w4._checks import BLOCK, QUAD, ceil_div, check_flag, plain
 from pyda8w4._packed import PackedWeight
 
 # Of the layout in docs/packed-format.md; a reader refuses every other.
@@ -237,7 +237,8 @@ def _weight(name: str, fields: dict[str, Any], header: dict[str, Any], data: np.
         if entry["dtype"] != kind or entry["shape"] != shape:
             raise ValueError(f"{name}.{part} must be {kind} {shape}, got {entry['dtype']} {entry['shape']}")
         begin, end = entry["data_offsets"]
-        arrays[part] = data[begin:end].view(_TENSOR_TYPES[kind]).reshape(shape)
+        # A copy where the file has it at an odd place, which `save` never does.
+        arrays[part] = plain(data[begin:end].view(_TENSOR_TYPES[kind]).reshape(shape))
         if verify and fields["crc32"][part] != _crc32(kind, arrays[part]):
             raise ValueError(f"{name}.{part} is damaged: it does not have its checksum")
     # As prepack: a sum over a group must fit int32. Columns beyond N do not count.

@@ -754,6 +754,20 @@ def test_corrupt_file_is_only_so_by_what_the_tests_change(file):
     assert_same_weight(weights["b"], pack(Weight(65, 64, 16, "bfloat16", 3, True)))
 
 
+@pytest.mark.parametrize("pad", [1, 2, 4])
+def test_file_with_misaligned_tensors(file, pad):
+    header, data = parts_of(file)
+    for name, entry in header.items():
+        if name != "__metadata__":
+            entry["data_offsets"] = [pad + offset for offset in entry["data_offsets"]]
+    header["pad"] = {"dtype": "U8", "shape": [pad], "data_offsets": [0, pad]}
+    write(file, header, bytes(pad) + data)
+    weights = pyda8w4.load(file)
+    assert_same_weight(weights["a"], pack(Weight(33, 70, 32)))
+    assert_same_weight(weights["b"], pack(Weight(65, 64, 16, "bfloat16", 3, True)))
+    assert all(array.flags.aligned for packed in weights.values() for array in packed._arrays.values())
+
+
 def test_corrupt_file_truncated(file):
     whole = file.read_bytes()
     for length in (0, 1, 7, 8, 9, 100, 500, len(whole) // 2, len(whole) - 1):
