@@ -27,6 +27,7 @@ class DA8W4:
     def __init__(self, file: pyda8w4.gguf.File, names: Sequence[str], bits: int = 4) -> None:
         self.weight = pyda8w4.concat([file.packed(f"{name}.weight", bits) for name in names])
         self.bits = bits
+        self.both = np.empty((0, 0), np.float32)
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
         if self.bits == 4:
@@ -37,7 +38,9 @@ class DA8W4:
         a, scales, zps = pyda8w4.quantize_activation(x)
         rest = x - (a - zps[:, None]).astype(np.float32) * scales[:, None]
         planes = np.tile(np.concatenate([x, rest]), 2)
-        np.add(*np.split(pyda8w4.linear(planes, self.weight), 2), out=out)
+        if len(self.both) != len(planes):
+            self.both = np.empty((len(planes), self.weight.shape[0]), np.float32)
+        np.add(*np.split(pyda8w4.linear(planes, self.weight, out=self.both), 2), out=out)
 
 
 class Llama:
