@@ -57,7 +57,8 @@ def test_workers_leave_signals_to_the_application_except_their_own_faults():
 
 @linux
 def test_a_fault_in_a_worker_reaches_faulthandler(tmp_path):
-    # The file of the codes is cut off under its map. This thread's blocks come first and are still there.
+    # The file of the codes is cut off under its map. This thread's blocks come first and are still there. It takes
+    # milliseconds for them: a worker that has not begun by then has its blocks done by this thread.
     code = f"""
     import faulthandler, mmap
     faulthandler.enable()
@@ -67,7 +68,7 @@ def test_a_fault_in_a_worker_reaches_faulthandler(tmp_path):
     parts["codes"] = np.memmap({str(tmp_path / "codes")!r}, np.uint8, "r", shape=parts["codes"].shape)
     mapped = type(wide)._from_arrays(wide.shape, wide.group_size, wide.scale_dtype, wide.zero_point, **parts)
     os.truncate({str(tmp_path / "codes")!r}, parts["codes"].nbytes * 3 // 4 // mmap.PAGESIZE * mmap.PAGESIZE)
-    x = np.ones((1, 1024), np.float32)
+    x = np.ones((500, 1024), np.float32)
     pyda8w4.set_num_threads(1)
     pyda8w4.linear(x, mapped[: 4096 // 2])
     pyda8w4.set_num_threads(2)
