@@ -150,9 +150,8 @@ struct Scratch {
     Scratch(const Workspace &space, Carver &carver)
         : acc(carver.take<float>(space.acc_bytes)),
           partial(carver.take<int32_t>(space.partial_bytes)),
-          room{space.packed ? nullptr : carver.take<uint8_t>(space.codes_bytes),
-               carver.take<float>(space.group_bytes), carver.take<float>(space.offsets_bytes),
-               carver.take<int32_t>(space.group_bytes)} {}
+          room{space.packed ? nullptr : carver.take<uint8_t>(space.codes_bytes), carver.take<float>(space.group_bytes),
+               carver.take<float>(space.offsets_bytes), carver.take<int32_t>(space.group_bytes)} {}
 
     float *acc;
     int32_t *partial;
