@@ -1,5 +1,5 @@
-// simd_kernel.h's usual_pair for tiles of four rows and more, as text: GCC moves the sums from register to register
-// around the loops and keeps six row pointers, which takes as long as the float arithmetic of a group.
+// simd_kernel.h's usual_pair as text: GCC moves the sums from register to register around the loops and keeps six
+// row pointers, which takes as long as the float arithmetic of a group.
 //
 // Beside its 12 dot products, a quad of a 6-row tile takes 8 loads, so that the two ports that multiply are the
 // limit: 6 cycles on Intel's cores. A group adds 12 conversions and 12 fma to them, with offsets 24: of the peak
@@ -8,6 +8,8 @@
 // Packed codes are low + 16 * high as they are: only the low nibbles are cut out, and at the end of a group
 // the high sum is (both - low) / 16, exactly: a chunk is short enough for int32. Two instructions less for each
 // quad of a tile, two more for each output of a group.
+//
+// Up to three rows wait for the latency of their sums, not for a port: they have second ones for every other quad.
 //
 // zmm0..11: sums; zmm12..23: acc; zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, zp_pairs, or offsets;
 // zmm28: nibble mask.
@@ -135,6 +137,7 @@ struct Rest {
     "vmovups %%zmm" #acc_low ", 128*" #row "(%[n])\n"           \
     "vmovups %%zmm" #acc_high ", 128*" #row "+64(%[n])\n"
 
+// kFetch: 0 asks for nothing ahead, 8 for a step's whole 8 lines, one with each quad; 1 for pair.ahead.lines of them.
 template <size_t kRows, bool kPacked, bool kOffsets, da8w4_type kScale, size_t kFetch, class Pair>
 __attribute__((always_inline)) inline void usual_pair_text(const Pair &pair, size_t groups, size_t steps) {
     static const uint32_t nibbles = 0x0f0f0f0f;
