@@ -31,7 +31,6 @@ class View:
         group: int,
         scale_type: int,
         zp: int,
-        zp_min: int,
         codes: Any,
         scales: Any,
         zps: Any,

@@ -231,7 +231,6 @@ da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, d
     packed->group = length;
     packed->scale_type = f16 ? DA8W4_F16 : bf16 ? DA8W4_BF16 : DA8W4_F32;
     packed->zp = low == high ? low : 0;
-    packed->zp_min = low;
     bytes->codes = blocks * ceil_div(weight->k, kQuad) * kLineBytes;
     bytes->scales = values * (packed->scale_type == DA8W4_F32 ? 4 : 2);
     bytes->zps = low == high ? 0 : values;

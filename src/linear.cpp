@@ -69,12 +69,20 @@ private:
     size_t all_groups_;          // 0 if the last one is shorter
 };
 
+int least_zp(const da8w4_packed &weight) {
+    if (!weight.zps) return weight.zp;
+    int least = INT8_MAX;
+    const size_t count = ceil_div(weight.n, kBlock) * ceil_div(weight.k, weight.group) * kBlock;
+    for (size_t i = 0; i < count; i++) least = weight.zps[i] < least ? weight.zps[i] : least;
+    return least;
+}
+
 // Sizes of everything in the workspace, all multiples of 64 bytes.
 struct Workspace {
     Workspace(const da8w4_packed &weight, size_t m, const Kernel &kernel)
         : row_block(m < kRowBlock ? m : kRowBlock),
           // A byte holds code - zp + 128 only down to the zero point -112.
-          packed(m <= kernel.packed_max || (kernel.shifted && weight.zp_min < -112)),
+          packed(m <= kernel.packed_max || (kernel.shifted && least_zp(weight) < -112)),
           sums_factor(!packed && kernel.shifted ? -128 : 1),
           private_rows(m <= kPrivateRows),
           groups(ceil_div(weight.k, weight.group)),
@@ -359,6 +367,13 @@ da8w4_status check_zps(const da8w4_call &call) {
     return DA8W4_OK;
 }
 
+size_t threads_of(const da8w4_call &call) {
+    // In integers: floating point would leave its exception flags with the caller.
+    const size_t useful = call.m * call.weight->n / ceil_div(kMinWorkPerThread, call.weight->k) + 1;
+    const size_t threads = call.threads ? call.threads : da8w4_get_num_threads();
+    return threads < useful ? threads : useful;
+}
+
 da8w4_status run(const da8w4_call *call, bool quantize) {
     if (!call || !valid(call->weight) || !is_float(call->out_type)) return DA8W4_BAD_ARGUMENT;
     if (quantize ? !is_float(call->act_type) : call->act_type != DA8W4_U8 && call->act_type != DA8W4_S8)
@@ -376,13 +391,8 @@ da8w4_status run(const da8w4_call *call, bool quantize) {
         if (const da8w4_status status = check_zps(*call)) return status;
 
     const Workspace space(*call->weight, call->m, *kernel);
-    if (call->workspace_bytes < space.shared_bytes + space.thread_bytes) return DA8W4_WORKSPACE_TOO_SMALL;
-    const size_t room = (call->workspace_bytes - space.shared_bytes) / space.thread_bytes;
-    // In integers: floating point would leave its exception flags with the caller.
-    const size_t useful = call->m * n / ceil_div(kMinWorkPerThread, k) + 1;
-    size_t threads = da8w4_get_num_threads();
-    if (threads > room) threads = room;
-    if (threads > useful) threads = useful;
+    const size_t threads = threads_of(*call);
+    if (call->workspace_bytes < space.shared_bytes + threads * space.thread_bytes) return DA8W4_WORKSPACE_TOO_SMALL;
     Product(*call, *kernel, space).run(threads);
     return DA8W4_OK;
 }
@@ -392,11 +402,11 @@ da8w4_status run(const da8w4_call *call, bool quantize) {
 
 using namespace da8w4;
 
-size_t da8w4_workspace_bytes(const da8w4_call *call, size_t threads) {
+size_t da8w4_workspace_bytes(const da8w4_call *call) {
     const Kernel *kernel;
-    if (!call || !valid(call->weight) || !threads || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
+    if (!call || !valid(call->weight) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
     const Workspace space(*call->weight, call->m, *kernel);
-    return space.shared_bytes + threads * space.thread_bytes;
+    return space.shared_bytes + threads_of(*call) * space.thread_bytes;
 }
 
 da8w4_status da8w4_gemm(const da8w4_call *call) { return run(call, false); }

@@ -60,7 +60,7 @@ int main(void) {
                        .out = out,
                        .out_type = DA8W4_F32,
                        .out_stride = sizeof out[0]};
-    call.workspace_bytes = da8w4_workspace_bytes(&call, da8w4_get_num_threads());
+    call.workspace_bytes = da8w4_workspace_bytes(&call);
     call.workspace = da8w4_alloc(call.workspace_bytes);
     check(da8w4_linear(&call));
 
