@@ -9,7 +9,7 @@
 #include <mutex>
 #include <new>
 
-#include "kernel.h"
+#include "types.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

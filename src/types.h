@@ -1,11 +1,31 @@
-// float16 and bfloat16 in portable integer arithmetic: the packing code and the scalar kernel use it.
-// Included by ISA units too, so everything is static.
+// Element types of operands: their sizes, and float16 and bfloat16 in portable integer arithmetic.
+// Included by ISA units too, so everything has internal linkage.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "pyda8w4/pyda8w4.h"
+
 namespace da8w4 {
+
+// For member functions in headers that ISA units include: no unit may emit a copy that the linker could choose for all.
+#define DA8W4_INLINE __attribute__((always_inline)) inline
+
+static inline constexpr size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
+static inline constexpr size_t round_up(size_t a, size_t b) { return ceil_div(a, b) * b; }
+static inline constexpr size_t lesser(size_t a, size_t b) { return a < b ? a : b; }
+
+static inline constexpr bool is_float(da8w4_type type) {
+    return type == DA8W4_F32 || type == DA8W4_F16 || type == DA8W4_BF16;
+}
+static inline constexpr size_t size_of(da8w4_type type) { return type == DA8W4_F32 ? 4 : is_float(type) ? 2 : 1; }
+
+// An array of floats of any type from element `i` on.
+static inline const void *element(const void *array, da8w4_type type, size_t i) {
+    return static_cast<const char *>(array) + i * size_of(type);
+}
 
 constexpr uint32_t kNanF32 = 0x7fc00000;  // the one NaN that this library produces, in each type
 constexpr uint16_t kNanF16 = 0x7e00;
@@ -57,6 +77,26 @@ static inline uint16_t f32_to_f16(float value) {
         half = 0;
     }
     return static_cast<uint16_t>(sign | half);
+}
+
+static inline float load_float(const void *array, da8w4_type type, size_t i) {
+    if (type == DA8W4_F32) return static_cast<const float *>(array)[i];
+    const uint16_t half = static_cast<const uint16_t *>(array)[i];
+    return type == DA8W4_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+}
+
+static inline void store_float(void *array, da8w4_type type, size_t i, float value) {
+    if (type == DA8W4_F32)
+        static_cast<float *>(array)[i] = value;
+    else
+        static_cast<uint16_t *>(array)[i] = type == DA8W4_F16 ? f32_to_f16(value) : f32_to_bf16(value);
+}
+
+// Whether the type holds this value exactly, its sign and subnormals included.
+static inline bool holds_exactly(da8w4_type type, float value) {
+    float stored;
+    store_float(&stored, type, 0, value);
+    return bits_of(load_float(&stored, type, 0)) == bits_of(value);
 }
 
 }  // namespace da8w4

@@ -1,23 +1,22 @@
-// Vector operations of AVX-512 with VNNI: 512-bit registers and vpdpbusd (u8 x s8 quads to int32). See simd_kernel.h.
+// Vector operations of AVX-512 with VNNI: 512-bit registers and vpdpbusd (u8 x s8 quads to int32). See
+// kernels/simd/vec.h.
 #pragma once
 
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "half.h"
-#include "pyda8w4/pyda8w4.h"
+#include "types.h"
 
 namespace da8w4 {
 namespace {
 
-struct Isa512 {
+struct Vec512 {
     using Int = __m512i;
     using Float = __m512;
     using Part = Int;
     static constexpr size_t kLanes = 16;
-    static constexpr bool kShifted = true;
-    static constexpr bool kOwnPair = true;
+    static constexpr bool kBiasedPanels = true;
     static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
 
     static Int zero() { return _mm512_setzero_si512(); }
@@ -37,20 +36,17 @@ struct Isa512 {
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
     static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
 
-    template <size_t kRows, bool kPacked, bool kOffsets, da8w4_type kScale, class Pair>
-    static void usual_pair(const Pair &pair, size_t groups, size_t steps);  // pair512.h
-
     static Part open(Int sum) { return sum; }
-    // As text, because GCC would copy the sums that it passes to the intrinsic from register to register.
+    // In inline assembly, because GCC would copy the sums that it passes to the intrinsic from register to register.
     static Part dot(Part part, Int unsigned_bytes, Int signed_bytes) {
         __asm__("vpdpbusd %2, %1, %0" : "+v"(part) : "v"(unsigned_bytes), "v"(signed_bytes));
         return part;
     }
     static Int flush(Int, Part part) { return part; }
 
-    // (int16(-zp), 0) in each lane, so that a 16-bit multiply-add by a chunk sum is -zp * sum.
-    static Int zp_pairs(Int zp) { return _mm512_and_si512(_mm512_sub_epi32(zero(), zp), broadcast(0xffff)); }
-    static Int add_product(Int sum, Int zp_pair, Int chunk_sum) { return _mm512_dpwssd_epi32(sum, zp_pair, chunk_sum); }
+    static Int low_int16(Int value) { return _mm512_and_si512(value, broadcast(0xffff)); }
+    // sum + a * b of int16, where the upper half of each lane of a is zero.
+    static Int add_product(Int sum, Int a, Int b) { return _mm512_dpwssd_epi32(sum, a, b); }
 
     static Int replicate_byte(Int value) {  // the low byte of each lane, four times
         return _mm512_shuffle_epi8(value, _mm512_broadcast_i32x4(_mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0)));

@@ -1,20 +1,19 @@
-// Vector operations that the 256-bit ISAs share: AVX2, FMA and F16C. See simd_kernel.h.
+// Vector operations that the 256-bit kernels share: AVX2, FMA and F16C. See kernels/simd/vec.h.
 #pragma once
 
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "half.h"
+#include "types.h"
 
 namespace da8w4 {
 namespace {
 
-struct Isa256 {
+struct Vec256 {
     using Int = __m256i;
     using Float = __m256;
     static constexpr size_t kLanes = 8;
-    static constexpr bool kOwnPair = false;
 
     static Int zero() { return _mm256_setzero_si256(); }
     static Int broadcast(int32_t value) { return _mm256_set1_epi32(value); }
@@ -33,11 +32,9 @@ struct Isa256 {
     static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
     static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
 
-    // (int16(-zp), 0) in each lane, so that a 16-bit multiply-add by a chunk sum is -zp * sum.
-    static Int zp_pairs(Int zp) { return _mm256_and_si256(_mm256_sub_epi32(zero(), zp), broadcast(0xffff)); }
-    static Int add_product(Int sum, Int zp_pair, Int chunk_sum) {
-        return add(sum, _mm256_madd_epi16(zp_pair, chunk_sum));
-    }
+    static Int low_int16(Int value) { return _mm256_and_si256(value, broadcast(0xffff)); }
+    // sum + a * b of int16, where the upper half of each lane of a is zero.
+    static Int add_product(Int sum, Int a, Int b) { return add(sum, _mm256_madd_epi16(a, b)); }
 
     static Int replicate_byte(Int value) {  // the low byte of each lane, four times
         return _mm256_shuffle_epi8(

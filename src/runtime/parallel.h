@@ -6,6 +6,9 @@
 
 namespace da8w4 {
 
+// Threads that a call may use: see da8w4_get_num_threads.
+size_t num_threads();
+
 // Calls work(context, thread, threads) once for each thread = 0 .. threads-1, in parallel, and returns
 // when all have. `threads` is at most `wanted`; it is 1 in a nested call or while another caller has
 // our own pool. Floating point is in its default state inside.

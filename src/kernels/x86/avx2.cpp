@@ -3,14 +3,16 @@
 // steps add up to 30720 before they are widened to int32 by vpmaddwd.
 // Registers of a 4-row tile: 8 int16 sums, 2 codes, 1 activation; int32 and float sums wait in L1
 // and are touched every eighth step.
-#include "isa256.h"
+#include "kernels/simd/table.h"
+#include "kernels/x86/vec256.h"
+#include "runtime/cpu.h"
 
 namespace da8w4 {
 namespace {
 
-struct Isa : Isa256 {
+struct VecAvx2 : Vec256 {
     using Part = Int;
-    static constexpr bool kShifted = false;
+    static constexpr bool kBiasedPanels = false;
     static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
 
     static Part open(Int) { return zero(); }
@@ -24,13 +26,7 @@ struct Isa : Isa256 {
 };
 
 }  // namespace
-}  // namespace da8w4
 
-#include "cpu.h"
-#include "simd_kernel.h"
-
-namespace da8w4 {
-
-extern constexpr Kernel kernel_avx2 = simd_kernel("avx2", "AVX2, FMA, F16C: 256-bit vpmaddubsw", kAvx2);
+extern constexpr Kernel kernel_avx2 = simd_kernel<VecAvx2>("avx2", "AVX2, FMA, F16C: 256-bit vpmaddubsw", kAvx2);
 
 }  // namespace da8w4

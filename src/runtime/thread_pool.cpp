@@ -1,10 +1,8 @@
-#include "threads.h"
-
 #include <dlfcn.h>
 #include <link.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sched.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -18,8 +16,9 @@
 #include <new>
 #include <string>
 
-#include "cpu.h"
 #include "pyda8w4/pyda8w4.h"
+#include "runtime/cpu.h"
+#include "runtime/parallel.h"
 
 namespace da8w4 {
 namespace {
@@ -367,13 +366,15 @@ using namespace da8w4;
 
 void da8w4_set_num_threads(size_t threads) { chosen_threads.store(threads, std::memory_order_relaxed); }
 
-size_t da8w4_get_num_threads() {
+size_t da8w4::num_threads() {
     if (const size_t chosen = chosen_threads.load(std::memory_order_relaxed)) return chosen;
     const size_t limit = omp_num_threads() ? omp_num_threads() : allowed_cpus();
     const OpenMp *runtime = openmp();
     const int most = runtime ? runtime->max_threads() : 0;  // set by torch.set_num_threads, too
     return most > 0 && static_cast<size_t>(most) < limit ? static_cast<size_t>(most) : limit;
 }
+
+size_t da8w4_get_num_threads() { return num_threads(); }
 
 const char *da8w4_thread_runtime() {
     const OpenMp *runtime = forked.load(std::memory_order_relaxed) ? nullptr : openmp();
