@@ -1,35 +1,161 @@
-"""Signals, faults, the end of the process, limits. test_runtime.py has forks, threads and OpenMP."""
+"""Several threads and processes, signals, faults, the end of the process, limits."""
 
-from __future__ import annotations
-
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
+import threading
+import time
 
+import numpy as np
 import pytest
-from test_runtime import PRODUCT, linux, run
+from cases import (
+    Weight,
+    assert_same_bits,
+    floats,
+    pack,
+)
+from interpreters import FORK, MULTIPROCESSING, PRODUCT, killed, linux, run
 
-FAULTS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
+import pyda8w4
+
+pytestmark = pytest.mark.process
 
 
-def killed(code: str) -> tuple[int, str]:
-    """-> exit status and errors of a fresh interpreter that need not end well."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYDA8W4_KERNEL"}
+# ---- several threads, several processes --------------------------------------------------------
+
+
+@pytest.mark.pitfall("general", "one weight shared by free threads")
+def test_several_python_threads_on_one_weight(threads):
+    weight = Weight(257, 600, 100)
+    expected = {rows: pyda8w4.linear(floats(600)[:rows], pack(weight)) for rows in (1, 4, 9, 30)}
+    pyda8w4.set_num_threads(2)
+    failures = []
+
+    def work(kernel):
+        try:
+            with pyda8w4.use_kernel(kernel):
+                for i in range(40):
+                    rows = (1, 4, 9, 30)[i % 4]
+                    assert_same_bits(pyda8w4.linear(floats(600)[:rows], pack(weight)), expected[rows], kernel)
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(name,)) for name in pyda8w4.kernels() * 2]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+@pytest.mark.pitfall("general", "GIL held during a product")
+def test_the_gil_is_released(threads):
+    # Another Python thread notes the time again and again while one long call runs.
+    pyda8w4.set_num_threads(1)
+    packed = pyda8w4.prepack(np.zeros((2048, 2048), np.uint8), np.ones(2048, np.float32))
+    x = np.ones((100, 2048), np.float32)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.002)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    try:
+        with pyda8w4.use_kernel("scalar"):
+            begin = time.perf_counter()
+            pyda8w4.linear(x, packed)
+            end = time.perf_counter()
+    finally:
+        stop.set()
+        ticker.join()
+    tenth = (end - begin) / 10
+    inside = [t for t in ticks if begin + tenth < t < end - tenth]
+    assert len(inside) >= 3, f"{len(inside)} ticks within {end - begin:.3f} s"
+
+
+@pytest.mark.pitfall("faiss #5206", "fork hang")
+@linux
+def test_fork_after_use():
+    code = """
+    y = alone()
+    assert product() == y
+    for _ in range(3):
+        print(in_child(lambda: product() == y and pyda8w4.get_num_threads() == 3))
+        assert product() == y
+    """
+    assert run(FORK + textwrap.dedent(code), product=True) == ["0"] * 3
+
+
+@linux
+def test_fork_after_use_twice():
+    # The child of a child, and a child that starts while another Python thread is in a call.
+    code = """
+    import threading
+    y = alone()
+    product()
+    print(in_child(lambda: product() == y and in_child(lambda: product() == y) == 0))
+    busy = threading.Event()
+    def work():
+        while not busy.is_set():
+            product()
+    thread = threading.Thread(target=work)
+    thread.start()
+    results = [in_child(lambda: product() == y) for _ in range(5)]
+    busy.set()
+    thread.join()
+    print(results)
+    """
+    assert run(FORK + textwrap.dedent(code), product=True) == ["0", "[0, 0, 0, 0, 0]"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_multiprocessing(method, tmp_path):
+    import multiprocessing
+
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    script = tmp_path / "script.py"
+    script.write_text(PRODUCT + MULTIPROCESSING)
     process = subprocess.run(
-        [sys.executable, "-c", PRODUCT + textwrap.dedent(code)],
-        env=environment,
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [sys.executable, str(script), method], capture_output=True, text=True, timeout=90, check=False
     )
-    return process.returncode, process.stderr
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "True\n"
+
+
+def test_exit_with_busy_workers():
+    assert run("pyda8w4.set_num_threads(4); product(); print('done')", product=True, timeout=20) == ["done"]
+
+
+def test_threads_that_end_give_their_memory_back():
+    # A workspace belongs to a thread; several hundred of 20 MiB would not fit.
+    code = """
+    import resource, threading
+    def rss():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wide = pyda8w4.prepack(np.zeros((1, 80000), np.uint8), np.ones(1, np.float32))
+    big = np.ones((240, 80000), np.float32)
+    def once():
+        thread = threading.Thread(target=pyda8w4.linear, args=(big, wide))
+        thread.start()
+        thread.join()
+    once(); once()
+    before = rss()
+    for _ in range(10):
+        once()
+    print(rss() - before < 60000)
+    """
+    assert run(code, product=True) == ["True"]
 
 
 # ---- signals -----------------------------------------------------------------------------------
+
+
+FAULTS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 
 
 @linux
@@ -62,13 +188,13 @@ def test_a_fault_in_a_worker_reaches_faulthandler(tmp_path):
     # The file of the codes is cut off under its map. This thread's blocks come first and are still there.
     code = f"""
     import faulthandler, mmap
+    from cases import stored_arrays, with_stored
     faulthandler.enable()
     wide = pyda8w4.prepack(np.zeros((4096, 1024), np.uint8), np.ones(4096, np.float32))
-    parts = dict(wide._arrays)
-    parts["codes"].tofile({str(tmp_path / "codes")!r})
-    parts["codes"] = np.memmap({str(tmp_path / "codes")!r}, np.uint8, "r", shape=parts["codes"].shape)
-    mapped = type(wide)._from_arrays(wide.shape, wide.group_size, wide.scale_dtype, wide.zero_point, **parts)
-    os.truncate({str(tmp_path / "codes")!r}, parts["codes"].nbytes * 3 // 4 // mmap.PAGESIZE * mmap.PAGESIZE)
+    codes = stored_arrays(wide)["codes"]
+    codes.tofile({str(tmp_path / "codes")!r})
+    mapped = with_stored(wide, codes=np.memmap({str(tmp_path / "codes")!r}, np.uint8, "r", shape=codes.shape))
+    os.truncate({str(tmp_path / "codes")!r}, codes.nbytes * 3 // 4 // mmap.PAGESIZE * mmap.PAGESIZE)
     x = np.ones((500, 1024), np.float32)
     pyda8w4.set_num_threads(1)
     pyda8w4.linear(x, mapped[: 4096 // 2])
@@ -114,6 +240,7 @@ def test_ctrl_c_ends_a_product_when_it_is_done():
     assert run(INTERRUPTED + textwrap.dedent(code), product=True) == ["True True"]
 
 
+@pytest.mark.pitfall("general", "Ctrl-C during prepack")
 @linux
 def test_ctrl_c_ends_prepack_when_it_is_done():
     code = """
@@ -128,6 +255,8 @@ def test_ctrl_c_ends_prepack_when_it_is_done():
 # ---- the end -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.pitfall("general", "crash at interpreter exit")
 @linux
 @pytest.mark.parametrize("leave", ["pass", "sys.exit(0)", "raise SystemExit"])
 def test_exit_with_work_in_flight_in_daemon_threads(leave):

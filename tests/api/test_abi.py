@@ -12,6 +12,7 @@ import pyda8w4
 
 HEADER = Path(pyda8w4.get_include(), "pyda8w4", "pyda8w4.h")
 LIBRARY = Path(pyda8w4.get_library())
+TOOLS = Path(__file__).parents[1] / "tools"
 STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 
@@ -31,7 +32,7 @@ def tool(variable: str, name: str) -> str:
 
 def test_program(tmp_path):
     program = tmp_path / "abi_program"
-    source = Path(__file__).with_name("abi_program.c")
+    source = TOOLS / "abi_program.c"
     compiler = tool("CC", "cc")
     rpath = f"-Wl,-rpath,{LIBRARY.parent}"
     run(compiler, "-std=c11", *STRICT, "-I", pyda8w4.get_include(), source, LIBRARY, rpath, "-o", program)
@@ -44,7 +45,7 @@ def test_program(tmp_path):
 
 def test_dlclose_with_idle_workers(tmp_path):
     program = tmp_path / "dlclose_program"
-    source = Path(__file__).with_name("dlclose_program.c")
+    source = TOOLS / "dlclose_program.c"
     run(tool("CC", "cc"), "-std=c11", *STRICT, "-I", pyda8w4.get_include(), source, "-ldl", "-o", program)
     assert run(program, LIBRARY) == "alive\n"
 

@@ -1,0 +1,121 @@
+"""The operator and compilers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch import nn
+from torch_cases import FLOATS, GROUPS, MARKS, Attention, calls, compiled, same, sqnr
+
+from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
+
+pytestmark = MARKS
+
+
+def test_operator_refuses_tensors_that_do_not_fit() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    x = torch.zeros(2, 64)
+    good = layer._arguments()
+    assert torch.ops.pyda8w4.linear(x, *good).shape == (2, 40)
+    bad = {
+        0: [good[0][:1], good[0].to(torch.int8), good[0].transpose(0, 1)],
+        1: [good[1][:, :1], good[1].double()],
+        2: [good[2][:1]],
+        3: [good[3][:1]],
+        4: [good[1][:1], good[1].double()],
+        5: [good[5][:39], good[5].bfloat16()],
+        6: [0, 63, 128, -64],
+        7: [0, 65, -40],
+        8: [0, 4, -32],
+    }
+    for place, values in bad.items():
+        for value in values:
+            with pytest.raises((ValueError, RuntimeError)):
+                torch.ops.pyda8w4.linear(x, *good[:place], value, *good[place + 1 :])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_opcheck(dtype: Any, bias: bool, symmetric: bool) -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40, bias=bias), symmetric_activation=symmetric)
+    for shape in ((3, 64), (2, 3, 64), (64,)):
+        torch.library.opcheck(torch.ops.pyda8w4.linear, (torch.randn(shape).to(dtype), *layer._arguments()))
+
+
+@pytest.mark.pitfall("torchao", "fake kernel with another shape or stride")
+def test_fake_shapes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
+    for dtype in FLOATS:
+        x = torch.randn(2, 3, 64).transpose(0, 1).to(dtype)
+        with FakeTensorMode() as mode:
+            fake = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in (x, *layer._arguments())]
+            found = torch.ops.pyda8w4.linear(*fake)
+        real = layer(x)
+        assert (found.shape, found.stride(), found.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("batch", [1, 160])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_scenarios_of_torchao(dtype: Any, dims: int, bias: bool, batch: int, symmetric: bool) -> None:
+    class Toy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear1, self.linear2 = nn.Linear(256, 128, bias), nn.Linear(128, 256, bias)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear2(self.linear1(x))
+
+    model = Toy().eval().to(dtype)
+    shape = (batch, *([2] if dims == 3 else []), 256)
+    # The error of one row alone is a matter of luck.
+    inputs = [torch.randn(shape).to(dtype) for _ in range(100 if batch == 1 else 1)]
+    float_out = torch.stack([model(x) for x in inputs])
+    quantize_(model, 32, symmetric_activation=symmetric)
+    out, code, function = compiled(model, inputs[0])
+    assert calls(code) == 2
+    assert same(out, model(inputs[0]))
+    assert sqnr(float_out, torch.stack([function(x) for x in inputs])) > (20 if dtype is torch.float32 else 15)
+
+
+@pytest.mark.slow
+def test_one_compilation_for_all_batch_sizes() -> None:
+    model = Attention()
+    quantize_(model)
+    _, _, function = compiled(model, torch.randn(4, 64))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for batch in (2, 3, 7, 160, 1000):
+            x = torch.randn(batch, 64)
+            assert same(function(x), model(x))
+
+
+def test_export(tmp_path: Any) -> None:
+    model = nn.Sequential(Attention())
+    quantize_(model)
+    fuse_linears(model, GROUPS)
+    x = torch.randn(4, 64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert str(program.graph).count("torch.ops.pyda8w4.linear.default") == 2
+    torch.export.save(program, tmp_path / "p.pt2")
+    program = torch.export.load(tmp_path / "p.pt2")
+    for batch in (2, 9):
+        x = torch.randn(batch, 64)
+        assert same(program.module()(x), model(x))
+
+
+def test_tracers_see_the_operator() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
+    x, other = torch.randn(2, 64), torch.randn(2, 64)
+    assert same(make_fx(layer)(x)(other), layer(other))
+    assert same(torch.fx.symbolic_trace(layer)(other), layer(other))
