@@ -1,5 +1,7 @@
 """Arithmetic at the edges of its types: integer sums, zero points, float control, rounding of outputs."""
 
+from functools import cache
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -44,6 +46,26 @@ def test_zero_points_at_the_edges_of_int8(kernel, zp):
         # The same beside another zero point, so that it is stored for each group.
         packed = prepack(codes, [zp, 0])
         np.testing.assert_array_equal(pyda8w4.gemm(a, packed)[:, 0], int_gemm(a, codes[:1], zp)[:, 0])
+
+
+@cache
+def with_one_low_zero_point(zp, block, group):
+    """Zero points of 0 to 15 but for one. -> arguments of prepack, and products of 70 rows by the oracle."""
+    codes, scales, zps = (array.copy() for array in arrays(Weight(100, 640, 32)))
+    column = min(32 * block + 17, 99)
+    zps[column, group] = zp
+    codes[column, 32 * group : 32 * group + 32] = np.arange(32) % 16
+    return (codes, scales, zps), reference.gemm(*quantized(640, "int8")[:1], codes, scales, zps, group_size=32)
+
+
+@pytest.mark.parametrize("group", [0, 9, 19])
+@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("zp", [-128, -120, -114, -113, -112, -111, 127])
+def test_one_low_zero_point_counts_wherever_it_is(kernel, zp, block, group):
+    weight, expected = with_one_low_zero_point(zp, block, group)
+    packed = pyda8w4.prepack(*weight)
+    for rows in (1, 20, 70):
+        assert_same_bits(pyda8w4.gemm(quantized(640, "int8")[0][:rows], packed), expected[:rows], rows)
 
 
 @pytest.mark.pitfall("GPTQModel #2350", "zero point -1 wraps to 15")

@@ -271,6 +271,15 @@ def test_weight_in_several_pieces():
         assert (part == part[0]).all()
 
 
+# Rows are quantized some at a time, 1024 of this length: pieces that are full, one row short, one row long.
+@pytest.mark.parametrize("rows", [3000, 8191, 8192, 8193])
+def test_every_row_of_a_large_weight_is_quantized(rows):
+    few = floats(1024)
+    order = np.arange(rows) % len(few)
+    for got, expected in zip(pyda8w4.quantize_weight(few[order], 64), pyda8w4.quantize_weight(few, 64), strict=True):
+        np.testing.assert_array_equal(got, expected[order])
+
+
 def test_weight_is_not_changed_and_may_be_strided():
     w = floats(64)[:20].copy()
     before = w.copy()

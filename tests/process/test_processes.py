@@ -91,6 +91,22 @@ def test_fork_after_use():
 
 
 @linux
+def test_a_forked_child_asks_again_for_its_cpus():
+    code = """
+    import os
+    print(pyda8w4.get_num_threads())
+    def check():
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        return pyda8w4.get_num_threads() == 1
+    print(in_child(check), pyda8w4.get_num_threads())
+    """
+    before, after = run(FORK + textwrap.dedent(code))
+    if before == "1":
+        pytest.skip("needs two CPUs")
+    assert after == f"0 {before}"
+
+
+@linux
 def test_fork_after_use_twice():
     # The child of a child, and a child that starts while another Python thread is in a call.
     code = """

@@ -64,6 +64,18 @@ def test_use_kernel(symmetric: bool, kernel: str) -> None:
     assert same(layer(x), want)
 
 
+@pytest.mark.parametrize("rows", [4500, 3 * 4096, 3 * 4096 + 1])
+def test_every_row_of_a_large_weight_is_quantized(rows: int) -> None:
+    # Rows are quantized some at a time, 4096 of this length.
+    few = torch.randn(50, 1024).bfloat16()
+    order = torch.arange(rows) % len(few)
+    linear = nn.Linear(1024, rows, bias=False, device="meta")
+    linear.weight = nn.Parameter(few[order], requires_grad=False)
+    unpacked = DA8W4Linear.from_linear(linear, 64).packed.unpack()
+    for got, want in zip(unpacked, pyda8w4.quantize_weight(few.float().numpy(), 64), strict=True):
+        np.testing.assert_array_equal(got, want[order.numpy()])
+
+
 def test_from_int4() -> None:
     codes = torch.randint(0, 16, (40, 64), dtype=torch.uint8)
     scales, zps = torch.rand(40, 2).bfloat16(), torch.randint(0, 16, (40, 2), dtype=torch.int32)

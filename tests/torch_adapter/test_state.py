@@ -106,6 +106,16 @@ def test_state_dict_that_does_not_fit() -> None:
     assert same(layer(x), want)
 
 
+@pytest.mark.parametrize("group", [65, 68, 128])
+def test_a_group_longer_than_k_is_refused(group: int) -> None:
+    # Every tensor has the shape of one group; only this number is wrong.
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 64)
+    layout = layer.layout.clone()
+    layout[3] = group
+    with pytest.raises(RuntimeError, match="layout"):
+        layer.load_state_dict({**layer.state_dict(), "layout": layout})
+
+
 def test_group_too_large_for_its_zero_points() -> None:
     k = 1 << 18
     layer = DA8W4Linear(k, 1, group_size=k)

@@ -185,6 +185,10 @@ def write(file, header, data):
     """With the checksum of the description made right, so that what lies behind it is reached."""
     metadata = header["__metadata__"]
     metadata["weights_crc32"] = str(zlib.crc32(metadata["weights"].encode()))
+    write_as_it_is(file, header, data)
+
+
+def write_as_it_is(file, header, data):
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
@@ -326,6 +330,21 @@ def test_a_description_that_fits_no_weight_is_refused(file, change):
         pyda8w4.load(file)
 
 
+@pytest.mark.parametrize("group", [71, 72, 128, 2**16])
+def test_a_group_longer_than_k_is_refused(tmp_path, group):
+    # Every array has the shape of one group; only this number is wrong.
+    file = tmp_path / "weights.safetensors"
+    pyda8w4.save(file, {"a": pack(Weight(33, 70))})
+    header, data = parts_of(file)
+    weights = json.loads(header["__metadata__"]["weights"])
+    weights["a"]["group_size"] = group
+    header["__metadata__"]["weights"] = json.dumps(weights)
+    write(file, header, data)
+    for verify in (True, False):
+        with pytest.raises(ValueError, match="group"):
+            pyda8w4.load(file, verify=verify)
+
+
 def test_a_weight_whose_sums_could_leave_int32_is_refused(tmp_path):
     file = tmp_path / "long.safetensors"
     k = 2**20
@@ -377,6 +396,18 @@ def test_a_changed_description_is_found(file, old, new):
     with pytest.raises(ValueError, match="its list of weights does not have its checksum"):
         pyda8w4.load(file)
     pyda8w4.load(file, verify=False)
+
+
+@pytest.mark.parametrize("checksum", [None, "", "0", "None"])
+def test_a_description_without_its_checksum_is_refused(file, checksum):
+    header, data = parts_of(file)
+    del header["__metadata__"]["weights_crc32"]
+    if checksum is not None:
+        header["__metadata__"]["weights_crc32"] = checksum
+    write_as_it_is(file, header, data)
+    with pytest.raises(ValueError, match="damaged"):
+        pyda8w4.load(file)
+    assert set(pyda8w4.load(file, verify=False)) == {"a", "b"}
 
 
 def test_a_changed_type_of_scales_is_found(tmp_path):

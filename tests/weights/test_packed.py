@@ -3,11 +3,13 @@
 import copy
 import pickle
 import re
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import (
+    DTYPES,
     SOME,
     Weight,
     address,
@@ -160,6 +162,16 @@ def test_concat_of_parts_with_and_without_offsets(kernel, sizes, scales):
         for rows in (1, 9, 30):
             parts = [pyda8w4.linear(x[:rows], pack(weight)) for weight in order]
             assert_same_bits(pyda8w4.linear(x[:rows], packed), np.concatenate(parts, axis=1))
+
+
+@pytest.mark.parametrize("sizes", [(32, 64, 33), (33, 31, 2)], ids=str)
+@pytest.mark.parametrize("scales", [*permutations(DTYPES), ("bfloat16", "bfloat16", "float16")], ids=str)
+def test_concat_of_offsets_that_are_stored_in_different_types(sizes, scales):
+    weights = [Weight(n, 70, 32, dtype, offsets=True) for n, dtype in zip(sizes, scales)]
+    packed = pyda8w4.concat(pack(weight) for weight in weights)
+    whole, unpacked = joined(*weights)
+    assert_same_weight(packed, whole)
+    assert_unpacks_to(packed, *unpacked)
 
 
 def test_concat_padding_of_mixed_zero_points_is_deterministic():
