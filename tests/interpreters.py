@@ -39,20 +39,6 @@ def in_child(check):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 """
 
-MULTIPROCESSING = """
-def task(i):
-    return product()
-def main(method):
-    import multiprocessing
-    y = alone()
-    product()
-    with multiprocessing.get_context(method).Pool(2) as pool:
-        results = pool.map_async(task, range(4)).get(40)
-    print(all(result == y for result in results))
-if __name__ == "__main__":
-    main(sys.argv[1])
-"""
-
 
 def run(code, *, timeout=60, product=False, **environment):
     """The printed lines of a fresh interpreter."""

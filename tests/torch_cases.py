@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyda8w4
 from pyda8w4.torch import DA8W4Linear
@@ -27,6 +29,23 @@ def expected(layer: DA8W4Linear, x: torch.Tensor) -> torch.Tensor:
         symmetric=layer.symmetric_activation,
     )
     return torch.from_numpy(out).to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+class _Seen(TorchDispatchMode):
+    """Notes the arguments of the operator."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.pyda8w4.linear.default:
+            self.arguments = args
+        return function(*args, **(kwargs or {}))
+
+
+def operator_arguments(layer: DA8W4Linear) -> dict[str, Any]:
+    """What the layer gives its operator beside the input, by name."""
+    with _Seen() as seen:
+        layer(torch.zeros(1, layer.in_features))
+    _, *names = (argument.name for argument in torch.ops.pyda8w4.linear.default._schema.arguments)
+    return dict(zip(names, seen.arguments[1:], strict=True))
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -136,14 +136,8 @@ def test_a_single_row_of_any_stride(kernel):
         assert_same_bits(out, pyda8w4.linear(x, expected))
 
 
-@pytest.mark.pitfall("torchao", "prepack changes the caller's 1-D scales, unsqueeze_")
 def test_inputs_are_not_changed():
-    codes, scales, zps = (array.copy() for array in arrays(Weight(33, 64)))
-    scales, zps = scales[:, 0], zps[:, 0]
-    before = [array.copy() for array in (codes, scales, zps)]
-    pyda8w4.prepack(codes, scales, zps)
-    for array, was in zip((codes, scales, zps), before, strict=True):
-        assert_same_bits(array, was)
+    # test_prepack.py has the inputs of prepack.
     a, a_scales, a_zps = (array[:9].copy() for array in quantized(64, "uint8"))
     pyda8w4.gemm(a, pack(Weight(33, 64)), a_scales, a_zps, bias=bias_of(33))
     for array, was in zip((a, a_scales, a_zps), quantized(64, "uint8"), strict=True):

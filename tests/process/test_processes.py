@@ -15,7 +15,7 @@ from cases import (
     floats,
     pack,
 )
-from interpreters import FORK, MULTIPROCESSING, PRODUCT, killed, linux, run
+from interpreters import FORK, PRODUCT, killed, linux, run
 
 import pyda8w4
 
@@ -126,6 +126,21 @@ def test_fork_after_use_twice():
     print(results)
     """
     assert run(FORK + textwrap.dedent(code), product=True) == ["0", "[0, 0, 0, 0, 0]"]
+
+
+MULTIPROCESSING = """
+def task(i):
+    return product()
+def main(method):
+    import multiprocessing
+    y = alone()
+    product()
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        results = pool.map_async(task, range(4)).get(40)
+    print(all(result == y for result in results))
+if __name__ == "__main__":
+    main(sys.argv[1])
+"""
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

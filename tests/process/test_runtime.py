@@ -12,6 +12,7 @@ import pytest
 from interpreters import FORK, linux, run
 
 import pyda8w4
+from pyda8w4._runtime import forced_kernel
 
 pytestmark = pytest.mark.process
 
@@ -41,8 +42,6 @@ def test_cpu_info():
 
 
 def test_use_kernel_nests():
-    from pyda8w4._runtime import forced_kernel
-
     first, last = pyda8w4.kernels()[0], "scalar"
     assert forced_kernel() is None
     with pyda8w4.use_kernel(first):
@@ -56,16 +55,12 @@ def test_use_kernel_nests():
 
 
 def test_use_kernel_is_undone_by_an_exception():
-    from pyda8w4._runtime import forced_kernel
-
     with pytest.raises(KeyError), pyda8w4.use_kernel("scalar"):
         raise KeyError
     assert forced_kernel() is None
 
 
 def test_use_kernel_is_for_this_thread_only():
-    from pyda8w4._runtime import forced_kernel
-
     seen = []
     with pyda8w4.use_kernel("scalar"):
         thread = threading.Thread(target=lambda: seen.append(forced_kernel()))

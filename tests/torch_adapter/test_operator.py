@@ -9,33 +9,44 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch import nn
-from torch_cases import FLOATS, GROUPS, MARKS, Attention, calls, compiled, same, sqnr
+from torch_cases import FLOATS, GROUPS, MARKS, Attention, calls, compiled, operator_arguments, same, sqnr
 
 from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
 
 pytestmark = MARKS
 
 
-def test_operator_refuses_tensors_that_do_not_fit() -> None:
+def with_number(arguments: dict[str, Any], old: int, new: int) -> dict[str, Any]:
+    """One of the sizes replaced, alone or in a list."""
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [replaced(each) for each in value]
+        return new if type(value) is int and value == old else value
+
+    return {name: replaced(value) for name, value in arguments.items()}
+
+
+def test_operator_refuses_what_does_not_fit() -> None:
     layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
     x = torch.zeros(2, 64)
-    good = layer._arguments()
-    assert torch.ops.pyda8w4.linear(x, *good).shape == (2, 40)
-    bad = {
-        0: [good[0][:1], good[0].to(torch.int8), good[0].transpose(0, 1)],
-        1: [good[1][:, :1], good[1].double()],
-        2: [good[2][:1]],
-        3: [good[3][:1]],
-        4: [good[1][:1], good[1].double()],
-        5: [good[5][:39], good[5].bfloat16()],
-        6: [0, 63, 128, -64],
-        7: [0, 65, -40],
-        8: [0, 4, -32],
+    good = operator_arguments(layer)
+    assert torch.ops.pyda8w4.linear(x, **good).shape == (2, 40)
+    codes, scales, bias = good["codes"], good["scales"], good["bias"]
+    tensors = {
+        "codes": [codes[:1], codes.to(torch.int8), codes.transpose(0, 1)],
+        "scales": [scales[:, :1], scales.double()],
+        "sums": [good["sums"][:1]],
+        "zps": [good["zps"][:1]],
+        "offsets": [scales[:1], scales.double()],
+        "bias": [bias[:39], bias.bfloat16()],
     }
-    for place, values in bad.items():
-        for value in values:
-            with pytest.raises((ValueError, RuntimeError)):
-                torch.ops.pyda8w4.linear(x, *good[:place], value, *good[place + 1 :])
+    bad = [{**good, name: value} for name, values in tensors.items() for value in values]
+    for size, others in ((64, [0, 63, 128, -64]), (40, [0, 65, -40]), (32, [0, 4, -32])):
+        bad += [with_number(good, size, other) for other in others]
+    for arguments in bad:
+        with pytest.raises((ValueError, RuntimeError)):
+            torch.ops.pyda8w4.linear(x, **arguments)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -44,7 +55,8 @@ def test_operator_refuses_tensors_that_do_not_fit() -> None:
 def test_opcheck(dtype: Any, bias: bool, symmetric: bool) -> None:
     layer = DA8W4Linear.from_linear(nn.Linear(64, 40, bias=bias), symmetric_activation=symmetric)
     for shape in ((3, 64), (2, 3, 64), (64,)):
-        torch.library.opcheck(torch.ops.pyda8w4.linear, (torch.randn(shape).to(dtype), *layer._arguments()))
+        arguments = (torch.randn(shape).to(dtype), *operator_arguments(layer).values())
+        torch.library.opcheck(torch.ops.pyda8w4.linear, arguments)
 
 
 @pytest.mark.pitfall("torchao", "fake kernel with another shape or stride")
@@ -52,10 +64,11 @@ def test_fake_shapes() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
+    arguments = operator_arguments(layer)
     for dtype in FLOATS:
         x = torch.randn(2, 3, 64).transpose(0, 1).to(dtype)
         with FakeTensorMode() as mode:
-            fake = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in (x, *layer._arguments())]
+            fake = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in (x, *arguments.values())]
             found = torch.ops.pyda8w4.linear(*fake)
         real = layer(x)
         assert (found.shape, found.stride(), found.dtype) == (real.shape, real.stride(), real.dtype)

@@ -144,15 +144,17 @@ def test_group_size_that_does_not_follow(k, groups, given):
         pyda8w4.prepack(np.zeros((2, k), np.uint8), np.ones((2, groups), np.float32), group_size=given)
 
 
+@pytest.mark.pitfall("torchao", "prepack changes the caller's 1-D scales, unsqueeze_")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
-def test_inputs_stay_as_they_are(dtype):
-    codes, scales, zps = arrays(Weight(33, 64))  # read-only
+@pytest.mark.parametrize("writeable", [False, True])
+def test_inputs_stay_as_they_are(dtype, writeable):
+    codes, scales, zps = arrays(Weight(33, 64))
     codes = codes.astype(dtype) - dtype(8 if dtype is np.int8 else 0)
     scales, zps = scales[:, 0], zps[:, 0].astype(np.int64)
-    given = (codes, scales, zps)
+    given = tuple(array.copy() for array in (codes, scales, zps))
     before = [array.copy() for array in given]
     for array in given:
-        array.flags.writeable = False
+        array.flags.writeable = writeable
     pyda8w4.prepack(codes, scales, zps)
     for array, was in zip(given, before, strict=True):
         assert array.shape == was.shape
