@@ -53,7 +53,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    """In the place of running the selected tests, list their pitfalls where `--pitfalls` asks for that."""
+    """In the place of running the selected tests, list their pitfalls where `--pitfalls` asks for that.
+
+    The library "general" stands for defects that are common rather than reported of one.
+    """
     if not session.config.option.pitfalls:
         return None
     rows = {
@@ -92,10 +95,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.option.collectonly or config.option.pitfalls:
+    if config.option.collectonly:
         return
     _write_skips(terminalreporter)
-    if not _selected:
+    if not _selected or config.option.pitfalls:
         return
     names = list(dict.fromkeys([*pyda8w4.kernels(runnable=False), *REQUIRED]))
     rows = [("tests per kernel", *names)]

@@ -1,5 +1,6 @@
 """The C interface as a C or C++ user meets it: the installed header and library, and a compiler."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -64,6 +65,19 @@ def test_header_stands_alone(tmp_path, variable, compiler, options):
     source = tmp_path / "alone"
     source.write_text("#include <pyda8w4/pyda8w4.h>\n")
     run(tool(variable, compiler), *options, *STRICT, "-I", pyda8w4.get_include(), "-fsyntax-only", source)
+
+
+def test_memory_is_aligned_for_its_size():
+    library = ctypes.CDLL(pyda8w4.get_library())
+    library.da8w4_alloc.restype, library.da8w4_alloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.da8w4_free.restype, library.da8w4_free.argtypes = None, [ctypes.c_void_p]
+    sizes = [0, 1, 63, 65, 2**16 - 1, 2**16, 2**16 + 1, 2**20, 2**21 - 1, 2**21, 2**21 + 1, 2**24]
+    taken = [(size, library.da8w4_alloc(size)) for size in sizes * 3]
+    for size, memory in taken:
+        assert memory and memory % (2**21 if size >= 2**21 else 64) == 0, size
+    assert len({memory for _, memory in taken}) == len(taken)
+    for _, memory in taken:
+        library.da8w4_free(memory)
 
 
 def test_exported_symbols():

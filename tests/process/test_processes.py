@@ -183,6 +183,22 @@ def test_threads_that_end_give_their_memory_back():
     assert run(code, product=True) == ["True"]
 
 
+@linux
+def test_weights_that_are_freed_give_their_memory_back():
+    # Small weights share pages; all of these pages but the last few go back to the system.
+    code = """
+    import resource
+    def rss():
+        return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+    weights = [pyda8w4.prepack(np.zeros((1024, 1024), np.uint8), np.ones(1024, np.float32)) for _ in range(200)]
+    full = rss()
+    del weights
+    print(full - rss())
+    """
+    (freed,) = run(code, product=True)
+    assert 75 < float(freed) < 105  # MiB, of 100
+
+
 # ---- signals -----------------------------------------------------------------------------------
 
 
