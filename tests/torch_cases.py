@@ -45,7 +45,7 @@ def operator_arguments(layer: DA8W4Linear) -> dict[str, Any]:
     with _Seen() as seen:
         layer(torch.zeros(1, layer.in_features))
     _, *names = (argument.name for argument in torch.ops.pyda8w4.linear.default._schema.arguments)
-    return dict(zip(names, seen.arguments[1:], strict=True))
+    return dict(zip(names, seen.arguments[1:]))
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -16,37 +16,39 @@ from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
 pytestmark = MARKS
 
 
-def with_number(arguments: dict[str, Any], old: int, new: int) -> dict[str, Any]:
-    """One of the sizes replaced, alone or in a list."""
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return [replaced(each) for each in value]
-        return new if type(value) is int and value == old else value
-
-    return {name: replaced(value) for name, value in arguments.items()}
+def replaced(value: Any, old: Any, new: Any) -> Any:
+    """The arguments with another tensor or number in the place of one, alone or in a list."""
+    if isinstance(value, dict):
+        return {name: replaced(each, old, new) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [replaced(each, old, new) for each in value]
+    if isinstance(old, torch.Tensor):
+        return new if isinstance(value, torch.Tensor) and value.data_ptr() == old.data_ptr() else value
+    return new if type(value) is int and value == old else value
 
 
 def test_operator_refuses_what_does_not_fit() -> None:
-    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
-    x = torch.zeros(2, 64)
+    codes, zps = torch.randint(0, 16, (40, 64), dtype=torch.uint8), torch.arange(80, dtype=torch.int8).reshape(40, 2)
+    scales, offsets = torch.rand(40, 2).half(), torch.randn(40, 2).half()
+    layer = DA8W4Linear.from_int4(codes, scales, zps, torch.zeros(40), offsets=offsets)
+    x = torch.randn(2, 64)
     good = operator_arguments(layer)
-    assert torch.ops.pyda8w4.linear(x, **good).shape == (2, 40)
-    codes, scales, bias = good["codes"], good["scales"], good["bias"]
-    tensors = {
-        "codes": [codes[:1], codes.to(torch.int8), codes.transpose(0, 1)],
-        "scales": [scales[:, :1], scales.double()],
-        "sums": [good["sums"][:1]],
-        "zps": [good["zps"][:1]],
-        "offsets": [scales[:1], scales.double()],
-        "bias": [bias[:39], bias.bfloat16()],
-    }
-    bad = [{**good, name: value} for name, values in tensors.items() for value in values]
-    for size, others in ((64, [0, 63, 128, -64]), (40, [0, 65, -40]), (32, [0, 4, -32])):
-        bad += [with_number(good, size, other) for other in others]
-    for arguments in bad:
-        with pytest.raises((ValueError, RuntimeError)):
-            torch.ops.pyda8w4.linear(x, **arguments)
+    assert same(torch.ops.pyda8w4.linear(x, **good), layer(x))
+    bad: list[tuple[Any, list[Any]]] = [
+        (layer.codes, [layer.codes[:1], layer.codes.to(torch.int8), layer.codes.transpose(0, 1)]),
+        (layer.scales, [layer.scales[:, :1], layer.scales.double()]),
+        (layer.sums, [layer.sums[:1], layer.sums.double()]),
+        (layer.zps, [layer.zps[:1], layer.zps.int()]),
+        (layer.offsets, [layer.offsets[:1], layer.offsets.float(), layer.offsets.bfloat16()]),
+        (layer.bias, [layer.bias[:39], layer.bias.bfloat16()]),
+        (layer.in_features, [0, 63, 128, -64]),
+        (layer.out_features, [0, 65, -40]),
+        (layer.group_size, [0, 4, -32]),
+    ]
+    for old, values in bad:
+        for new in values:
+            with pytest.raises((ValueError, RuntimeError)):
+                torch.ops.pyda8w4.linear(x, **replaced(good, old, new))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -62,13 +64,14 @@ def test_opcheck(dtype: Any, bias: bool, symmetric: bool) -> None:
 @pytest.mark.pitfall("torchao", "fake kernel with another shape or stride")
 def test_fake_shapes() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils import _pytree as pytree
 
     layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
     arguments = operator_arguments(layer)
     for dtype in FLOATS:
         x = torch.randn(2, 3, 64).transpose(0, 1).to(dtype)
         with FakeTensorMode() as mode:
-            fake = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in (x, *arguments.values())]
+            fake = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (x, *arguments.values()))
             found = torch.ops.pyda8w4.linear(*fake)
         real = layer(x)
         assert (found.shape, found.stride(), found.dtype) == (real.shape, real.stride(), real.dtype)
