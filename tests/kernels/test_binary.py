@@ -1,5 +1,6 @@
 """What the compiler put into the library: instructions of an instruction set, only in the kernels for it."""
 
+import ctypes
 import platform
 import re
 import shutil
@@ -11,11 +12,19 @@ from functools import cache
 import pytest
 
 import pyda8w4
-from pyda8w4 import _core
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for instructions of x86")
 
-DESCRIPTIONS = {name: description for name, description, _ in _core.kernel_table()}
+
+def descriptions() -> dict[str, str]:
+    """Kernel: what it says of itself, by the C interface."""
+    library = ctypes.CDLL(pyda8w4.get_library())
+    describe = library.da8w4_kernel_description
+    describe.argtypes, describe.restype = [ctypes.c_size_t], ctypes.c_char_p
+    return {name: describe(index).decode() for index, name in enumerate(pyda8w4.kernels(runnable=False))}
+
+
+DESCRIPTIONS = descriptions()
 # Encoded like those that are allowed, but of extensions that no kernel asks for: VBMI, VBMI2, BITALG, VPOPCNTDQ, IFMA,
 # FP16, BF16, GFNI, VAES, and AMX beyond int8.
 OTHER = re.compile(

@@ -1,5 +1,6 @@
 """The C interface as a C or C++ user meets it: the installed header and library, and a compiler."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import pyda8w4
 
 HEADER = Path(pyda8w4.get_include(), "pyda8w4", "pyda8w4.h")
 LIBRARY = Path(pyda8w4.get_library())
+TOOLS = Path(__file__).parents[1] / "tools"
 STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 
@@ -31,7 +33,7 @@ def tool(variable: str, name: str) -> str:
 
 def test_program(tmp_path):
     program = tmp_path / "abi_program"
-    source = Path(__file__).with_name("abi_program.c")
+    source = TOOLS / "abi_program.c"
     compiler = tool("CC", "cc")
     rpath = f"-Wl,-rpath,{LIBRARY.parent}"
     run(compiler, "-std=c11", *STRICT, "-I", pyda8w4.get_include(), source, LIBRARY, rpath, "-o", program)
@@ -44,7 +46,7 @@ def test_program(tmp_path):
 
 def test_dlclose_with_idle_workers(tmp_path):
     program = tmp_path / "dlclose_program"
-    source = Path(__file__).with_name("dlclose_program.c")
+    source = TOOLS / "dlclose_program.c"
     run(tool("CC", "cc"), "-std=c11", *STRICT, "-I", pyda8w4.get_include(), source, "-ldl", "-o", program)
     assert run(program, LIBRARY) == "alive\n"
 
@@ -63,6 +65,19 @@ def test_header_stands_alone(tmp_path, variable, compiler, options):
     source = tmp_path / "alone"
     source.write_text("#include <pyda8w4/pyda8w4.h>\n")
     run(tool(variable, compiler), *options, *STRICT, "-I", pyda8w4.get_include(), "-fsyntax-only", source)
+
+
+def test_memory_is_aligned_for_its_size():
+    library = ctypes.CDLL(pyda8w4.get_library())
+    library.da8w4_alloc.restype, library.da8w4_alloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.da8w4_free.restype, library.da8w4_free.argtypes = None, [ctypes.c_void_p]
+    sizes = [0, 1, 63, 65, 2**16 - 1, 2**16, 2**16 + 1, 2**20, 2**21 - 1, 2**21, 2**21 + 1, 2**24]
+    taken = [(size, library.da8w4_alloc(size)) for size in sizes * 3]
+    for size, memory in taken:
+        assert memory and memory % (2**21 if size >= 2**21 else 64) == 0, size
+    assert len({memory for _, memory in taken}) == len(taken)
+    for _, memory in taken:
+        library.da8w4_free(memory)
 
 
 def test_exported_symbols():

@@ -325,6 +325,17 @@ def test_int8_zero_points_have_the_range_of_int8():
         pyda8w4.gemm(a, pack(WEIGHT), a_scales, with_value(a_zps, good))
 
 
+@pytest.mark.parametrize("row", [0, 1, 239, 240, 241, 255, 256, 480, 998, 999])
+def test_the_zero_point_of_every_row_is_checked(row):
+    out = np.full((1000, 33), CANARY, np.float32)
+    for dtype, bad in ((np.uint8, 256), (np.uint8, -1), (np.int8, 128), (np.int8, -129)):
+        zps = np.zeros(1000, np.int32)
+        zps[row] = bad
+        with pytest.raises(ValueError, match="a_zps"):
+            pyda8w4.gemm(np.zeros((1000, 64), dtype), pack(WEIGHT), None, zps, out=out)
+    assert (out == CANARY).all()
+
+
 def test_signed_codes_take_lower_zero_points():
     scales = ones(33, 2)
 

@@ -6,18 +6,23 @@ from cases import (
     DTYPES,
     MOST_ROWS,
     Weight,
+    arrays,
     assert_gemm_exact,
     assert_same_bits,
+    assert_same_weight,
     bias_of,
     expected_gemm,
     expected_linear,
     floats,
     pack,
     quantized,
+    stored_arrays,
+    with_stored,
 )
 
 import pyda8w4
 
+F32 = np.float32
 FLOATS = tuple(DTYPES)
 ACTIVATIONS = ("uint8", "int8")
 # A few rows read packed codes directly; more share a panel. 3 and 13 leave a short last tile in both.
@@ -192,3 +197,97 @@ def test_random_shapes(kernel, threads, seed):
     assert_gemm_exact(
         weight, int(rng.integers(1, 71)), rng.choice(ACTIVATIONS), bias=bool(rng.integers(2)), out=rng.choice(FLOATS)
     )
+
+
+# ---- shapes that other libraries got wrong -----------------------------------------------------
+
+
+@pytest.mark.pitfall("torchao, sglang, vLLM", "M = 0, block_m = M, division by zero")
+def test_no_rows(kernel):
+    for shape in ((0, 64), (0, 3, 64), (3, 0, 64)):
+        y = pyda8w4.linear(np.empty(shape, F32), pack(Weight(33, 64, 32)), bias_of(33))
+        assert y.shape == (*shape[:-1], 33) and y.dtype == F32
+        assert pyda8w4.gemm(np.empty(shape, np.uint8), pack(Weight(33, 64, 32))).shape == y.shape
+        a, a_scales, a_zps = pyda8w4.quantize_activation(np.empty(shape, F32))
+        assert a.shape == shape and a_scales.shape == a_zps.shape == shape[:-1]
+
+
+@pytest.mark.pitfall("sglang, vLLM", "M > 4 without AMX")
+@pytest.mark.parametrize("rows", [4, 5, 6, 8, 9])
+def test_four_to_nine_rows(kernel, rows):
+    assert_gemm_exact(Weight(64, 128, 32), rows)
+
+
+@pytest.mark.pitfall("general", "odd K")
+@pytest.mark.parametrize("k", [1, 3, 5, 7, 9, 33, 99, 255, 257, 511, 513])
+def test_odd_k(kernel, k):
+    for rows in (1, 10):
+        assert_gemm_exact(Weight(34, k), rows)
+        assert_gemm_exact(Weight(34, k, 4), rows)
+
+
+@pytest.mark.pitfall("general", "K % 4")
+@pytest.mark.parametrize("k", [4, 8, 12, 20, 36, 100, 252, 260])
+def test_k_multiple_of_4(kernel, k):
+    for rows in (1, 10):
+        assert_gemm_exact(Weight(34, k), rows)
+        assert_gemm_exact(Weight(34, k, 4), rows)
+
+
+@pytest.mark.pitfall("general", "K % 64")
+@pytest.mark.parametrize("k", [64, 128, 192, 256, 512, 576])
+def test_k_multiple_of_64(kernel, k):
+    for rows in (1, 10):
+        assert_gemm_exact(Weight(34, k), rows)
+        assert_gemm_exact(Weight(34, k, 64), rows)
+
+
+@pytest.mark.pitfall("PyTorch #140208, #149359", "out_features 65 gives NaN; block_n 48")
+@pytest.mark.parametrize("n", [1, 31, 33])
+def test_n_beside_a_block_of_32(kernel, n):
+    for rows in (1, 10, 64):
+        assert_gemm_exact(Weight(n, 128, 32), rows, bias=True)
+        assert_gemm_exact(Weight(n, 128, 32), rows, bias=True, out="bfloat16")
+
+
+@pytest.mark.pitfall("torchao", "group sizes other than 32, 64, 128")
+@pytest.mark.parametrize("group", [132, 160, 192, 384, 1024])
+def test_groups_longer_than_128(kernel, group):
+    for rows in (1, 10):
+        assert_gemm_exact(Weight(34, 2 * group, group), rows)
+
+
+@pytest.mark.pitfall("onnxruntime #28551", "block_size 512 gives zeros")
+def test_groups_of_512(kernel):
+    for rows in (1, 10):
+        assert_gemm_exact(Weight(34, 1024, 512), rows)
+
+
+@pytest.mark.pitfall("general", "group_size == K")
+@pytest.mark.parametrize("k", [4, 64, 100, 300, 600])
+def test_one_group_for_all_of_k(kernel, k):
+    codes, scales, zps = arrays(Weight(34, k))
+    assert_same_weight(
+        pyda8w4.prepack(codes, scales[:, 0], zps[:, 0]), pyda8w4.prepack(codes, scales, zps, group_size=k)
+    )
+    for rows in (1, 10):
+        assert_gemm_exact(Weight(34, k), rows)
+
+
+@pytest.mark.pitfall("general", "K % group_size")
+@pytest.mark.parametrize("k, group", [(100, 32), (65, 64), (67, 64), (513, 512), (1100, 512), (130, 128), (300, 256)])
+def test_a_shorter_last_group(kernel, k, group):
+    for rows in (1, 10):
+        assert_gemm_exact(Weight(34, k, group), rows)
+
+
+def test_codes_beyond_k_do_not_count(kernel):
+    # Codes beyond k meet activations that are 0, not what an earlier call left in the workspace.
+    weight = Weight(33, 65)
+    packed = pack(weight)
+    codes = stored_arrays(packed)["codes"].copy()
+    codes[:, -1, 1::4] = codes[:, -1, 2::4] = codes[:, -1, 3::4] = 0xFF
+    dirty = with_stored(packed, codes=codes)
+    for rows in (1, 6, 20):
+        pyda8w4.gemm(np.full((rows, 190), -1, np.int8), pack(Weight(33, 190)))
+        assert_same_bits(pyda8w4.linear(floats(65)[:rows], dirty), pyda8w4.linear(floats(65)[:rows], packed))

@@ -1,14 +1,18 @@
 """Both quantizers against torchao's choose_qparams_affine and quantize_affine, written out here."""
 
-import math
-from fractions import Fraction
-
-import ml_dtypes
 import numpy as np
 import pytest
-from cases import DTYPES, Weight, assert_same_bits, floats, pack
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from cases import (
+    DTYPES,
+    Weight,
+    assert_same_bits,
+    bias_of,
+    expected_linear,
+    floats,
+    pack,
+    prepack,
+    quantized,
+)
 
 import pyda8w4
 from pyda8w4 import reference
@@ -141,6 +145,82 @@ def test_negative_zero_is_zero(kernel, symmetric):
     assert (a == 0).all() and (scales == EPS).all() and (zps == 0).all()
 
 
+@pytest.mark.pitfall("torchao #4713", "all-zero row")
+@both
+def test_a_row_of_zeros(kernel, symmetric):
+    x = floats(67)[:9].copy()
+    x[4] = 0
+    a, a_scales, a_zps = pyda8w4.quantize_activation(x, symmetric)
+    assert (a[4] == 0).all() and a_scales[4] == 2.0**-23 and a_zps[4] == 0
+    y = pyda8w4.linear(x, pack(Weight(33, 67, 32)), bias_of(33), symmetric=symmetric)
+    assert_same_bits(y[4], bias_of(33))
+
+
+@pytest.mark.pitfall("general", "constant row, scale 0")
+@both
+@pytest.mark.parametrize("value", [1.0, -1.0, 3.7e-5, -2.5e30])
+def test_a_constant_row_is_restored(kernel, symmetric, value):
+    x = np.full((2, 67), value, F32)
+    a, a_scales, a_zps = pyda8w4.quantize_activation(x, symmetric)
+    restored = (a.astype(np.float64) - a_zps[:, None]) * a_scales[:, None]
+    np.testing.assert_allclose(restored, x, rtol=1e-6)
+    codes = np.full((1, 67), 9, np.uint8)
+    np.testing.assert_allclose(pyda8w4.linear(x, prepack(codes), symmetric=symmetric), 67 * F32(value), rtol=1e-6)
+
+
+@pytest.mark.pitfall("general", "subnormal row, 1 / scale overflows")
+@both
+def test_a_tiny_row_is_zero(kernel, symmetric):
+    x = np.array([[1e-40] * 9, [-1e-40] * 9, [1e-45, -1e-45, *[0] * 7], [2.0**-24] * 9], F32)
+    a, a_scales, a_zps = pyda8w4.quantize_activation(x, symmetric)
+    assert (a == 0).all() and (a_scales == 2.0**-23).all() and (a_zps == 0).all()
+    assert_same_bits(pyda8w4.linear(x, prepack(np.full((1, 9), 15, np.uint8))), np.zeros((4, 1), F32))
+
+
+@pytest.mark.pitfall("general", "max - min overflows to Inf")
+def test_a_row_whose_range_exceeds_float32_is_nan(kernel):
+    weight = Weight(33, 67, 32)
+    most = np.finfo(F32).max
+    x = floats(67)[:9].copy()
+    x[3, 5], x[3, 6] = most, -most  # each finite, their distance is not
+    a, a_scales, a_zps = pyda8w4.quantize_activation(x)
+    assert np.isnan(a_scales[3]) and (a[3] == 128).all() and a_zps[3] == 128
+    y = pyda8w4.linear(x, pack(weight))
+    assert np.isnan(y[3]).all()
+    assert_same_bits(np.delete(y, 3, 0), np.delete(expected_linear(weight)[:9], 3, 0))
+    # The symmetric range is max |x|, which fits; and so does half the range.
+    assert np.isfinite(pyda8w4.quantize_activation(x, symmetric=True)[1]).all()
+    x[3] = np.abs(x[3])
+    assert np.isfinite(pyda8w4.quantize_activation(x)[1]).all()
+
+
+@pytest.mark.pitfall("general", "NaN and Inf policy")
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_stay_in_their_row(kernel, bad):
+    weight = Weight(33, 67, 32)
+    for rows in (1, 7, 20):
+        for symmetric in (False, True):
+            for out, dtype in DTYPES.items():
+                x = floats(67)[:rows].copy()
+                x[rows // 2, 66] = bad
+                y = pyda8w4.linear(x, pack(weight), bias_of(33), symmetric=symmetric, out_dtype=dtype)
+                expected = expected_linear(weight, symmetric=symmetric, bias=True, out=out)[:rows].copy()
+                expected[rows // 2] = {"float32": np.nan, "float16": np.nan, "bfloat16": 0x7FC0}[out]
+                assert_same_bits(y, expected, (rows, symmetric, out))
+
+
+@pytest.mark.pitfall("general", "round half away from zero")
+@both
+def test_ties_round_to_even(kernel, symmetric):
+    # The scale is exactly 1, so that halves are ties.
+    values = np.arange(-126.5, 127, 1, dtype=F32)
+    row = np.concatenate([values, F32([127, -127] if symmetric else [127, -128])])
+    a, a_scales, a_zps = pyda8w4.quantize_activation(row[None], symmetric)
+    assert a_scales[0] == 1 and a_zps[0] == (0 if symmetric else 128)
+    np.testing.assert_array_equal(a[0].astype(int) - a_zps[0], np.rint(row))
+    assert sorted(set(np.rint(values) % 2)) == [0]
+
+
 # ---- weights ---------------------------------------------------------------------------------
 
 
@@ -191,6 +271,15 @@ def test_weight_in_several_pieces():
         assert (part == part[0]).all()
 
 
+# Rows are quantized some at a time, 1024 of this length: pieces that are full, one row short, one row long.
+@pytest.mark.parametrize("rows", [3000, 8191, 8192, 8193])
+def test_every_row_of_a_large_weight_is_quantized(rows):
+    few = floats(1024)
+    order = np.arange(rows) % len(few)
+    for got, expected in zip(pyda8w4.quantize_weight(few[order], 64), pyda8w4.quantize_weight(few, 64), strict=True):
+        np.testing.assert_array_equal(got, expected[order])
+
+
 def test_weight_is_not_changed_and_may_be_strided():
     w = floats(64)[:20].copy()
     before = w.copy()
@@ -206,78 +295,17 @@ def test_quantized_weight_is_near_its_weight():
     assert (np.abs(restored - w) <= np.repeat(scales, 32, 1) * 0.5001).all()
 
 
-# ---- the oracle's fused multiply-add, which everything else rests on ---------------------------
-
-
-def exact_fma(a, b, c):
-    """a * b + c in rational numbers, rounded once; the float64 sum has the right sign where it is 0."""
-    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
-    if exact == 0:
-        return F32(float(a) * float(b) + float(c))
-    # Estimate the exponent, correct it by comparison, and do not go below the subnormals' unit.
-    exponent = exact.numerator.bit_length() - exact.denominator.bit_length()
-    if abs(exact) < Fraction(2) ** exponent:
-        exponent -= 1
-    unit = Fraction(2) ** (max(exponent, -126) - 23)
-    rounded = round(exact / unit) * unit  # to even
-    if abs(rounded) >= Fraction(2) ** 128:
-        return F32(math.copysign(math.inf, exact))
-    return F32(math.copysign(float(rounded), exact))
-
-
-def assert_fma_exact(a, b, c):
-    a, b, c = (np.asarray(value, F32) for value in np.broadcast_arrays(a, b, c))
-    expected = np.array([exact_fma(*values) for values in zip(a.flat, b.flat, c.flat, strict=True)], F32)
-    assert_same_bits(reference.fma(a, b, c).reshape(-1), expected)
-
-
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-
-
-@settings(max_examples=400, deadline=None, derandomize=True)
-@given(finite, finite, finite)
-@example(1 + 2.0**-23, 1 + 2.0**-23, -1.0)
-@example(1 + 2.0**-12, 1 + 2.0**-12, 2.0**-60)
-@example(3.4028234663852886e38, 1.0, 2.0**103)
-def test_reference_fma_of_any_floats(a, b, c):
-    assert_fma_exact(a, b, c)
-
-
-def test_reference_fma_near_ties():
-    # A product with 48 significant bits whose lower half is exactly a tie, and a tiny third term
-    # that decides which way it goes: rounding twice gets these wrong.
-    rng = np.random.default_rng(3)
-    a = (rng.integers(2**11, 2**12, 2000) * 2 + 1).astype(F32)
-    b = (rng.integers(2**11, 2**12, 2000) * 2 + 1).astype(F32)
-    tiny = rng.choice(F32([0, 2**-30, -(2**-30), 2**-60, -(2**-60), 1e-38, -1e-38, 1e-45, -1e-45]), 2000)
-    assert_fma_exact(a, b, tiny)
-    assert_fma_exact(-a, b, tiny)
-
-
-def test_reference_fma_of_subnormals():
-    rng = np.random.default_rng(4)
-    bits = rng.integers(0, 2**23, 1000, np.uint32)
-    small = bits.view(F32)
-    assert_fma_exact(small, F32(0.75), small[::-1])
-    assert_fma_exact(F32(2.0**-70) * rng.integers(1, 4096, 1000), F32(-(2.0**-78)), small)
-
-
-def test_reference_fma_at_overflow():
-    most = np.finfo(F32).max
-    unit = F32(2.0**104)
-    for c in (0, unit / 2, np.nextafter(unit / 2, F32(0)), np.nextafter(unit / 2, unit), unit):
-        assert_fma_exact(most, F32(1), c)
-        assert_fma_exact(-most, F32(1), -F32(c))
-    assert_fma_exact(most, most, -most)
-    assert_fma_exact(most, F32(2), -most)
-
-
-def test_reference_fma_cancels_to_zero_of_the_right_sign():
-    assert_fma_exact(F32([2, -2, 0, -0.0, 0]), F32([3, 3, 5, 5, -5]), F32([-6, 6, 0, -0.0, 0]))
-
-
-def test_reference_convert_to_bfloat16_is_ml_dtypes():
-    bits = np.random.default_rng(6).integers(0, 2**32, 100000, np.uint32)
-    y = bits.view(F32)
-    y = y[~np.isnan(y)]
-    assert_same_bits(reference.convert(y, "bfloat16"), y.astype(ml_dtypes.bfloat16))
+@pytest.mark.pitfall("general", "zero point 0 or 15, negative float zero")
+@pytest.mark.parametrize("zp", [0, 15])
+def test_weights_of_one_sign_put_the_zero_point_at_an_end(kernel, zp):
+    # Weights all of one sign put the zero point at an end of the codes.
+    w = np.abs(floats(64)[:33]) + F32(0.1)
+    if zp == 15:
+        w = -w
+    codes, scales, zps = pyda8w4.quantize_weight(w, 32)
+    assert (zps == zp).all()
+    a = quantized(64, "int8")[0][:9]
+    y = pyda8w4.gemm(a, pyda8w4.prepack(codes, scales, zps))
+    assert_same_bits(y, reference.gemm(a, codes, scales, zps, group_size=32))
+    restored = (codes.astype(F32) - zps.repeat(32, 1)) * scales.repeat(32, 1)
+    assert (np.sign(restored) == np.where(codes == zp, 0, np.sign(w))).all()

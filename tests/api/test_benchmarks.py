@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="limits.py needs a C++ compiler")
 def test_compare_writes_every_cell(tmp_path):
     results = tmp_path / "results.json"

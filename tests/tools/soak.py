@@ -1,6 +1,6 @@
 """Minutes of mixed calls from several threads, compared by equality; memory must not grow.
 
-    python tests/soak.py [--minutes MINUTES] [--threads COUNT] [--seed SEED]
+    python tests/tools/soak.py [--minutes MINUTES] [--threads COUNT] [--seed SEED]
 
 The results are those that the same calls gave before, alone and with one thread of this library.
 """
@@ -17,6 +17,8 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where cases.py is
 
 import numpy as np
 from cases import DTYPES, Weight, arrays, bias_of, floats, pack, packed_bytes, quantized

@@ -26,7 +26,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not compiler:
         pytest.skip("no C compiler for the emulator")
     library = tmp_path_factory.mktemp("amx") / "amx_emulator.so"
-    source = Path(__file__).parent / "amx_emulator.c"
+    source = Path(__file__).parents[1] / "amx_emulator.c"
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
     return library
 
@@ -37,6 +37,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FEATURES["avx512f+bw+dq+vl+vnni"], reason="the emulator needs AVX-512 VNNI for the rest")
 def test_selftest_over_the_emulator(emulator: Path) -> None:
     done = run("-m", "pyda8w4", "selftest", PYDA8W4_EMULATED_AMX="1", LD_PRELOAD=str(emulator), PYDA8W4_KERNEL="")

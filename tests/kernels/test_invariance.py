@@ -2,7 +2,15 @@
 
 import numpy as np
 import pytest
-from cases import DTYPES, Weight, assert_same_bits, bias_of, floats, pack, quantized
+from cases import (
+    DTYPES,
+    Weight,
+    assert_same_bits,
+    bias_of,
+    floats,
+    pack,
+    quantized,
+)
 
 import pyda8w4
 
@@ -26,6 +34,7 @@ def test_the_order_of_rows_does_not_matter(kernel):
     assert_same_bits(pyda8w4.gemm(a[order], pack(WEIGHT), a_scales[order], a_zps[order]), y[order])
 
 
+@pytest.mark.pitfall("general", "thread count changes bits")
 @pytest.mark.parametrize("rows", [1, 4, 7, 70, ROWS])
 def test_thread_count_invariance(kernel, threads, rows):
     x = floats(WEIGHT.k, rows=ROWS)[:rows]

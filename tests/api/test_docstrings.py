@@ -116,7 +116,7 @@ def test_doctests(name, monkeypatch):
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "pyda8w4":
             raise
-        pytest.skip(f"{name} needs {error.name}")
+        pytest.skip(f"{error.name} is not installed")
     np.set_printoptions()  # the defaults
     result = doctest.testmod(module)
     assert result.failed == 0

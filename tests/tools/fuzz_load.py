@@ -1,6 +1,6 @@
 """Hostile files for `pyda8w4.load` and `pyda8w4.gguf.File`.
 
-    python tests/fuzz_load.py [--format load|gguf] [--seed SEED] [--count COUNT] [--first NUMBER]
+    python tests/tools/fuzz_load.py [--format load|gguf] [--seed SEED] [--count COUNT] [--first NUMBER]
 
 Input NUMBER depends on the seed and the number alone. Each one must load, or raise ValueError or OSError; what
 loads is used. The first that does something else is left in a file, with its number. Address space is limited, so
@@ -26,8 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where cases.py is
+
 import numpy as np
-from cases import Weight, pack
+from cases import Weight, pack, stored_arrays
 
 import pyda8w4
 
@@ -186,7 +188,7 @@ def use_loaded(rng: random.Random, path: Path) -> None:
     kernel = rng.choice(pyda8w4.kernels())
     for weight in pyda8w4.load(path, verify=rng.random() < 0.3).values():
         n, k = weight.shape
-        assert all(part.shape[0] * 32 >= n for part in weight._arrays.values())
+        assert all(part.shape[0] * 32 >= n for part in stored_arrays(weight).values())
         assert weight.unpack()[0].shape == (n, k)
         with pyda8w4.use_kernel(kernel):
             for rows in (1, 9):
