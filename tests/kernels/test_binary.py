@@ -98,7 +98,7 @@ def features_of(encoding: list[str], mnemonic: str) -> Iterator[str]:
 
 
 def kernel_source(name: str) -> str:
-    return f"kernel_{name}.cpp"
+    return f"{name}.cpp"
 
 
 def leaks(source: str, allowed: set[str]) -> set[tuple[str, str, str]]:
