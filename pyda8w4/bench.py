@@ -1,4 +1,4 @@
-"""`pyda8w4.linear` on layers of language models, against numpy's float32: ``python -m pyda8w4 bench``.
+"""`pyda8w4.linear` on layers of language models, against numpy's float32: ``pyda8w4 bench``.
 
 Weights are cold, as in a model, where a layer comes round again only after all the others: each call
 takes the next of several copies. The two sides alternate, so that both see what else the machine does.

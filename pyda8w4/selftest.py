@@ -1,4 +1,4 @@
-"""Every kernel of this build against `pyda8w4.reference`, bit for bit: ``python -m pyda8w4 selftest``.
+"""Every kernel of this build against `pyda8w4.reference`, bit for bit: ``pyda8w4 selftest``.
 
 >>> from pyda8w4 import selftest
 >>> [result.difference for result in selftest.run("scalar")]
