@@ -82,7 +82,7 @@ def test_compiled_programs_go_on_working():
     tests = Path(__file__).parent
     found = run(sys.executable, tests.parent / "tools" / "abi.py")
     assert found == (tests / "native" / "abi.txt").read_text(), (
-        "the C ABI has changed. Where that is meant: python tools/abi.py > tests/native/abi.txt, and CHANGELOG.md says so"
+        "the C ABI has changed. If it should: python tools/abi.py > tests/native/abi.txt, and say so in CHANGELOG.md"
     )
 
 
