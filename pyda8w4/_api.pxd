@@ -67,6 +67,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         size_t workspace_bytes
 
     const char *da8w4_status_text(da8w4_status status)
+    const char *da8w4_version()
     da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *sizes)
     da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales,
                             int8_t *zps, void *offsets, float *sums)

@@ -263,6 +263,10 @@ def thread_runtime():
     return da8w4_thread_runtime().decode()
 
 
+def version():
+    return da8w4_version().decode()
+
+
 def library_path():
     """Of the shared library with the C interface."""
     cdef Dl_info info

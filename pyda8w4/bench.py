@@ -1,4 +1,4 @@
-"""`pyda8w4.linear` on layers of language models, against numpy's float32: ``python -m pyda8w4 bench``.
+"""`pyda8w4.linear` on layers of language models, against numpy's float32: ``pyda8w4 bench``.
 
 Weights are cold, as in a model, where a layer comes round again only after all the others: each call
 takes the next of several copies. The two sides alternate, so that both see what else the machine does.
@@ -25,6 +25,8 @@ from pyda8w4._packed import PackedWeight, aligned_empty
 from pyda8w4._prepack import prepack
 from pyda8w4._runtime import cpu_info, forced_kernel, get_num_threads
 
+__all__ = ["ROWS", "SHAPES", "Cell", "Timing", "main", "measure_layer"]
+
 # N x K: attention and both feed-forward layers of a 7B Llama, two layers of SmolLM2-135M.
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (576, 576), (1536, 576)]
 ROWS = [1, 4, 16, 64, 256]
@@ -40,7 +42,15 @@ _UNKNOWN_CACHE = 64 << 20
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call: median, quartiles, number of calls."""
+    """Milliseconds of one call.
+
+    Attributes
+    ----------
+    median, q1, q3 : float
+        The median and the quartiles.
+    calls : int
+        How many were timed.
+    """
 
     median: float
     q1: float
@@ -49,6 +59,17 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
+        """Summarize the times of calls.
+
+        Parameters
+        ----------
+        seconds : list of float
+            Of each call.
+
+        Returns
+        -------
+        Timing
+        """
         q1, median, q3 = (float(value) for value in np.percentile(seconds, [25, 50, 75]) * 1e3)
         return cls(median, q1, q3, len(seconds))
 
@@ -58,7 +79,21 @@ class Timing:
 
 @dataclass(frozen=True)
 class Cell:
-    """One layer with one number of rows."""
+    """One layer with one number of rows.
+
+    Attributes
+    ----------
+    n, k, m : int
+        Outputs, inputs and rows.
+    packed_bytes : int
+        Of the packed weight.
+    packed_copies, float32_copies : int
+        How many copies of the weight each side passed through.
+    numpy_read : float
+        What numpy reads in GB/s.
+    linear_ms, float32_ms : Timing
+        Of `pyda8w4.linear` and of numpy.
+    """
 
     n: int
     k: int
@@ -66,7 +101,7 @@ class Cell:
     packed_bytes: int
     packed_copies: int
     float32_copies: int
-    numpy_read: float  # GB/s
+    numpy_read: float
     linear_ms: Timing
     float32_ms: Timing
 
@@ -86,6 +121,12 @@ class Cell:
         return self.float32_ms.median / self.linear_ms.median
 
     def as_dict(self) -> dict[str, Any]:
+        """Everything in this cell, and what follows from it.
+
+        Returns
+        -------
+        dict of str
+        """
         return {**asdict(self), "gb_per_s": self.gigabytes, "gops": self.gigaops, "ratio": self.ratio}
 
 
@@ -119,7 +160,7 @@ def main(
     int
     """
     with _numpy_limit(threads):
-        cache = last_level_cache()
+        cache = _last_level_cache()
         target = min(_CACHES_TOUCHED * (cache or _UNKNOWN_CACHE), _MOST_BYTES)
         setup = {
             **cpu_info(),
@@ -167,7 +208,7 @@ def measure_layer(
     ------
     Cell
     """
-    read = read_bandwidth(rotated_bytes)
+    read = _read_bandwidth(rotated_bytes)
     rng = np.random.default_rng(0)
     packed, w = _random_layer(rng, n, k, group_size)
     packed_copies = [packed, *(copy.copy(packed) for _ in range(1, _copies(packed.nbytes, rotated_bytes)))]
@@ -193,7 +234,7 @@ def _alternate(
     return Timing.of(ours), Timing.of(theirs)
 
 
-def last_level_cache() -> int | None:
+def _last_level_cache() -> int | None:
     """Bytes of the last level of cache, all its parts together; None where the system does not say."""
     found: dict[tuple[int, str], int] = {}
     for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index[0-9]*"):
@@ -207,7 +248,7 @@ def last_level_cache() -> int | None:
     return sum(size for (level, _), size in found.items() if level == last) or None
 
 
-def read_bandwidth(size: int) -> float:
+def _read_bandwidth(size: int) -> float:
     """GB/s at which numpy reads memory: the best of several passes over `size` bytes, a part for each thread.
 
     Memory may well be faster than that, where a core waits for its own arithmetic or threads are few.

@@ -185,6 +185,8 @@ const char *da8w4_cpu_feature(size_t index, int *present) {
 
 // ---- texts -----------------------------------------------------------------------------------
 
+const char *da8w4_version() { return DA8W4_VERSION; }
+
 const char *da8w4_status_text(da8w4_status status) {
     switch (status) {
         case DA8W4_OK: return "no error";

@@ -35,6 +35,14 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture(scope="session", autouse=True)
+def an_empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests work in one: in a clone, Python processes that they start would find the sources, not the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("empty"))
+        yield
+
+
 @pytest.fixture
 def threads() -> Iterator[None]:
     """Puts the number of threads back."""

@@ -1,10 +1,13 @@
 """The C interface as a C or C++ user meets it: the installed header and library, and a compiler."""
 
 import ctypes
+import importlib.metadata
 import os
 import re
 import shutil
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,18 @@ def test_exported_symbols():
     listed = run(tool("NM", "nm"), "-D", "--defined-only", "--format=posix", LIBRARY)
     exported = {line.split()[0] for line in listed.splitlines()}
     assert exported == declared
+
+
+@pytest.mark.skipif(struct.calcsize("P") != 8, reason="abi.txt has the sizes of 64-bit systems")
+def test_compiled_programs_go_on_working():
+    tool("CC", "cc")
+    tests = Path(__file__).parents[1]
+    found = run(sys.executable, tests.parent / "tools" / "abi.py")
+    assert found == (tests / "native" / "abi.txt").read_text(), (
+        "the C ABI has changed. If it should: python tools/abi.py > tests/native/abi.txt, and say so in CHANGELOG.md"
+    )
+
+
+def test_version():
+    parts = re.findall(r"^#define DA8W4_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)$", HEADER.read_text(), re.MULTILINE)
+    assert pyda8w4.__version__ == ".".join(parts) == importlib.metadata.version("pyda8w4")

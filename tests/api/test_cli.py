@@ -1,11 +1,15 @@
-"""The commands of ``python -m pyda8w4``, as a user runs them."""
+"""The commands of ``pyda8w4`` and ``python -m pyda8w4``, as a user runs them."""
 
 from __future__ import annotations
 
 import json
+import re
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,7 +57,7 @@ def test_info_says_that_the_environment_chose_the_kernel():
     assert "scalar (PYDA8W4_KERNEL)" in run("info", PYDA8W4_KERNEL="scalar").stdout
 
 
-@pytest.mark.parametrize("command", ["info", "bench"])
+@pytest.mark.parametrize("command", ["info", "selftest", "bench"])
 def test_an_unknown_kernel_in_the_environment_is_one_line(command):
     result = run(command, PYDA8W4_KERNEL="sse9")
     assert result.returncode == 2
@@ -204,7 +208,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_comes_before_the_work(tmp
     path = tmp_path / "missing" / "bench.json"
     result = run("bench", "--json", str(path))
     assert result.returncode == 1
-    assert result.stderr == f"pyda8w4: error: {path}: No such file or directory\n"
+    assert result.stderr == f"python -m pyda8w4: error: {path}: No such file or directory\n"
     assert result.stdout == ""
 
 
@@ -213,7 +217,27 @@ def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: pyda8w4")
+    assert re.match(r"usage: (python -m )?pyda8w4 ", capsys.readouterr().out)
+
+
+def test_usage_names_the_command_that_was_called():
+    assert run("--help").stdout.startswith("usage: python -m pyda8w4 ")
+    script = shutil.which("pyda8w4", path=sysconfig.get_path("scripts"))
+    done = subprocess.run([script, "bench", "--help"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: pyda8w4 bench ")
+
+
+def test_sources_without_a_compiled_module_say_what_to_do(tmp_path):
+    (tmp_path / "pyda8w4").mkdir()
+    shutil.copy(Path(pyda8w4.__file__), tmp_path / "pyda8w4")
+    # -S: an editable install would find its compiled module.
+    command = [sys.executable, "-S", "-c", "import pyda8w4"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {tmp_path / 'pyda8w4'} has no compiled module for this Python.")
+    assert "`pip install -e .`" in last
 
 
 def test_version(capsys):
