@@ -4,7 +4,7 @@
 #include <cstring>
 #include <string>
 
-#include "cpu.h"
+#include "runtime/cpu.h"
 
 namespace da8w4 {
 

@@ -6,7 +6,7 @@
 
 #include "half.h"
 #include "kernel.h"
-#include "threads.h"
+#include "runtime/parallel.h"
 
 namespace da8w4 {
 namespace {

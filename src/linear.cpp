@@ -6,11 +6,11 @@
 // between threads, and rows never meet, so neither changes a bit of the result.
 #include <cstring>
 
-#include "cpu.h"
+#include "runtime/cpu.h"
 #include "dispatch.h"
 #include "half.h"
 #include "kernel.h"
-#include "threads.h"
+#include "runtime/parallel.h"
 
 namespace da8w4 {
 namespace {

@@ -17,7 +17,7 @@ using Isa = Isa512;
 }  // namespace da8w4
 
 #include "amx_tile.h"
-#include "cpu.h"
+#include "runtime/cpu.h"
 #include "pair512.h"
 #include "simd_kernel.h"
 

@@ -26,7 +26,7 @@ struct Isa : Isa256 {
 }  // namespace
 }  // namespace da8w4
 
-#include "cpu.h"
+#include "runtime/cpu.h"
 #include "simd_kernel.h"
 
 namespace da8w4 {

@@ -9,7 +9,7 @@ using Isa = Isa512;
 }
 }  // namespace da8w4
 
-#include "cpu.h"
+#include "runtime/cpu.h"
 #include "pair512.h"
 #include "simd_kernel.h"
 
