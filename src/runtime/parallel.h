@@ -2,6 +2,8 @@
 // one), else our own. Two pools would have their idle threads spin on each other's CPUs.
 #pragma once
 
+#include <type_traits>
+
 #include "runtime/thread_pool.h"
 
 namespace da8w4 {
@@ -17,9 +19,9 @@ void parallel(size_t wanted, Work work, void *context);
 // The same for a callable.
 template <class Callable>
 void parallel(size_t wanted, Callable &&callable) {
+    using Type = std::remove_reference_t<Callable>;
     parallel(
-        wanted,
-        [](void *context, size_t thread, size_t threads) { (*static_cast<Callable *>(context))(thread, threads); },
+        wanted, [](void *context, size_t thread, size_t threads) { (*static_cast<Type *>(context))(thread, threads); },
         &callable);
 }
 
