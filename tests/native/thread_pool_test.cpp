@@ -23,6 +23,9 @@ std::atomic<int> threads_left{INT32_MAX};  // that the system grants
 
 }  // namespace
 
+// Children start threads here.
+extern "C" const char *__tsan_default_options() { return "die_after_fork=0"; }
+
 extern "C" int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 extern "C" int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*main)(void *),
                                      void *argument) {
