@@ -1,5 +1,5 @@
 // Memory for packed weights: aligned, and in huge pages. Weights are read from DRAM, and in pages of 4 KiB each 64
-// lines cost a walk through the page tables. What is smaller than a huge page shares some: the layers of a small
+// lines cost a walk through the page tables. Allocations smaller than a huge page share some: the layers of a small
 // model do, and the scales of a large one.
 #include <pthread.h>
 
@@ -9,7 +9,7 @@
 #include <mutex>
 #include <new>
 
-#include "types.h"
+#include "pyda8w4/pyda8w4.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -19,9 +19,9 @@ namespace da8w4 {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kShared = size_t{64} << 10;  // from here on: below, a few pages of 4 KiB do
-constexpr size_t kUnit = 4096;                // of what shares
-constexpr size_t kUnits = 8 * kHugePage / kUnit;
+constexpr size_t kLeastShared = size_t{64} << 10;  // a smaller allocation has a few pages of 4 KiB
+constexpr size_t kUnit = 4096;                     // of the allocations that share
+constexpr size_t kUnits = 8 * kHugePage / kUnit;   // of an arena
 
 // Whole pages only: a tail shares its page with other allocations. Refusal costs only speed.
 void ask_for_huge_pages(void *memory, size_t bytes) {
@@ -39,13 +39,14 @@ void *allocate(size_t bytes) {
     return memory;
 }
 
-// Huge pages that are shared, cut into units: first fit. Pages that nothing has touched take no memory.
-class Shelf {
+// 16 MiB of huge pages for allocations of 64 KiB to 2 MiB, in units of 4 KiB, first fit. Untouched pages are not
+// resident.
+class HugePageArena {
 public:
-    explicit Shelf(void *memory) : memory_(static_cast<char *>(memory)) {}
-    ~Shelf() { std::free(memory_); }
-    Shelf(const Shelf &) = delete;
-    Shelf &operator=(const Shelf &) = delete;
+    explicit HugePageArena(void *memory) : memory_(static_cast<char *>(memory)) {}
+    ~HugePageArena() { std::free(memory_); }
+    HugePageArena(const HugePageArena &) = delete;
+    HugePageArena &operator=(const HugePageArena &) = delete;
 
     void *take(size_t units) {
         for (size_t begin = 0, end = 0; kUnits - taken_ >= units && end < kUnits;) {
@@ -65,7 +66,7 @@ public:
         return reinterpret_cast<uintptr_t>(memory) - reinterpret_cast<uintptr_t>(memory_) < kUnits * kUnit;
     }
 
-    void give_back(const void *memory) {
+    void release(const void *memory) {
         size_t unit = static_cast<size_t>(static_cast<const char *>(memory) - memory_) / kUnit;
         for (bool last = false; !last; taken_--) {
             last = use_[unit] == kLast;
@@ -75,7 +76,7 @@ public:
 
     bool empty() const { return taken_ == 0; }
 
-    Shelf *next = nullptr;
+    HugePageArena *next = nullptr;
 
 private:
     enum : char { kFree, kTaken, kLast };  // of an allocation
@@ -84,62 +85,54 @@ private:
     char use_[kUnits] = {};
 };
 
-class Shelves {
-public:
-    void *take(size_t bytes) {
-        const size_t units = ceil_div(bytes, kUnit);
-        std::lock_guard<std::mutex> lock(mutex);
-        for (Shelf *shelf = first_; shelf; shelf = shelf->next)
-            if (void *memory = shelf->take(units)) return memory;
-        void *memory = allocate(kUnits * kUnit);
-        Shelf *shelf = memory ? new (std::nothrow) Shelf(memory) : nullptr;
-        if (!shelf) return std::free(memory), nullptr;
-        shelf->next = first_;
-        first_ = shelf;
-        return shelf->take(units);
-    }
+// Never destroyed: weights may be freed while the process exits.
+std::mutex arenas_mutex;
+HugePageArena *first_arena = nullptr;
 
-    // False if it is not from here.
-    bool give_back(void *memory) {
-        std::lock_guard<std::mutex> lock(mutex);
-        for (Shelf **at = &first_; *at; at = &(*at)->next) {
-            Shelf *shelf = *at;
-            if (!shelf->holds(memory)) continue;
-            shelf->give_back(memory);
-            // The last one stays, for the next weight: asking the system for pages takes longer than packing one.
-            if (shelf->empty() && (shelf != first_ || shelf->next)) {
-                *at = shelf->next;
-                delete shelf;
-            }
-            return true;
+void *take(size_t bytes) {
+    const size_t units = (bytes + kUnit - 1) / kUnit;
+    const std::lock_guard<std::mutex> lock(arenas_mutex);
+    for (HugePageArena *arena = first_arena; arena; arena = arena->next)
+        if (void *memory = arena->take(units)) return memory;
+    void *memory = allocate(kUnits * kUnit);
+    HugePageArena *arena = memory ? new (std::nothrow) HugePageArena(memory) : nullptr;
+    if (!arena) return std::free(memory), nullptr;
+    arena->next = first_arena;
+    first_arena = arena;
+    return arena->take(units);
+}
+
+// False if no arena holds it.
+bool release(void *memory) {
+    const std::lock_guard<std::mutex> lock(arenas_mutex);
+    for (HugePageArena **link = &first_arena; *link; link = &(*link)->next) {
+        HugePageArena *arena = *link;
+        if (!arena->holds(memory)) continue;
+        arena->release(memory);
+        // The only arena stays, for the next weight: asking the system for pages takes longer than packing one.
+        if (arena->empty() && (arena != first_arena || arena->next)) {
+            *link = arena->next;
+            delete arena;
         }
-        return false;
+        return true;
     }
+    return false;
+}
 
-    std::mutex mutex;
-
-private:
-    Shelf *first_ = nullptr;
-};
-
-// Never destroyed: weights may be freed while the process exits. A fork waits until no thread is in here, so that
-// the child's are whole.
-Shelves &shelves = *[] {
-    static Shelves *all = new Shelves;
-    pthread_atfork([] { all->mutex.lock(); }, [] { all->mutex.unlock(); }, [] { all->mutex.unlock(); });
-    return all;
-}();
+// A fork waits until no thread is in here, so that the child's arenas are whole.
+__attribute__((constructor)) void watch_forks() {
+    pthread_atfork([] { arenas_mutex.lock(); }, [] { arenas_mutex.unlock(); }, [] { arenas_mutex.unlock(); });
+}
 
 }  // namespace
 }  // namespace da8w4
 
 void *da8w4_alloc(size_t bytes) {
-    using namespace da8w4;
-    if (bytes >= kShared && bytes < kHugePage)
-        if (void *memory = shelves.take(bytes)) return memory;
-    return allocate(bytes);
+    if (bytes >= da8w4::kLeastShared && bytes < da8w4::kHugePage)
+        if (void *memory = da8w4::take(bytes)) return memory;
+    return da8w4::allocate(bytes);
 }
 
 void da8w4_free(void *memory) {
-    if (memory && !da8w4::shelves.give_back(memory)) std::free(memory);
+    if (memory && !da8w4::release(memory)) std::free(memory);
 }

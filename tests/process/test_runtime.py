@@ -358,3 +358,19 @@ def test_calls_from_a_parallel_region(libgomp):
     print(results)
     """
     assert run(LOAD + textwrap.dedent(code), product=True) == ["[True, True, True]"]
+
+
+@linux
+def test_a_system_that_refuses_threads_to_an_openmp_runtime(libgomp):
+    # It would end the process, so it is not asked for a team until the system has granted one.
+    code = """
+    import resource, threading
+    y = alone()
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**22, -1))
+    before = len(os.listdir("/proc/self/task"))
+    print(product() == y, len(os.listdir("/proc/self/task")) - before)
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    print(product() == y, len(os.listdir("/proc/self/task")) - before)
+    """
+    assert run(LOAD + textwrap.dedent(code), product=True) == ["True 0", "True 2"]
