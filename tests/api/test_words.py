@@ -19,10 +19,9 @@ pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a cl
 
 @cache
 def files() -> list[str]:
-    """What is tracked, or new and not ignored, but for what was deleted."""
-    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "--", *PATTERNS]
+    command = ["git", "-C", str(ROOT), "ls-files", "--", *PATTERNS]
     names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    return sorted({name for name in names if (ROOT / name).exists()})
+    return [name for name in names if (ROOT / name).exists()]
 
 
 @cache
