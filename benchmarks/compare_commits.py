@@ -50,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
         places = [_install(commit, Path(folder) / str(i)) for i, commit in enumerate((options.base, options.head))]
         cells = len(options.shapes) * len(options.group_size) * len(options.threads) * len(options.m)
         cell_seconds = 2 * options.rounds * (options.seconds + SETTLE_SECONDS)
-        print(f"{cells} cells of {cell_seconds:.0f} s or more: {cells * cell_seconds / 60:.0f} minutes or more")
+        total = cells * cell_seconds
+        print(
+            f"{total:.0f} s or more: {cells} cells of {cell_seconds:.1f} s, and the making of the weights", flush=True
+        )
         print(f"{'N x K':<12}{'group':>6}{'threads':>8}{'M':>5}{'base ms':>10}{'head ms':>10}  head / base [quartiles]")
         for (n, k), group_size, threads in product(options.shapes, options.group_size, options.threads):
             workers = [_worker(place, threads) for place in places]
