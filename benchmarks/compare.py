@@ -5,8 +5,8 @@
     python benchmarks/compare.py --shapes 4096x4096 --m 1,256 --threads 2 --json results.json
 
 Every library (peers/) holds copies of one layer in a process of its own, and their runs are interleaved
-(workers.py). Weights are cold, as in a model: copies rotate through more than four times the last-level cache;
-``--hot`` uses one copy. The limits of the machine are measured in runs between those. A library that is not
+(workers.py). Weights are cold, as in a model: copies rotate through four times the last-level cache; ``--hot``
+uses one copy. The limits of the machine are measured in runs between those. A library that is not
 installed, or cannot run here, is named with the reason. docs/performance.md says more.
 """
 

@@ -259,7 +259,8 @@ def _numpy_limit(threads: int | None) -> AbstractContextManager[Any]:
     control = _threadpoolctl()
     if threads is None or control is None:
         return nullcontext()
-    return control.threadpool_limits(threads, "blas")
+    limit: AbstractContextManager[Any] = control.threadpool_limits(threads, "blas")
+    return limit
 
 
 def _print_header(setup: dict[str, Any]) -> None:
