@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                     slower += slow
                     print(
                         f"{f'{n}x{k}':<12}{group_size:>6}{threads:>8}{m:>5}"
-                        f"{1e3 * median(base):>10.3f}{1e3 * median(head):>10.3f}"
+                        f"{1e3 * median(base):>10.4g}{1e3 * median(head):>10.4g}"
                         f"  {ratio.median:.3f} [{ratio.q1:.3f}..{ratio.q3:.3f}]{'  SLOWER' * slow}",
                         flush=True,
                     )
