@@ -9,6 +9,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         DA8W4_BAD_ACT_ZP
         DA8W4_UNKNOWN_KERNEL
         DA8W4_KERNEL_UNAVAILABLE
+        DA8W4_WORKSPACE_TOO_SMALL
 
     ctypedef enum da8w4_type:
         DA8W4_F32
@@ -34,7 +35,6 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         size_t group
         da8w4_type scale_type
         int zp
-        int zp_min
         const uint8_t *codes
         const void *scales
         const int8_t *zps
@@ -62,10 +62,12 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         da8w4_type out_type
         size_t out_stride
         const char *kernel
+        size_t threads
         void *workspace
         size_t workspace_bytes
 
     const char *da8w4_status_text(da8w4_status status)
+    const char *da8w4_version()
     da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *sizes)
     da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales,
                             int8_t *zps, void *offsets, float *sums)
@@ -75,7 +77,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da8w4_type x_type, size_t x_stride, size_t m,
                                      size_t k, int symmetric, void *act, size_t act_stride, float *act_scales,
                                      int32_t *act_zps)
-    size_t da8w4_workspace_bytes(const da8w4_call *call, size_t threads)
+    size_t da8w4_workspace_bytes(const da8w4_call *call)
     da8w4_status da8w4_gemm(const da8w4_call *call)
     da8w4_status da8w4_linear(const da8w4_call *call)
     size_t da8w4_kernel_count()

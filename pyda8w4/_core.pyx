@@ -125,13 +125,12 @@ cdef class View:
     cdef tuple arrays
     cdef size_t starts[5], ends[5]  # of those arrays
 
-    def __init__(self, size_t n, size_t k, size_t group, int scale_type, int zp, int zp_min, codes, scales, zps,
+    def __init__(self, size_t n, size_t k, size_t group, int scale_type, int zp, codes, scales, zps,
                  offsets, sums):
         self.arrays = (codes, scales, zps, offsets, sums)
         self.packed.n, self.packed.k, self.packed.group = n, k, group
         self.packed.scale_type = <da8w4_type>scale_type
         self.packed.zp = zp
-        self.packed.zp_min = zp_min
         self.packed.codes = <const uint8_t *>address(codes, 0)
         self.packed.scales = address(scales, 0)
         self.packed.zps = <const int8_t *>address(zps, 0)
@@ -205,16 +204,20 @@ def multiply(bint quantize, size_t m, act, int act_type, size_t act_stride, act_
     call.out_stride = out_stride
     call.kernel = name_or_null(kernel)
 
-    cdef size_t needed = da8w4_workspace_bytes(&call, da8w4_get_num_threads())
-    cdef Memory workspace = getattr(_workspaces, "memory", None)
-    if workspace is None or <size_t>workspace.size < needed:
-        workspace = _workspaces.memory = Memory(needed)
-    call.workspace = workspace.start
-    call.workspace_bytes = <size_t>workspace.size
+    call.threads = 0
 
-    cdef da8w4_status status
-    with nogil:
-        status = da8w4_linear(&call) if quantize else da8w4_gemm(&call)
+    cdef Memory workspace = getattr(_workspaces, "memory", None)
+    if workspace is None:
+        workspace = _workspaces.memory = Memory(da8w4_workspace_bytes(&call))
+    cdef da8w4_status status = DA8W4_WORKSPACE_TOO_SMALL
+    while True:
+        call.workspace = workspace.start
+        call.workspace_bytes = <size_t>workspace.size
+        with nogil:
+            status = da8w4_linear(&call) if quantize else da8w4_gemm(&call)
+        if status != DA8W4_WORKSPACE_TOO_SMALL:
+            break
+        workspace = _workspaces.memory = Memory(da8w4_workspace_bytes(&call))
     check(status)
 
 
@@ -258,6 +261,10 @@ def get_num_threads():
 
 def thread_runtime():
     return da8w4_thread_runtime().decode()
+
+
+def version():
+    return da8w4_version().decode()
 
 
 def library_path():

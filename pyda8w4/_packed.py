@@ -102,8 +102,7 @@ class PackedWeight:
         set_once(self, "scale_dtype", scale_dtype)
         set_once(self, "zero_point", zero_point)
         zp = 0 if zero_point is None else zero_point
-        zp_min = zp if zps is None else int(zps.min())
-        view = _core.View(*shape, group_size, TYPES[scale_dtype], zp, zp_min, codes, scales, zps, offsets, sums)
+        view = _core.View(*shape, group_size, TYPES[scale_dtype], zp, codes, scales, zps, offsets, sums)
         set_once(self, "_view", view)
         return self
 

@@ -18,13 +18,26 @@ from __future__ import annotations
 
 import numpy as np
 
+__all__ = ["convert", "fma", "gemm", "linear", "quantize_activation"]
+
 _F32 = np.float32
 _EPSILON = _F32(2.0**-23)
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c in float32 with a single rounding, as a fused multiply-add instruction gives it.
+    """Compute a * b + c in float32 with a single rounding, as a fused multiply-add instruction does.
 
+    Parameters
+    ----------
+    a, b, c : ndarray
+        Of shapes that broadcast; rounded to float32 first.
+
+    Returns
+    -------
+    ndarray of float32
+
+    Notes
+    -----
     The product of two float32 is exact in float64. The sum is rounded there to odd (a result that
     is not exact gets an odd last bit), which keeps the second rounding, to float32, honest: float64
     has more than the two extra bits that this needs (Boldo and Melquiond, "Emulation of FMA and
@@ -46,7 +59,20 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `pyda8w4.quantize_activation` returns, for a matrix."""
+    """What `pyda8w4.quantize_activation` returns, for a matrix.
+
+    Parameters
+    ----------
+    x : (M, K) ndarray of float32, float16 or bfloat16
+    symmetric : bool
+        To int8 without zero points, instead of uint8.
+
+    Returns
+    -------
+    a : (M, K) ndarray of uint8 or int8
+    scales : (M,) ndarray of float32
+    zps : (M,) ndarray of int32
+    """
     x = x.astype(_F32)
     with np.errstate(all="ignore"):
         low, high = np.minimum(x.min(axis=1), _F32(0)), np.maximum(x.max(axis=1), _F32(0))
@@ -74,9 +100,29 @@ def gemm(
     group_size: int,
     out_dtype: str = "float32",
 ) -> np.ndarray:
-    """What `pyda8w4.gemm` returns: `a` (M, K) uint8 or int8; weights as `PackedWeight.unpack` gives them.
+    """What `pyda8w4.gemm` returns, for a matrix and for weights as `PackedWeight.unpack` gives them.
 
-    bfloat16 results are returned as their bits, uint16.
+    Parameters
+    ----------
+    a : (M, K) ndarray of uint8 or int8
+    w_int4 : (N, K) ndarray
+        Codes.
+    scales, zps : (N, G) ndarray
+        One per group.
+    a_scales, a_zps : (M,) ndarray, optional
+        One per row; 1 and 0 by default.
+    bias : (N,) ndarray of float32, optional
+    offsets : (N, G) ndarray, optional
+        One per group.
+    group_size : int
+        The k that share a scale; the last group may be shorter.
+    out_dtype : str
+        "float32", "float16" or "bfloat16".
+
+    Returns
+    -------
+    (M, N) ndarray
+        Of `out_dtype`; bfloat16 as its bits, uint16.
     """
     m, k = a.shape
     n = w_int4.shape[0]
@@ -113,7 +159,30 @@ def linear(
     symmetric: bool = False,
     out_dtype: str = "float32",
 ) -> np.ndarray:
-    """What `pyda8w4.linear` returns, for a matrix `x`; see `gemm`."""
+    """What `pyda8w4.linear` returns, for a matrix and for weights as `PackedWeight.unpack` gives them.
+
+    Parameters
+    ----------
+    x : (M, K) ndarray of float32, float16 or bfloat16
+    w_int4 : (N, K) ndarray
+        Codes.
+    scales, zps : (N, G) ndarray
+        One per group.
+    bias : (N,) ndarray of float32, optional
+    offsets : (N, G) ndarray, optional
+        One per group.
+    group_size : int
+        The k that share a scale; the last group may be shorter.
+    symmetric : bool
+        Quantize `x` to int8 without zero points, instead of uint8.
+    out_dtype : str
+        "float32", "float16" or "bfloat16".
+
+    Returns
+    -------
+    (M, N) ndarray
+        Of `out_dtype`; bfloat16 as its bits, uint16.
+    """
     a, a_scales, a_zps = quantize_activation(x, symmetric)
     return gemm(
         a, w_int4, scales, zps, a_scales, a_zps, bias, offsets=offsets, group_size=group_size, out_dtype=out_dtype
@@ -121,7 +190,19 @@ def linear(
 
 
 def convert(y: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 to the output type, to nearest even, with one NaN; bfloat16 as uint16 bits."""
+    """Round float32 to an output type, to nearest even, with one NaN.
+
+    Parameters
+    ----------
+    y : ndarray of float32
+    dtype : str
+        "float32", "float16" or "bfloat16".
+
+    Returns
+    -------
+    ndarray
+        Of `dtype`; bfloat16 as its bits, uint16.
+    """
     y = np.where(np.isnan(y), _F32(np.nan), y).astype(_F32)
     if dtype == "float32":
         return y

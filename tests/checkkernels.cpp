@@ -599,14 +599,16 @@ std::vector<uint8_t> run(Random &random, Tally &tally, const char *kernel, const
     const bool hostile = random.one_in(4);
     describe(linear ? "linear" : "gemm", kernel, c, weight, threads, room, hostile);
     call.kernel = kernel;
+    // The limit comes from the call or from the process.
     da8w4_set_num_threads(threads);
-    call.workspace_bytes = da8w4_workspace_bytes(&call, room);
+    call.threads = room < threads ? room : 0;
+    call.workspace_bytes = da8w4_workspace_bytes(&call);
     call.workspace = workspaces.take<uint8_t>(call.workspace_bytes, c.at_end);
     uint8_t *out = outputs.take<uint8_t>(c.out_bytes, c.at_end);
     call.out = out;
     if (c.m && random.one_in(8)) {
         const size_t whole = call.workspace_bytes;
-        call.workspace_bytes = da8w4_workspace_bytes(&call, 1) - 1;
+        call.workspace_bytes = da8w4_workspace_bytes(&call) - 1;
         const da8w4_status status = function(&call);
         bool untouched = true;
         for (size_t i = 0; i < c.out_bytes; i++) untouched = untouched && out[i] == Guarded::garbage(i);
@@ -856,7 +858,7 @@ void check_concurrent_calls(Random &random, Checked &checked) {
             callers.emplace_back([&, tally] {
                 da8w4_call call = prepared;
                 call.kernel = tally->name.c_str();
-                call.workspace_bytes = da8w4_workspace_bytes(&call, 3);
+                call.workspace_bytes = da8w4_workspace_bytes(&call);
                 call.workspace = da8w4_alloc(call.workspace_bytes);
                 mine = true;
                 for (int i = 0; i < 10; i++) {
@@ -985,23 +987,21 @@ void check_refusals(Checked &checked) {
 
     struct SizeTest {
         const char *what;
-        size_t threads;
         void (*damage)(Example &);
     };
     const SizeTest sizes[] = {
-        {"no thread", 0, [](Example &) {}},
-        {"no weight", 1, [](Example &e) { e.call.weight = nullptr; }},
-        {"a bad weight", 1, [](Example &e) { e.packed.k = 0; }},
-        {"an unknown kernel", 1, [](Example &e) { e.call.kernel = "abacus"; }},
+        {"no weight", [](Example &e) { e.call.weight = nullptr; }},
+        {"a bad weight", [](Example &e) { e.packed.k = 0; }},
+        {"an unknown kernel", [](Example &e) { e.call.kernel = "abacus"; }},
     };
     for (const SizeTest &test : sizes) {
         snprintf(current, sizeof current, "workspace_bytes with %s", test.what);
         Example example(true);
-        expect(tally, da8w4_workspace_bytes(&example.call, 1) > 0, "0 for a valid call");
+        expect(tally, da8w4_workspace_bytes(&example.call) > 0, "0 for a valid call");
         test.damage(example);
-        expect(tally, da8w4_workspace_bytes(&example.call, test.threads) == 0, "not 0");
+        expect(tally, da8w4_workspace_bytes(&example.call) == 0, "not 0");
     }
-    expect(tally, da8w4_workspace_bytes(nullptr, 1) == 0, "not 0 for a null call");
+    expect(tally, da8w4_workspace_bytes(nullptr) == 0, "not 0 for a null call");
 
     struct PackTest {
         const char *what;

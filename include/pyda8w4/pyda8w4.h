@@ -14,11 +14,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
+/* The library's own build defines DA8W4_BUILD; whoever includes this header does not. */
+#if defined(_WIN32) && defined(DA8W4_BUILD)
 #define DA8W4_API __declspec(dllexport)
+#elif defined(_WIN32)
+#define DA8W4_API __declspec(dllimport)
 #else
 #define DA8W4_API __attribute__((visibility("default")))
 #endif
+
+/* The version of this header, which Meson and Python take from here, too. da8w4_version() is that of the library. */
+#define DA8W4_VERSION_MAJOR 0
+#define DA8W4_VERSION_MINOR 1
+#define DA8W4_VERSION_PATCH 0
+#define DA8W4_QUOTE_(x) #x
+#define DA8W4_JOIN_(x, y, z) DA8W4_QUOTE_(x) "." DA8W4_QUOTE_(y) "." DA8W4_QUOTE_(z)
+#define DA8W4_VERSION DA8W4_JOIN_(DA8W4_VERSION_MAJOR, DA8W4_VERSION_MINOR, DA8W4_VERSION_PATCH)
 
 /* Unknown values of the enumerations are refused with a status. C++ lets them be passed only where
  * the underlying type is fixed; C always does. */
@@ -28,6 +39,9 @@ extern "C" {
 #else
 #define DA8W4_INT
 #endif
+
+/* DA8W4_VERSION of the header that the library was built with. */
+DA8W4_API const char *da8w4_version(void);
 
 typedef enum da8w4_status DA8W4_INT {
     DA8W4_OK = 0,
@@ -41,7 +55,7 @@ typedef enum da8w4_status DA8W4_INT {
     DA8W4_BAD_ACT_ZP,         /* an activation zero point is outside the activation's type */
     DA8W4_UNKNOWN_KERNEL,     /* no kernel has this name */
     DA8W4_KERNEL_UNAVAILABLE, /* this CPU or build cannot run the kernel; da8w4_kernel_reason says why */
-    DA8W4_WORKSPACE_TOO_SMALL /* less than da8w4_workspace_bytes of one thread */
+    DA8W4_WORKSPACE_TOO_SMALL /* less than da8w4_workspace_bytes */
 } da8w4_status;
 
 /* A sentence for a status; never NULL. */
@@ -77,7 +91,6 @@ typedef struct da8w4_packed {
     size_t n, k, group;
     da8w4_type scale_type; /* of offsets, too */
     int zp;                /* every zero point, where zps is NULL */
-    int zp_min;            /* the least of all zero points */
     const uint8_t *codes;  /* [blocks][ceil(k / 4)][64] */
     const void *scales;    /* [blocks][groups][32] of scale_type */
     const int8_t *zps;     /* [blocks][groups][32], or NULL */
@@ -138,13 +151,15 @@ typedef struct da8w4_call {
     da8w4_type out_type;
     size_t out_stride;
     const char *kernel; /* NULL: the default one */
+    size_t threads;     /* at most so many; 0: da8w4_get_num_threads() */
     void *workspace;    /* aligned to 64 bytes */
     size_t workspace_bytes;
 } da8w4_call;
 
-/* Bytes of workspace with which this call can use `threads` threads. Reads m, weight and kernel; 0
- * where one of them is not valid. Less than this, but enough for one, only costs threads. */
-DA8W4_API size_t da8w4_workspace_bytes(const da8w4_call *call, size_t threads);
+/* Bytes of workspace that this call needs with the number of threads that it would use now. Reads m, weight, kernel
+ * and threads; 0 where one of them is not valid. A call with fewer returns DA8W4_WORKSPACE_TOO_SMALL, so a caller may
+ * keep one workspace, and ask only then how large a new one must be. */
+DA8W4_API size_t da8w4_workspace_bytes(const da8w4_call *call);
 
 /* Activations that are already quantized. Nothing is written to out unless DA8W4_OK is returned. */
 DA8W4_API da8w4_status da8w4_gemm(const da8w4_call *call);

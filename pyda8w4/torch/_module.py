@@ -273,8 +273,8 @@ class DA8W4Linear(nn.Module):
     def columns(self, input: torch.Tensor, begin: int, end: int) -> torch.Tensor:
         """Outputs `begin` to `end` only; multiples of 32, or the last."""
         blocks = slice(begin // BLOCK, ceil_div(end, BLOCK))
-        *weight, bias, k, _, group_size, zero_point, zero_point_min, symmetric = self._arguments()
-        numbers = group_size, zero_point, zero_point_min, symmetric
+        *weight, bias, k, _, group_size, zero_point, symmetric = self._arguments()
+        numbers = group_size, zero_point, symmetric
         weight = [None if part is None else part[blocks] for part in weight]
         bias = None if bias is None else bias[begin:end]
         return torch.ops.pyda8w4.linear(input, *weight, bias, k, end - begin, *numbers)
@@ -292,9 +292,8 @@ class DA8W4Linear(nn.Module):
         self.group_size = int(self.layout[3])
         self._zps_differ = zps.dim() > 0
         zero_point = 0 if zps.is_meta or self._zps_differ else int(zps)
-        zero_point_min = 0 if zps.is_meta else int(zps.min())
         self._numbers = (
-            self.in_features, self.out_features, self.group_size, zero_point, zero_point_min,
+            self.in_features, self.out_features, self.group_size, zero_point,
             self.symmetric_activation,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from pyda8w4.torch._tensors import FLOATS
 
 _SCHEMA = (
     "linear(Tensor input, Tensor codes, Tensor scales, Tensor sums, Tensor? zps, Tensor? offsets, Tensor? bias, "
-    "int in_features, int out_features, int group_size, int zero_point, int zero_point_min, "
+    "int in_features, int out_features, int group_size, int zero_point, "
     "bool symmetric_activation) -> Tensor"
 )
 
@@ -74,12 +74,11 @@ def multiply(
     out_features: int,
     group_size: int,
     zero_point: int,
-    zero_point_min: int,
     symmetric_activation: bool,
 ) -> torch.Tensor:
     """`pyda8w4.linear` on tensors, those of the weight checked before: see docs/packed-format.md.
 
-    `zps` None: every zero point is `zero_point`. `zero_point_min` is the least of all.
+    `zps` None: every zero point is `zero_point`.
     """
     shape, dtype = input.shape, input.dtype
     if dtype not in FLOATS or not shape or shape[-1] != in_features or not input.is_cpu:
@@ -97,7 +96,7 @@ def multiply(
         return out
     _, kind, size = FLOATS[dtype]
     weight = _core.View(
-        out_features, in_features, group_size, FLOATS[scales.dtype][1], zero_point, zero_point_min,
+        out_features, in_features, group_size, FLOATS[scales.dtype][1], zero_point,
         codes.data_ptr(), scales.data_ptr(), None if zps is None else zps.data_ptr(),
         None if offsets is None else offsets.data_ptr(), sums.data_ptr(),
     )  # fmt: skip

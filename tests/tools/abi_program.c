@@ -1,0 +1,80 @@
+/* The C interface from start to end: packs a 2 x 4 weight, multiplies two rows by it, and compares
+ * with a result worked out by hand. Build and run:
+ *
+ *     cc -I INCLUDE abi_program.c LIBRARY -Wl,-rpath,FOLDER -o abi_program && ./abi_program
+ *
+ * with pyda8w4.get_include(), pyda8w4.get_library() and the latter's folder.
+ */
+#include <pyda8w4/pyda8w4.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static void check(da8w4_status status) {
+    if (status == DA8W4_OK) return;
+    fprintf(stderr, "%s\n", da8w4_status_text(status));
+    exit(1);
+}
+
+int main(void) {
+    /* value = (code - 8) * scale:  0.5 * {1, 0, -1, 2}  and  0.25 * {0, 2, 0, -3} */
+    const uint8_t codes[2][4] = {{9, 8, 7, 10}, {8, 10, 8, 5}};
+    const float scales[2] = {0.5f, 0.25f};
+    const da8w4_weight weight = {.n = 2,
+                                 .k = 4,
+                                 .group = 4,
+                                 .format = DA8W4_CODES_U4,
+                                 .codes = codes,
+                                 .codes_stride = 4,
+                                 .scales = scales,
+                                 .zps = NULL,
+                                 .zp = 8};
+
+    /* The plan says how large the packed arrays are; the caller allocates and owns them. */
+    da8w4_packed packed;
+    da8w4_packed_bytes bytes;
+    check(da8w4_plan_pack(&weight, &packed, &bytes));
+    uint8_t *packed_codes = da8w4_alloc(bytes.codes);
+    void *packed_scales = da8w4_alloc(bytes.scales);
+    int8_t *packed_zps = da8w4_alloc(bytes.zps);
+    void *packed_offsets = da8w4_alloc(bytes.offsets);
+    float *packed_sums = da8w4_alloc(bytes.sums);
+    if (!packed_codes || !packed_scales || !packed_zps || !packed_offsets || !packed_sums) return 1;
+    check(da8w4_pack(&weight, &packed, packed_codes, packed_scales, packed_zps, packed_offsets, packed_sums));
+    packed.codes = packed_codes;
+    packed.scales = packed_scales;
+    packed.zps = bytes.zps ? packed_zps : NULL;
+    packed.offsets = bytes.offsets ? packed_offsets : NULL;
+    packed.sums = packed_sums;
+
+    /* The largest magnitude of each row is 127, so quantizing to int8 has scale 1 and loses nothing. */
+    const float x[2][4] = {{127, -2, 3, 4}, {0, 127, 0, -127}}, bias[2] = {1, 2};
+    const float expected[2][2] = {{67, -2}, {-126, 160.75f}};
+    float out[2][2];
+    da8w4_call call = {.m = 2,
+                       .act = x,
+                       .act_type = DA8W4_F32,
+                       .act_stride = sizeof x[0],
+                       .symmetric = 1,
+                       .weight = &packed,
+                       .bias = bias,
+                       .out = out,
+                       .out_type = DA8W4_F32,
+                       .out_stride = sizeof out[0]};
+    call.workspace_bytes = da8w4_workspace_bytes(&call);
+    call.workspace = da8w4_alloc(call.workspace_bytes);
+    check(da8w4_linear(&call));
+
+    int wrong = 0;
+    for (int m = 0; m < 2; m++)
+        for (int n = 0; n < 2; n++) {
+            printf("out[%d][%d] = %g, expected %g\n", m, n, (double)out[m][n], (double)expected[m][n]);
+            wrong += out[m][n] != expected[m][n];
+        }
+    da8w4_free(call.workspace);
+    da8w4_free(packed_sums);
+    da8w4_free(packed_offsets);
+    da8w4_free(packed_zps);
+    da8w4_free(packed_scales);
+    da8w4_free(packed_codes);
+    return wrong != 0;
+}
