@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -39,7 +40,33 @@ def test_compare_writes_every_cell(tmp_path):
             assert 0 < result["ms"]["q1"] <= result["ms"]["median"] <= result["ms"]["q3"]
             assert 0 < result["error"] < most
             assert f"{name} " in done.stdout
-        assert cell["results"]["pyda8w4"]["times_ours"] == 1
+        assert cell["results"]["pyda8w4"]["ratio"] == 1
+
+
+def test_every_library_is_known_and_says_why_it_is_missing() -> None:
+    code = "from peers import PEERS; print([(name, peer.about, peer.missing()) for name, peer in PEERS.items()])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    found = {name: missing for name, _, missing in ast.literal_eval(done.stdout.splitlines()[-1])}
+    modules = {path.stem for path in (BENCHMARKS / "peers").glob("*.py")} - {"__init__", "base", "torch_base"}
+    assert {name.partition("-")[0] for name in found} == modules
+    assert next(iter(found)) == "pyda8w4"
+    assert found["pyda8w4"] is None
+    assert found["numpy-float32"] is None
+    assert all(reason is None or reason for reason in found.values())
+
+
+def test_benchmarks_time_by_the_method_of_this_tree(tmp_path: Path) -> None:
+    """Also where another pyda8w4 comes first, as in compare_commits.py."""
+    (tmp_path / "pyda8w4").mkdir()
+    (tmp_path / "pyda8w4" / "__init__.py").touch()
+    code = "import timing, pyda8w4; print(timing.time_calls.__code__.co_filename, pyda8w4.__file__, sep='\\n')"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True, env=environment
+    )
+    method, package = done.stdout.splitlines()
+    assert Path(method).samefile(BENCHMARKS.parent / "pyda8w4" / "_timing.py")
+    assert Path(package).is_relative_to(tmp_path)
 
 
 def test_commits_are_compared_as_they_are_in_their_folders(tmp_path: Path) -> None:

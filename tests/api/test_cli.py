@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import pyda8w4
-from pyda8w4 import bench, reference, selftest
+from pyda8w4 import _timing, bench, reference, selftest
 from pyda8w4.__main__ import main
 
 
@@ -36,8 +36,8 @@ def few_shapes(monkeypatch):
 
 @pytest.fixture
 def quick_bench(monkeypatch):
-    monkeypatch.setattr(bench, "_SETTLE_SECONDS", 0)
-    monkeypatch.setattr(bench, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(bench, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(_timing, "_MAX_COLD_BYTES", 1 << 20)
 
 
 # ---- info ------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_bench_prints_a_row_for_each_cell_and_writes_json(tmp_path, quick_bench,
         assert cell["packed_copies"] * cell["packed_bytes"] >= found["rotated_bytes"]
         for side in ("linear_ms", "float32_ms"):
             assert 0 < cell[side]["q1"] <= cell[side]["median"] <= cell[side]["q3"]
-            assert cell[side]["calls"] >= 3
+            assert cell[side]["samples"] >= 3
         assert cell["ratio"] == pytest.approx(cell["float32_ms"]["median"] / cell["linear_ms"]["median"])
         assert cell["gops"] == pytest.approx(2 * cell["m"] * cell["n"] * cell["k"] / cell["linear_ms"]["median"] / 1e6)
 
@@ -158,6 +158,14 @@ def test_bench_as_a_process():
     assert (result.returncode, result.stderr) == (0, "")
     assert "1 thread" in result.stdout
     assert "\n512x1024 " in result.stdout
+
+
+def test_bench_says_before_the_table_how_long_it_takes_and_what_the_columns_mean(quick_bench, capsys):
+    assert main(["bench", "--shapes", "64x96,33x50", "--m", "1,2,5", "--seconds", "0.02"]) == 0
+    header, _, table = capsys.readouterr().out.partition("\nN x K")
+    assert "of read" in table
+    assert "\nof read  " in header
+    assert "\ntime     0 s or more: 6 cells of 0.0 s, " in header
 
 
 def test_bench_times_the_same_layer_on_both_sides():
