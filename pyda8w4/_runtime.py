@@ -49,8 +49,21 @@ def _describe(kernel: str, origin: str) -> str:
     return f"{origin} {kernel!r} cannot run here: {reasons[kernel]}; this CPU runs: {takes}"
 
 
+def translate(error: _core.CoreError) -> ValueError | RuntimeError:
+    """-> what to raise for an error of the C interface that is not about a value that the caller knows."""
+    status, text = error.args
+    if status in ("UNKNOWN_KERNEL", "KERNEL_UNAVAILABLE"):  # `use_kernel` lets none through
+        return ValueError(_describe(os.environ.get("PYDA8W4_KERNEL", ""), "PYDA8W4_KERNEL"))
+    return RuntimeError(text)
+
+
 def default_kernel() -> str:
-    """Name of the kernel that calls use when none is forced.
+    """Return the name of the kernel that calls use when none is forced.
+
+    Returns
+    -------
+    str
+        One of `kernels`.
 
     Raises
     ------
@@ -59,16 +72,8 @@ def default_kernel() -> str:
     """
     try:
         return _core.default_kernel()
-    except _core.CoreError:
-        raise ValueError(_describe(os.environ.get("PYDA8W4_KERNEL", ""), "PYDA8W4_KERNEL")) from None
-
-
-def translate(error: Exception) -> Exception:
-    """What to raise for a CoreError that is not about a value that the caller knows."""
-    status, text = error.args
-    if status in ("UNKNOWN_KERNEL", "KERNEL_UNAVAILABLE"):
-        default_kernel()  # raises what is wrong with PYDA8W4_KERNEL
-    return RuntimeError(text)
+    except _core.CoreError as error:
+        raise translate(error) from None
 
 
 @contextmanager
