@@ -39,7 +39,8 @@ def bfloat16() -> np.dtype[Any]:
         import ml_dtypes
     except ImportError as error:
         raise ImportError('bfloat16 arrays need ml_dtypes: pip install "pyda8w4[bfloat16]"') from error
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def dtype_of(name: str) -> np.dtype[Any]:

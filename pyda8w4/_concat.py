@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._format import Format
-from pyda8w4._packed import PackedWeight, aligned_empty
+from pyda8w4._packed import PackedWeight, empty_arrays
 from pyda8w4._prepack import prepack
 
 
@@ -70,7 +70,7 @@ def concat(weights: Sequence[PackedWeight]) -> PackedWeight:
         unpacked = [_unpacked(weight, whole) for weight in weights]
         return prepack(*(np.concatenate(arrays) for arrays in zip(*unpacked)), group_size=whole.group_size)
     parts = [format.restored(weight._arrays, whole) for format, weight in zip(formats, weights)]
-    arrays = aligned_empty(whole.arrays)
+    arrays = empty_arrays(whole)
     for name, array in arrays.items():
         np.concatenate([part[name] for part in parts], out=array)
     return PackedWeight._from_arrays(whole, arrays)

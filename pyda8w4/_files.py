@@ -214,7 +214,12 @@ def _weight(
         raise ValueError(f"{name}.scales must be {one_of(tuple(_KINDS[type] for type in FLOATS))}, got {scale_kind}")
     try:
         format = Format(
-            *shape, fields["group_size"], _TYPES[scale_kind], fields["zero_point"], fields.get("offsets", False)
+            n=shape[0],
+            k=shape[1],
+            group_size=fields["group_size"],
+            scale_dtype=_TYPES[scale_kind],
+            zero_point=fields["zero_point"],
+            has_offsets=fields.get("offsets", False),
         )
     except ValueError as error:
         raise ValueError(f"{name} is no packed weight: {error}") from None

@@ -29,7 +29,7 @@ _QUAD = 4  # consecutive k of one packed line
 INT32_RULE = "group_size * 128 * max|w_int4 - zps| must stay below 2**31"
 
 # How numpy holds elements of these types: it has no bfloat16, so their bits.
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),

@@ -12,22 +12,27 @@ import numpy.typing as npt
 
 from pyda8w4._checks import ceil_div
 from pyda8w4._core import Memory, View
-from pyda8w4._format import LAYOUT_VERSION, ArraySpec, Format
-
-_ALIGNMENT = 64  # bytes of a cache line
+from pyda8w4._format import LAYOUT_VERSION, Format
 
 
-def aligned_empty(specs: Mapping[str, ArraySpec]) -> dict[str, npt.NDArray[Any]]:
-    """Arrays in one allocation, each at a multiple of 64 bytes."""
-    sizes = [prod(spec.shape) * spec.dtype.itemsize for spec in specs.values()]
+def aligned_empty(*parts: tuple[tuple[int, ...], npt.DTypeLike]) -> list[npt.NDArray[Any]]:
+    """Arrays of these shapes and dtypes in one allocation, each at a multiple of 64 bytes."""
+    dtypes = [np.dtype(dtype) for _, dtype in parts]
+    sizes = [prod(shape) * dtype.itemsize for (shape, _), dtype in zip(parts, dtypes)]
     starts = [0]
     for size in sizes:
-        starts.append(starts[-1] + ceil_div(size, _ALIGNMENT) * _ALIGNMENT)
+        starts.append(starts[-1] + ceil_div(size, 64) * 64)
     memory = np.asarray(memoryview(Memory(starts[-1])))
-    return {
-        name: memory[start : start + size].view(spec.dtype).reshape(spec.shape)
-        for (name, spec), start, size in zip(specs.items(), starts, sizes)
-    }
+    return [
+        memory[start : start + size].view(dtype).reshape(shape)
+        for start, size, dtype, (shape, _) in zip(starts, sizes, dtypes, parts)
+    ]
+
+
+def empty_arrays(format: Format) -> dict[str, npt.NDArray[Any]]:
+    """Memory for a packed weight."""
+    specs = format.arrays.values()
+    return dict(zip(format.arrays, aligned_empty(*((spec.shape, spec.dtype) for spec in specs))))
 
 
 class PackedWeight:
@@ -53,10 +58,6 @@ class PackedWeight:
         Groups of one row: ceil(K / group_size).
     nbytes : int
         Bytes of the packed arrays.
-
-    See Also
-    --------
-    prepack : Make one.
 
     Examples
     --------
@@ -220,7 +221,7 @@ def _rebuild(layout_version: int, fields: dict[str, Any], arrays: dict[str, Any]
             raise TypeError(f"{name} must be an ndarray, got {type(array).__name__}")
     format = Format(**fields)
     format.check(arrays)
-    places = aligned_empty(format.arrays)
+    places = empty_arrays(format)
     for name, place in places.items():
         place[...] = arrays[name]
     return PackedWeight._from_arrays(format, places)

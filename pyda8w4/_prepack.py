@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pyda8w4._checks import FLOATS, TYPES, as_array, as_array_of, check_dtype, check_shape, plain, type_name
 from pyda8w4._core import CoreError, Source
 from pyda8w4._format import INT32_RULE, Format, check_group_size, group_count, group_size_of
-from pyda8w4._packed import PackedWeight, aligned_empty
+from pyda8w4._packed import PackedWeight, empty_arrays
 
 _FORMATS = {"uint8": 0, "int8": 1, "low_first": 2, "high_first": 3}
 _SCALE_TYPES = {number: name for name, number in TYPES.items()}
@@ -176,7 +176,7 @@ def prepack(
     try:
         scale_type, zero_point = source.plan_pack()
         packed = Format(n, k, group, _SCALE_TYPES[scale_type], zero_point, offsets is not None)
-        arrays = aligned_empty(packed.arrays)
+        arrays = empty_arrays(packed)
         source.pack(**arrays)
     except CoreError as error:
         raise ValueError(_why(error, w, form, group)) from None

@@ -16,13 +16,16 @@ True
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 _F32 = np.float32
 _EPSILON = _F32(2.0**-23)
 
 
-def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+def fma(a: npt.NDArray[Any], b: npt.NDArray[Any], c: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """a * b + c in float32 with a single rounding, as a fused multiply-add instruction gives it.
 
     The product of two float32 is exact in float64. The sum is rounded there to odd (a result that
@@ -41,11 +44,13 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         inexact = np.isfinite(total) & (error != 0) & (bits & 1 == 0)
         # One step towards the exact sum is an odd neighbour.
         away = (error > 0) == (total > 0)
-        odd = np.where(inexact, bits + np.where(away, 1, -1), bits).view(np.float64)
+        odd: npt.NDArray[Any] = np.where(inexact, bits + np.where(away, 1, -1), bits).view(np.float64)
         return odd.astype(_F32)
 
 
-def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantize_activation(
+    x: npt.NDArray[Any], symmetric: bool = False
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """What `pyda8w4.quantize_activation` returns, for a matrix."""
     x = x.astype(_F32)
     with np.errstate(all="ignore"):
@@ -62,18 +67,18 @@ def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndar
 
 
 def gemm(
-    a: np.ndarray,
-    w_int4: np.ndarray,
-    scales: np.ndarray,
-    zps: np.ndarray,
-    a_scales: np.ndarray | None = None,
-    a_zps: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
+    a: npt.NDArray[Any],
+    w_int4: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+    zps: npt.NDArray[Any],
+    a_scales: npt.NDArray[Any] | None = None,
+    a_zps: npt.NDArray[Any] | None = None,
+    bias: npt.NDArray[Any] | None = None,
     *,
-    offsets: np.ndarray | None = None,
+    offsets: npt.NDArray[Any] | None = None,
     group_size: int,
     out_dtype: str = "float32",
-) -> np.ndarray:
+) -> npt.NDArray[Any]:
     """What `pyda8w4.gemm` returns: `a` (M, K) uint8 or int8; weights as `PackedWeight.unpack` gives them.
 
     bfloat16 results are returned as their bits, uint16.
@@ -102,17 +107,17 @@ def gemm(
 
 
 def linear(
-    x: np.ndarray,
-    w_int4: np.ndarray,
-    scales: np.ndarray,
-    zps: np.ndarray,
-    bias: np.ndarray | None = None,
+    x: npt.NDArray[Any],
+    w_int4: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+    zps: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None = None,
     *,
-    offsets: np.ndarray | None = None,
+    offsets: npt.NDArray[Any] | None = None,
     group_size: int,
     symmetric: bool = False,
     out_dtype: str = "float32",
-) -> np.ndarray:
+) -> npt.NDArray[Any]:
     """What `pyda8w4.linear` returns, for a matrix `x`; see `gemm`."""
     a, a_scales, a_zps = quantize_activation(x, symmetric)
     return gemm(
@@ -120,7 +125,7 @@ def linear(
     )
 
 
-def convert(y: np.ndarray, dtype: str) -> np.ndarray:
+def convert(y: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """float32 to the output type, to nearest even, with one NaN; bfloat16 as uint16 bits."""
     y = np.where(np.isnan(y), _F32(np.nan), y).astype(_F32)
     if dtype == "float32":

@@ -684,7 +684,7 @@ def test_out_alias_of_the_weight_itself():
     memory = np.zeros(64, F32)
     arrays_of = {name: array.copy() for name, array in pack(Weight(32, 16, 16))._arrays.items()}
     arrays_of["sums"] = memory[:32].reshape(1, 32)
-    packed = pyda8w4.PackedWeight._from_arrays((32, 16), 16, "float32", None, **arrays_of)
+    packed = pyda8w4.PackedWeight._from_arrays(pack(Weight(32, 16, 16))._format, arrays_of)
     with pytest.raises(ValueError, match="out must not overlap"):
         pyda8w4.linear(np.zeros((1, 16), F32), packed, out=memory[None, :32])
     pyda8w4.linear(np.zeros((1, 16), F32), packed, out=memory[None, 32:])
@@ -717,7 +717,7 @@ def test_padding_deterministic_whatever_it_holds(kernel):
     packed = pack(weight)
     parts = {name: array.copy() for name, array in packed._arrays.items()}
     parts["codes"][:, -1, 1::4] = parts["codes"][:, -1, 2::4] = parts["codes"][:, -1, 3::4] = 0xFF
-    dirty = pyda8w4.PackedWeight._from_arrays(packed.shape, 65, packed.scale_dtype, packed.zero_point, **parts)
+    dirty = pyda8w4.PackedWeight._from_arrays(packed._format, parts)
     for rows in (1, 6, 20):
         pyda8w4.gemm(np.full((rows, 190), -1, np.int8), pack(Weight(33, 190)))
         assert_same_bits(pyda8w4.linear(floats(65)[:rows], dirty), pyda8w4.linear(floats(65)[:rows], packed))
@@ -1012,9 +1012,7 @@ def test_guard_page(kernel, side, weight):
     """No kernel reads or writes a byte beside its operands: the pages there kill the process."""
     packed = pack(weight)
     parts = {name: guarded(array, side) for name, array in packed._arrays.items()}
-    guarded_weight = pyda8w4.PackedWeight._from_arrays(
-        weight_shape := packed.shape, packed.group_size, packed.scale_dtype, packed.zero_point, **{"zps": None, **parts}
-    )
+    guarded_weight = pyda8w4.PackedWeight._from_arrays(packed._format, parts)
     bias = guarded(bias_of(weight.n), side)
     for rows in (1, 2, 5, 6, 8, 9, 13):
         for act in ("uint8", "int8"):
@@ -1034,7 +1032,7 @@ def test_guard_page(kernel, side, weight):
             pyda8w4.quantize_activation(x, symmetric=True)
     codes, *rest = (guarded(array, side) for array in arrays(weight))
     assert_same_weight(pyda8w4.prepack(codes, *rest, group_size=weight.group_size), packed)
-    assert guarded_weight.unpack()[0].shape == weight_shape
+    assert guarded_weight.unpack()[0].shape == packed.shape
     if weight.k % 2 == 0:
         two = guarded(codes[:, ::2] | codes[:, 1::2] << 4, side)
         again = pyda8w4.prepack(two, *rest, group_size=weight.group_size, nibbles="low_first")

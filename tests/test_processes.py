@@ -67,7 +67,7 @@ def test_a_fault_in_a_worker_reaches_faulthandler(tmp_path):
     parts = dict(wide._arrays)
     parts["codes"].tofile({str(tmp_path / "codes")!r})
     parts["codes"] = np.memmap({str(tmp_path / "codes")!r}, np.uint8, "r", shape=parts["codes"].shape)
-    mapped = type(wide)._from_arrays(wide.shape, wide.group_size, wide.scale_dtype, wide.zero_point, **parts)
+    mapped = type(wide)._from_arrays(wide._format, parts)
     os.truncate({str(tmp_path / "codes")!r}, parts["codes"].nbytes * 3 // 4 // mmap.PAGESIZE * mmap.PAGESIZE)
     x = np.ones((500, 1024), np.float32)
     pyda8w4.set_num_threads(1)

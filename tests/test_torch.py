@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -203,6 +204,26 @@ def test_lazily_negated_input() -> None:
     assert same(layer(torch._neg_view(x)), layer(-x))
 
 
+def test_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import pyda8w4.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (
+        done.returncode == 1 and "ImportError: pyda8w4.torch needs torch: pip install 'pyda8w4[torch]'" in done.stderr
+    )
+
+
+def test_tensors_that_numpy_functions_cannot_read() -> None:
+    packed = DA8W4Linear.from_linear(nn.Linear(64, 40)).packed
+    with torch.enable_grad():
+        for name, call in [
+            ("x", lambda: pyda8w4.linear(torch.randn(3, 64).bfloat16(), packed)),
+            ("w", lambda: pyda8w4.quantize_weight(nn.Linear(64, 40).weight)),
+            ("bias", lambda: pyda8w4.linear(np.zeros((3, 64), np.float32), packed, nn.Linear(64, 40).bias)),
+        ]:
+            with pytest.raises(TypeError, match=rf"^{name} must be an array.*pyda8w4\.torch"):
+                call()
+
+
 # ---- what it refuses -------------------------------------------------------------------------
 
 
@@ -250,21 +271,24 @@ def test_operator_refuses_tensors_that_do_not_fit() -> None:
     x = torch.zeros(2, 64)
     good = layer._arguments()
     assert torch.ops.pyda8w4.linear(x, *good).shape == (2, 40)
-    bad = {
-        0: [good[0][:1], good[0].to(torch.int8), good[0].transpose(0, 1)],
-        1: [good[1][:, :1], good[1].double()],
-        2: [good[2][:1]],
-        3: [good[3][:1]],
-        4: [good[1][:1], good[1].double()],
-        5: [good[5][:39], good[5].bfloat16()],
-        6: [0, 63, 128, -64],
-        7: [0, 65, -40],
-        8: [0, 4, -32],
-    }
-    for place, values in bad.items():
-        for value in values:
-            with pytest.raises((ValueError, RuntimeError)):
-                torch.ops.pyda8w4.linear(x, *good[:place], value, *good[place + 1 :])
+    codes, scales, sums, zps = good.weight
+    bad = [
+        *(good._replace(weight=[new, scales, sums, zps]) for new in (codes[:1], codes.char(), codes.transpose(0, 1))),
+        *(good._replace(weight=[codes, new, sums, zps]) for new in (scales[:, :1], scales.double())),
+        good._replace(weight=[codes, scales, sums[:1], zps]),
+        *(good._replace(weight=[codes, scales, sums, new]) for new in (zps[:1], zps.int(), zps.to("meta"))),
+        *(good._replace(weight=[*good.weight, new]) for new in (scales[:1], scales.double(), scales.half())),
+        *(good._replace(weight=good.weight[:count]) for count in range(4)),
+        *(good._replace(bias=new) for new in (good.bias[:39], good.bias.bfloat16())),
+        *(good._replace(layout=[1, new, 64, 32]) for new in (0, 65, -40)),
+        *(good._replace(layout=[1, 40, new, 32]) for new in (0, 63, 128, -64)),
+        *(good._replace(layout=[1, 40, 64, new]) for new in (0, 4, 30, -32)),
+        *(good._replace(layout=new) for new in ([2, 40, 64, 32], [], [1, 40, 64], [1, 40, 64, 32, 0])),
+        good._replace(activation="int4"),
+    ]
+    for arguments in bad:
+        with pytest.raises((ValueError, RuntimeError)):
+            torch.ops.pyda8w4.linear(x, *arguments)
 
 
 @pytest.mark.parametrize("where", ["eager", "compiled"])
@@ -433,6 +457,53 @@ def test_buffers_that_others_replace() -> None:
         a(x)
 
 
+@pytest.mark.parametrize("name", ["codes", "scales", "sums", "zps", "bias"])
+def test_buffers_that_are_given_other_memory(name: str) -> None:
+    """As code does that offloads or shards: the tensor stays, its memory does not."""
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    x = torch.randn(2, 64)
+    want, tensor = layer(x), getattr(layer, name)
+    whole = tensor.clone()
+    smaller = whole[: len(whole) // 2]
+    for shrink in (lambda: setattr(tensor, "data", smaller.clone()), lambda: tensor.set_(smaller.clone())):
+        shrink()
+        for call in (lambda: layer(x), lambda: layer.packed if name != "bias" else layer(x)):
+            with pytest.raises(ValueError, match=name):
+                call()
+        tensor.data = whole.clone()
+        assert same(layer(x), want)
+    # The same address, but less of it.
+    tensor.data = tensor[:1]
+    with pytest.raises(ValueError, match=name):
+        layer(x)
+    tensor.data = torch.zeros_like(whole)
+    assert not same(layer(x), want)
+
+
+def test_zero_point_that_is_changed_in_place() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32, symmetric_weight=True)
+    x = torch.randn(2, 64)
+    want = layer(x)
+    layer.zps.fill_(7)
+    assert not same(layer(x), want) and same(layer(x), expected(layer, x))
+
+
+def test_a_layer_that_was_moved_keeps_no_memory() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    layer(torch.randn(2, 64))
+    codes = weakref.ref(layer.codes)
+    layer.to("meta")
+    assert codes() is None
+
+
+def test_default_device() -> None:
+    linear, x = nn.Linear(64, 40), torch.randn(2, 64)
+    want = DA8W4Linear.from_linear(linear, 32, symmetric_weight=True)(x)
+    with torch.device("meta"):
+        layer = DA8W4Linear.from_linear(linear, 32, symmetric_weight=True)
+        assert same(layer(x), want)
+
+
 # ---- operators and compilers -----------------------------------------------------------------
 
 
@@ -447,12 +518,13 @@ def test_opcheck(dtype: Any, bias: bool, symmetric: bool) -> None:
 
 def test_fake_shapes() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils import _pytree as pytree
 
     layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
     for dtype in FLOATS:
         x = torch.randn(2, 3, 64).transpose(0, 1).to(dtype)
         with FakeTensorMode() as mode:
-            fake = [mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in (x, *layer._arguments())]
+            fake = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (x, *layer._arguments()))
             found = torch.ops.pyda8w4.linear(*fake)
         real = layer(x)
         assert (found.shape, found.stride(), found.dtype) == (real.shape, real.stride(), real.dtype)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pyda8w4._checks import BLOCK
 from pyda8w4._concat import concat
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._quantize import Report
@@ -158,7 +157,7 @@ class FusedPart(nn.Module):
         version = 0
         if not torch.compiler.is_compiling():
             if input.is_inference():
-                return self._alone(input)
+                return sharing.whole.columns(input, self._begin, self._end)
             version = input._version
         entry = sharing.entry
         if entry is not None and entry[0] is input and entry[1] == version:
@@ -167,9 +166,3 @@ class FusedPart(nn.Module):
             out, left = sharing.whole(input), sharing.count - 1
         sharing.entry = (input, version, out, left) if left else None
         return out[..., self._begin : self._end]
-
-    def _alone(self, input: torch.Tensor) -> torch.Tensor:
-        whole = self._sharing.whole
-        if self._begin % BLOCK or (self._end % BLOCK and self._end != whole.out_features):
-            return whole(input)[..., self._begin : self._end]
-        return whole.columns(input, self._begin, self._end)

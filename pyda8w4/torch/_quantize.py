@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from pyda8w4._checks import check_flag, check_group_size
+from pyda8w4._checks import check_flag
+from pyda8w4._format import check_group_size
 from pyda8w4.torch._module import DA8W4Linear
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
