@@ -122,6 +122,7 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
     Parameters
     ----------
     path : path-like
+        Where the file is.
     verify : bool
         Whether to compare the contents with their checksums. That reads the whole file: about half a
         second per GB that is in memory already, and the time of reading the rest.

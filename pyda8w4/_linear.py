@@ -51,10 +51,11 @@ def gemm(
     a_zps : (...) ndarray of int32, optional
         One per row, in the range of `a`'s type. None means 0.
     bias : (N,) ndarray of float32, optional
+        Added to each row of the result.
     out : (..., N) ndarray of float32, float16 or bfloat16, optional
         Where to put the result; C-contiguous, aligned, and apart from the inputs.
     out_dtype : dtype-like, optional
-        float32, float16 or bfloat16; that of `out`, else float32.
+        One of float32, float16 and bfloat16; that of `out`, else float32.
 
     Returns
     -------
@@ -131,12 +132,13 @@ def linear(
     packed : PackedWeight
         Of shape (N, K).
     bias : (N,) ndarray of float32, optional
+        Added to each row of the result.
     symmetric : bool
         Quantize to int8 instead of uint8, see `quantize_activation`.
     out : (..., N) ndarray of float32, float16 or bfloat16, optional
         Where to put the result; C-contiguous, aligned, and apart from the inputs.
     out_dtype : dtype-like, optional
-        float32, float16 or bfloat16; that of `out`, else that of `x`.
+        One of float32, float16 and bfloat16; that of `out`, else that of `x`.
 
     Returns
     -------

@@ -118,6 +118,7 @@ def prepack(
     Returns
     -------
     PackedWeight
+        Of shape (N, K); owns its memory.
 
     Raises
     ------

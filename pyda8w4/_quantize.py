@@ -126,7 +126,9 @@ def quantize_activation(
     Returns
     -------
     a : (..., K) ndarray of uint8, or of int8 if symmetric
+        The quantized rows.
     a_scales : (...) ndarray of float32
+        One per row.
     a_zps : (...) ndarray of int32
         ``x ~ (a - a_zps) * a_scales``.
 

@@ -21,7 +21,7 @@ def forced_kernel() -> bytes | None:
 
 
 def kernels(runnable: bool = True) -> list[str]:
-    """Names of the kernels, best first.
+    """Return the names of the kernels, best first.
 
     Parameters
     ----------
@@ -31,6 +31,7 @@ def kernels(runnable: bool = True) -> list[str]:
     Returns
     -------
     list of str
+        What `use_kernel` and ``PYDA8W4_KERNEL`` take.
 
     Examples
     --------
@@ -87,6 +88,11 @@ def use_kernel(name: str) -> Iterator[None]:
     ----------
     name : str
         One of `kernels`.
+
+    Yields
+    ------
+    None
+        Nothing: ``with pyda8w4.use_kernel(name):``.
 
     Raises
     ------
@@ -155,6 +161,7 @@ def get_num_threads() -> int:
     Returns
     -------
     int
+        At least 1.
 
     Examples
     --------
@@ -213,6 +220,7 @@ def get_include() -> str:
     Returns
     -------
     str
+        Its path.
 
     Examples
     --------
@@ -231,6 +239,7 @@ def get_library() -> str:
     Returns
     -------
     str
+        The path of the one that this process has loaded.
 
     Examples
     --------

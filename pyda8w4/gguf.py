@@ -37,6 +37,7 @@ class File:
     Parameters
     ----------
     path : path-like
+        Where the file is.
 
     Attributes
     ----------
@@ -93,6 +94,7 @@ class File:
         Returns
         -------
         ndarray of float32
+            Of the tensor's shape; may be written to.
 
         Raises
         ------

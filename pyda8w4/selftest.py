@@ -46,9 +46,10 @@ _SHAPES = [
 class Result:
     """What became of one kernel.
 
-    Attributes
+    Parameters
     ----------
     kernel : str
+        Its name.
     cases : int
         How many were compared.
     reason : str or None
@@ -70,7 +71,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Case:
-    """A call, and what it must return: an array or a tuple of them."""
+    """A call, and what it must return.
+
+    Parameters
+    ----------
+    name : str
+        What is called and on what.
+    call : callable
+        Without arguments.
+    expected : ndarray or tuple of ndarray
+        By the reference.
+    """
 
     name: str
     call: Callable[[], Any]
@@ -121,6 +132,7 @@ def main(kernel: str | None = None) -> int:
     Returns
     -------
     int
+        Exit status: 1 where a kernel differs, else 0.
     """
     results = run(kernel)
     for result in results:

@@ -63,7 +63,7 @@ def test_summary_is_one_line(name, thing):
 
 @documented
 def test_section_titles(name, thing):
-    titles = ["", "Parameters", "Attributes", "Returns", "Raises", "Notes", "References", "Examples"]
+    titles = ["", "Parameters", "Attributes", "Returns", "Yields", "Raises", "Notes", "References", "Examples"]
     found = list(sections(thing))
     assert found == [title for title in titles if title in found], "unknown sections, or another order"
 

@@ -527,7 +527,6 @@ def test_save_refuses_a_name_that_utf8_cannot_hold(tmp_path):
         {"arrays": {"offsets": np.zeros((2, 3, 32), np.float16)}},
         {"version": 2},
     ],
-    ids=str,
 )
 def test_hostile_pickle(change):
     rebuild, (version, fields, arrays) = pack(Weight(33, 70, 32, offsets=True)).__reduce__()

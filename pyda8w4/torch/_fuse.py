@@ -140,7 +140,17 @@ class _Sharing:
 
 
 class FusedPart(nn.Module):
-    """Some outputs of layers that were joined by `fuse_linears`."""
+    """Some outputs of layers that were joined by `fuse_linears`, which makes it.
+
+    Parameters
+    ----------
+    sharing : object
+        What the parts of a group have in common.
+    begin, end : int
+        Which outputs of the joined layer these are.
+    owner : bool
+        Whether the joined layer is in the state of this part: of one in each group.
+    """
 
     def __init__(self, sharing: _Sharing, begin: int, end: int, owner: bool) -> None:
         super().__init__()
@@ -150,9 +160,28 @@ class FusedPart(nn.Module):
             self.fused = sharing.whole
 
     def extra_repr(self) -> str:
+        """Return what is printed of it.
+
+        Returns
+        -------
+        str
+            Its sizes.
+        """
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Multiply, or hand out what another part has computed.
+
+        Parameters
+        ----------
+        input : (..., in_features) tensor of float32, bfloat16 or float16
+            All dimensions but the last are rows.
+
+        Returns
+        -------
+        (..., out_features) tensor
+            A view into the outputs of the whole group, or a tensor of its own.
+        """
         sharing = self._sharing
         version = 0
         if not torch.compiler.is_compiling():

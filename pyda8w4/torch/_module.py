@@ -38,6 +38,7 @@ class DA8W4Linear(nn.Module):
     in_features, out_features : int
         At least 1.
     bias : bool
+        Whether to add one.
     group_size : int
         Weights of consecutive input features that share a scale: a multiple of 4, or `in_features`.
     symmetric_activation : bool
@@ -130,10 +131,17 @@ class DA8W4Linear(nn.Module):
         linear : torch.nn.Linear
             On the CPU, of float32, bfloat16 or float16; not changed. An int4 weight of torchao is
             taken as it is, and says itself what its groups are.
-        group_size, symmetric_weight
+        group_size : int
             See `pyda8w4.quantize_weight`.
         symmetric_activation : bool
             See the class.
+        symmetric_weight : bool
+            See `pyda8w4.quantize_weight`.
+
+        Returns
+        -------
+        DA8W4Linear
+            With a weight and bias of its own.
 
         Raises
         ------
@@ -175,7 +183,36 @@ class DA8W4Linear(nn.Module):
         group_size: int | None = None,
         symmetric_activation: bool = False,
     ) -> DA8W4Linear:
-        """From int4 codes, scales and zero points: the arguments of `pyda8w4.prepack` as tensors.
+        """Pack int4 codes, scales and zero points: the arguments of `pyda8w4.prepack` as tensors.
+
+        Parameters
+        ----------
+        w_int4 : (N, K) tensor of uint8 or int8
+            One code per element.
+        scales : (N, G) or (N,) tensor of floats
+            One per group.
+        zps : (N, G) or (N,) tensor of integers, optional
+            Zero points; None means 8 for unsigned codes and 0 for signed ones.
+        bias : (N,) tensor of float32, bfloat16 or float16, optional
+            Copied.
+        offsets : (N, G) or (N,) tensor of floats, optional
+            One per group.
+        group_size : int, optional
+            Needed where the shapes do not say it.
+        symmetric_activation : bool
+            See the class.
+
+        Returns
+        -------
+        DA8W4Linear
+            With a weight and bias of its own.
+
+        Raises
+        ------
+        TypeError
+            If an argument has the wrong type.
+        ValueError
+            If the tensors do not fit each other, or a value is out of range.
 
         Examples
         --------
@@ -201,13 +238,21 @@ class DA8W4Linear(nn.Module):
     def from_packed(
         cls, packed: PackedWeight, bias: torch.Tensor | None = None, *, symmetric_activation: bool = False
     ) -> DA8W4Linear:
-        """From a packed weight, without copying it.
+        """Make a layer of a packed weight, without copying that.
 
         Parameters
         ----------
         packed : PackedWeight
+            Its arrays become the layer's buffers.
         bias : (N,) tensor of float32, bfloat16 or float16, optional
+            Copied.
         symmetric_activation : bool
+            See the class.
+
+        Returns
+        -------
+        DA8W4Linear
+            In the memory of `packed`.
 
         Raises
         ------
@@ -231,7 +276,18 @@ class DA8W4Linear(nn.Module):
         return self
 
     def sharing_weight(self, bias: torch.Tensor | None) -> DA8W4Linear:
-        """Another layer with the same weight in the same tensors."""
+        """Make another layer with the same weight in the same tensors.
+
+        Parameters
+        ----------
+        bias : (out_features,) tensor of float32, bfloat16 or float16, or None
+            Copied.
+
+        Returns
+        -------
+        DA8W4Linear
+            Like this one but for the bias.
+        """
         new = DA8W4Linear.from_packed(self.packed, bias, symmetric_activation=self.symmetric_activation)
         new._buffers.update({name: old for name, old in self._buffers.items() if name != "bias"})
         return new
@@ -275,7 +331,20 @@ class DA8W4Linear(nn.Module):
         return self._product().multiply(input, self.symmetric_activation)
 
     def columns(self, input: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """Outputs `begin` to `end`, without computing the others where these are whole blocks."""
+        """Compute outputs `begin` to `end`, and no others where these are whole blocks.
+
+        Parameters
+        ----------
+        input : (..., in_features) tensor of float32, bfloat16 or float16
+            All dimensions but the last are rows.
+        begin, end : int
+            Multiples of 32, or `out_features`: then the other outputs take no time.
+
+        Returns
+        -------
+        (..., end - begin) tensor
+            Of the type of `input`.
+        """
         product = self._product()
         if not product.format.is_sliceable(begin, end) or _needs_operator(input):
             out: torch.Tensor = self(input)
@@ -294,6 +363,13 @@ class DA8W4Linear(nn.Module):
         return product
 
     def extra_repr(self) -> str:
+        """Return what is printed of it.
+
+        Returns
+        -------
+        str
+            Its sizes and how it quantizes.
+        """
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
         text += f"group_size={self.group_size}"
         return text + ", symmetric_activation=True" if self.symmetric_activation else text

@@ -20,8 +20,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class Report:
     """What was replaced and what was not.
 
-    Attributes
+    Parameters
     ----------
+    what : str
+        What is counted.
     replaced : list of str
         Names of modules.
     kept : dict of str to str
@@ -50,6 +52,7 @@ def quantize_(
     Parameters
     ----------
     model : torch.nn.Module
+        Changed in place.
     group_size : int
         Weights that share a scale: a multiple of 4. Layers with fewer input features have one group.
     symmetric_activation, symmetric_weight : bool

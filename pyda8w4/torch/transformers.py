@@ -39,6 +39,8 @@ class DA8W4Config(QuantizationConfigMixin):
         Parts of names of layers to keep. None means the output head and what is tied to it.
     modules : dict, optional
         Written by transformers when a quantized model is saved: its layers.
+    quant_method : str
+        Written by transformers, too: ``"pyda8w4"``.
 
     Raises
     ------
