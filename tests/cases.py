@@ -40,9 +40,8 @@ def stored_arrays(packed: pyda8w4.PackedWeight) -> dict[str, np.ndarray]:
 
 
 def with_stored(packed: pyda8w4.PackedWeight, **arrays: np.ndarray) -> pyda8w4.PackedWeight:
-    """The same weight with these arrays in the place of its own."""
-    fields = (packed.shape, packed.group_size, packed.scale_dtype, packed.zero_point)
-    return pyda8w4.PackedWeight._from_arrays(*fields, **{**stored_arrays(packed), **arrays})
+    """The weight with other arrays in the place of its own."""
+    return pyda8w4.PackedWeight._from_arrays(packed._format, {**stored_arrays(packed), **arrays})
 
 
 def packed_bytes(packed: pyda8w4.PackedWeight) -> dict[str, bytes]:

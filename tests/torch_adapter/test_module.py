@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -241,3 +242,70 @@ def test_backward_is_an_error(where: str) -> None:
         y = layer(x)  # the forward is fine: embeddings make inputs that require gradients
         with pytest.raises(NotImplementedError, match="inference"):
             y.sum().backward()
+
+
+def test_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import pyda8w4.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (
+        done.returncode == 1 and "ImportError: pyda8w4.torch needs torch: pip install 'pyda8w4[torch]'" in done.stderr
+    )
+
+
+def test_tensors_that_numpy_functions_cannot_read() -> None:
+    packed = DA8W4Linear.from_linear(nn.Linear(64, 40)).packed
+    with torch.enable_grad():
+        for name, call in [
+            ("x", lambda: pyda8w4.linear(torch.randn(3, 64).bfloat16(), packed)),
+            ("w", lambda: pyda8w4.quantize_weight(nn.Linear(64, 40).weight)),
+            ("bias", lambda: pyda8w4.linear(np.zeros((3, 64), np.float32), packed, nn.Linear(64, 40).bias)),
+        ]:
+            with pytest.raises(TypeError, match=rf"^{name} must be an array.*pyda8w4\.torch"):
+                call()
+
+
+@pytest.mark.parametrize("name", ["codes", "scales", "sums", "zps", "bias"])
+def test_buffers_that_are_given_other_memory(name: str) -> None:
+    """As code does that offloads or shards: the tensor stays, its memory does not."""
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    x = torch.randn(2, 64)
+    want, tensor = layer(x), getattr(layer, name)
+    whole = tensor.clone()
+    smaller = whole[: len(whole) // 2]
+    for shrink in (lambda: setattr(tensor, "data", smaller.clone()), lambda: tensor.set_(smaller.clone())):
+        shrink()
+        for call in (lambda: layer(x), lambda: layer.packed if name != "bias" else layer(x)):
+            with pytest.raises(ValueError, match=name):
+                call()
+        tensor.data = whole.clone()
+        assert same(layer(x), want)
+    # The same address, but less of it.
+    tensor.data = tensor[:1]
+    with pytest.raises(ValueError, match=name):
+        layer(x)
+    tensor.data = torch.zeros_like(whole)
+    assert not same(layer(x), want)
+
+
+def test_zero_point_that_is_changed_in_place() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32, symmetric_weight=True)
+    x = torch.randn(2, 64)
+    want = layer(x)
+    layer.zps.fill_(7)
+    assert not same(layer(x), want) and same(layer(x), expected(layer, x))
+
+
+def test_a_layer_that_was_moved_keeps_no_memory() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    layer(torch.randn(2, 64))
+    codes = weakref.ref(layer.codes)
+    layer.to("meta")
+    assert codes() is None
+
+
+def test_default_device() -> None:
+    linear, x = nn.Linear(64, 40), torch.randn(2, 64)
+    want = DA8W4Linear.from_linear(linear, 32, symmetric_weight=True)(x)
+    with torch.device("meta"):
+        layer = DA8W4Linear.from_linear(linear, 32, symmetric_weight=True)
+        assert same(layer(x), want)

@@ -43,12 +43,21 @@ def test_operator_refuses_what_does_not_fit() -> None:
         (layer.bias, [layer.bias[:39], layer.bias.bfloat16()]),
         (layer.in_features, [0, 63, 128, -64]),
         (layer.out_features, [0, 65, -40]),
-        (layer.group_size, [0, 4, -32]),
+        (layer.group_size, [0, 4, 30, -32]),
     ]
     for old, values in bad:
         for new in values:
             with pytest.raises((ValueError, RuntimeError)):
                 torch.ops.pyda8w4.linear(x, **replaced(good, old, new))
+    whole = [
+        *({"weight": good["weight"][:count]} for count in range(4)),
+        {"weight": [*good["weight"], layer.offsets]},
+        *({"layout": layout} for layout in ([2, 40, 64, 32], [], [1, 40, 64], [1, 40, 64, 32, 0])),
+        {"activation": "int4"},
+    ]
+    for new in whole:
+        with pytest.raises((ValueError, RuntimeError)):
+            torch.ops.pyda8w4.linear(x, **{**good, **new})
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

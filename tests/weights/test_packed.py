@@ -208,3 +208,48 @@ def test_bad_slices(rows):
 def test_things_that_are_no_slice(rows):
     with pytest.raises(TypeError, match="slice"):
         pack(SOME[-1])[rows]
+
+
+# ---- hostile pickles -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"n": value} for value in (32, 65, 2**70, 0, -33, 33.0, True, None)),
+        *({"k": value} for value in (64, 80, 2**70, 0)),
+        *({"group_size": value} for value in (0, -32, 16, 30, 72, 2**70, 32.0)),
+        *({"scale_dtype": value} for value in ("float16", "bfloat16", "int8", None, [])),
+        *({"zero_point": value} for value in (8, 1000, "8")),
+        *({"has_offsets": value} for value in (False, None)),
+        {"more": 1},
+        *({"arrays": {name: None}} for name in ("codes", "scales", "sums", "zps", "offsets")),
+        {"arrays": {"codes": np.zeros((2, 17, 64), np.uint8)}},
+        {"arrays": {"codes": np.zeros((1, 18, 64), np.uint8)}},
+        {"arrays": {"codes": np.zeros((2, 18, 64), np.int8)}},
+        {"arrays": {"codes": [0]}},
+        {"arrays": {"scales": np.zeros((2, 2, 32), np.float32)}},
+        {"arrays": {"sums": np.zeros((2, 31), np.float32)}},
+        {"arrays": {"zps": np.zeros((2, 3, 32), np.uint8)}},
+        {"arrays": {"offsets": np.zeros((2, 3, 32), np.float16)}},
+        {"version": 2},
+    ],
+)
+def test_hostile_pickle(change):
+    rebuild, (version, fields, arrays) = pack(Weight(33, 70, 32, offsets=True)).__reduce__()
+    rebuild(version, fields, arrays)
+    version, array_changes = change.pop("version", version), change.pop("arrays", {})
+    arrays = {name: array for name, array in {**arrays, **array_changes}.items() if array is not None}
+    with pytest.raises((TypeError, ValueError)):
+        rebuild(version, {**fields, **change}, arrays)
+
+
+def test_hostile_pickle_whose_sums_could_leave_int32():
+    rebuild, (version, fields, arrays) = pack(Weight(1, 2**20, zps=8)).__reduce__()
+    with pytest.raises(ValueError, match="too large"):
+        rebuild(version, {**fields, "zero_point": 16}, arrays)
+    zps = np.zeros((1, 1, 32), np.int8)
+    with pytest.raises(ValueError, match="too large"):
+        rebuild(version, {**fields, "zero_point": None}, {**arrays, "zps": zps + np.int8(16)})
+    zps[0, 0, 0] = 8  # columns beyond N do not count
+    rebuild(version, {**fields, "zero_point": None}, {**arrays, "zps": zps})
