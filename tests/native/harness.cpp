@@ -82,7 +82,7 @@ bool chosen(const Test &candidate, const Trial &trial) {
     return !options.quick || candidate.quick == 1 || trial.random.child("quick").one_in(candidate.quick);
 }
 
-// Runs the chosen cases of a test; how many there were.
+// Runs the chosen cases of a test, and returns how many there were.
 size_t run_test(const Test &next) {
     test = &next;
     counts = {};

@@ -43,7 +43,7 @@ struct Options {
     std::string test;    // empty: all
 };
 
-// Runs the tests that the options choose; the exit status of the process.
+// Runs the tests that the options choose, and returns the exit status of the process.
 int run_tests(const std::vector<Test> &tests, const Options &options, const char *program);
 
 // The kernels whose results are compared with those of "scalar".
@@ -56,7 +56,7 @@ std::vector<std::string> kernels_and_scalar();
 // Says what runs from here on, for a failure or a crash; `kernel` is null where none is concerned.
 __attribute__((format(printf, 2, 3))) void now(const char *kernel, const char *format, ...);
 
-// Counts what holds, and says what does not. Only for the main thread.
+// Counts what holds, and says what does not. Only the main thread may call it.
 __attribute__((format(printf, 2, 3))) void expect(bool good, const char *format, ...);
 
 // Whether calls are timed instead of checked; prints the time of one call of what runs now.

@@ -55,7 +55,9 @@ bool read_options(int count, char **arguments, Options *options, bool *only_list
         } else if (!value) {
             return false;
         } else if (strcmp(option, "--seed") == 0) {
-            options->seed = strtoull(arguments[++i], nullptr, 0);
+            char *end;
+            options->seed = strtoull(arguments[++i], &end, 0);
+            if (end == value || *end) return false;
         } else if (strcmp(option, "--kernel") == 0) {
             options->kernel = arguments[++i];
         } else if (strcmp(option, "--test") == 0) {

@@ -34,7 +34,7 @@ class Product {
 public:
     Product(const Operands &operands, const Weight &weight);
 
-    // The output, gaps included. Number of threads, mode and room come from `random`.
+    // Returns the output, gaps included. The number of threads and the mode come from `random`.
     std::vector<uint8_t> run(Random random, const char *kernel) const;
     void time(const char *kernel) const;
 
@@ -53,13 +53,13 @@ private:
     da8w4_call call_ = {};
 };
 
-// That a workspace of `bytes` is refused before anything is written.
+// Expects that a workspace of `bytes` is refused.
 void expect_too_small(const Product &product, da8w4_call call, size_t bytes);
 
 // Compares each kernel with "scalar", and "scalar" with docs/numbers.md; or times each.
 void check_product(const Random &random, const Weight &weight, const Operands &operands);
 
-// The same with operands that are drawn.
+// These do the same with operands that they draw: for da8w4_linear or da8w4_gemm, or for one of them by chance.
 void check_product(const Random &random, const Weight &weight, size_t m, bool linear);
 void check_either_product(const Random &random, const Weight &weight, size_t m);
 
