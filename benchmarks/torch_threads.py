@@ -1,9 +1,9 @@
-"""Whether torch and pyda8w4 get in each other's way: a matmul and a layer apart, and in turns.
+"""Whether torch and pyda8w4 get in each other's way: a matmul and a layer, apart and alternating.
 
     python benchmarks/torch_threads.py
 
 Both use several threads. With one pool of threads the pair takes as long as the two apart; with two, the spinning
-threads of one hold the CPUs that the other wants. Both orders of import, each in a process of its own.
+threads of one hold the CPUs that the other wants. Both orders of import are tried, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def measure(order: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     x = torch.randn(16, 1024)
-    # Copies that rotate, so that neither finds more of its weights in a cache when it runs alone.
+    # Copies rotate, so that neither finds more of its weights in a cache when it runs alone.
     weights = cycle([torch.randn(1024, 1024) for _ in range(CALLS)])
     layers = cycle([DA8W4Linear.from_linear(torch.nn.Linear(1024, 1024)) for _ in range(CALLS)])
 

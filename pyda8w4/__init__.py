@@ -1,4 +1,4 @@
-"""Linear layers with 4-bit weights and 8-bit activations (DA8W4) for x86 CPUs.
+"""Linear layers with 4-bit weights and 8-bit activations (DA8W4) for CPUs.
 
 >>> import numpy as np
 >>> import pyda8w4
@@ -9,10 +9,14 @@
 (3, 64)
 """
 
-from pkgutil import extend_path
-
-# In a clone of the repository, Python finds this folder first; its compiled module is in the installed one.
-__path__ = extend_path(__path__, __name__)
+try:
+    from pyda8w4._core import version as _version
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"{__path__[0]} has no compiled module for this Python. In a clone of the repository, `python -c` and "
+        "`python -m` find these sources before the installed package: use the commands `pyda8w4` and `pytest`, "
+        "work in another folder, or install the clone with `pip install -e .`"
+    ) from error
 
 from pyda8w4._concat import concat
 from pyda8w4._files import load, save
@@ -30,7 +34,7 @@ from pyda8w4._runtime import (
     use_kernel,
 )
 
-__version__ = "0.1.0"
+__version__ = _version()
 
 __all__ = [
     "PackedWeight",

@@ -1,4 +1,4 @@
-"""The command line: ``python -m pyda8w4 info | selftest | bench``."""
+"""The command line: ``pyda8w4 info | selftest | bench``, or ``python -m pyda8w4`` instead of ``pyda8w4``."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        run: Callable[[argparse.Namespace], int] = args.run
+        return run(args)
     except _UsageError as error:
         parser.error(str(error))
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except MemoryError:
-        return _fail("there is not enough memory")
+        message = "there is not enough memory"
     except KeyboardInterrupt:
         return 130
+    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    return 1
 
 
 class _UsageError(Exception):
     """Arguments or environment that cannot be used."""
 
 
-def _fail(message: str) -> int:
-    print(f"pyda8w4: error: {message}", file=sys.stderr)
-    return 1
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pyda8w4", description=pyda8w4.__doc__.splitlines()[0])
+    by_module = os.path.basename(sys.argv[0]) == "__main__.py"
+    name = "python -m pyda8w4" if by_module else "pyda8w4"
+    parser = argparse.ArgumentParser(prog=name, description=pyda8w4.__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"pyda8w4 {pyda8w4.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
     command.set_defaults(run=run)
     return command
 
@@ -120,6 +122,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _selftest(args: argparse.Namespace) -> int:
+    _cpu_info()
     return selftest.main(args.kernel)
 
 
@@ -135,6 +138,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _cpu_info() -> dict[str, Any]:
+    """What pyda8w4.cpu_info says; a PYDA8W4_KERNEL that cannot be used is refused, as a bad argument is."""
     try:
         return pyda8w4.cpu_info()
     except ValueError as error:
@@ -189,7 +193,7 @@ def _shape(text: str) -> tuple[int, int]:
     return _positive(n), _positive(k)
 
 
-def _list_of(item: Callable[[str], object]) -> Callable[[str], list]:
+def _list_of(item: Callable[[str], object]) -> Callable[[str], list[Any]]:
     return lambda text: [item(part.strip()) for part in text.split(",")]
 
 

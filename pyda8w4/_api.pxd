@@ -1,5 +1,4 @@
-# include/pyda8w4/pyda8w4.h as Cython sees it.
-from libc.stdint cimport int8_t, int32_t, uint8_t
+# include/pyda8w4/pyda8w4.h as Cython sees it. Arrays are void pointers, which C converts.
 
 cdef extern from "pyda8w4/pyda8w4.h" nogil:
     ctypedef enum da8w4_status:
@@ -13,6 +12,8 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
 
     ctypedef enum da8w4_type:
         DA8W4_F32
+        DA8W4_F16
+        DA8W4_BF16
 
     ctypedef enum da8w4_codes:
         pass
@@ -24,10 +25,10 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         da8w4_codes format
         const void *codes
         size_t codes_stride
-        const float *scales
-        const int8_t *zps
+        const void *scales
+        const void *zps
         int zp
-        const float *offsets
+        const void *offsets
 
     ctypedef struct da8w4_packed:
         size_t n
@@ -35,11 +36,11 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         size_t group
         da8w4_type scale_type
         int zp
-        const uint8_t *codes
+        const void *codes
         const void *scales
-        const int8_t *zps
+        const void *zps
         const void *offsets
-        const float *sums
+        const void *sums
 
     ctypedef struct da8w4_packed_bytes:
         size_t codes
@@ -53,11 +54,11 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         const void *act
         da8w4_type act_type
         size_t act_stride
-        const float *act_scales
-        const int32_t *act_zps
+        const void *act_scales
+        const void *act_zps
         int symmetric
         const da8w4_packed *weight
-        const float *bias
+        const void *bias
         void *out
         da8w4_type out_type
         size_t out_stride
@@ -67,15 +68,16 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         size_t workspace_bytes
 
     const char *da8w4_status_text(da8w4_status status)
+    const char *da8w4_version()
     da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *sizes)
-    da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales,
-                            int8_t *zps, void *offsets, float *sums)
-    da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps, float *offsets)
+    da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, void *codes, void *scales,
+                            void *zps, void *offsets, void *sums)
+    da8w4_status da8w4_unpack(const da8w4_packed *packed, void *codes, void *scales, void *zps, void *offsets)
     void *da8w4_alloc(size_t size)
     void da8w4_free(void *memory)
     da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da8w4_type x_type, size_t x_stride, size_t m,
-                                     size_t k, int symmetric, void *act, size_t act_stride, float *act_scales,
-                                     int32_t *act_zps)
+                                     size_t k, int symmetric, void *act, size_t act_stride, void *act_scales,
+                                     void *act_zps)
     size_t da8w4_workspace_bytes(const da8w4_call *call)
     da8w4_status da8w4_gemm(const da8w4_call *call)
     da8w4_status da8w4_linear(const da8w4_call *call)
@@ -88,3 +90,8 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     void da8w4_set_num_threads(size_t threads)
     size_t da8w4_get_num_threads()
     const char *da8w4_thread_runtime()
+
+cdef extern from "<dlfcn.h>" nogil:
+    ctypedef struct Dl_info:
+        const char *dli_fname
+    int dladdr(const void *address, Dl_info *info)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
-BLOCK = 32  # columns (n) of one packed block
-QUAD = 4  # consecutive k of one packed line
+import numpy.typing as npt
 
 # Element types by name, as the C interface numbers them.
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint8": 3, "int8": 4}
@@ -16,7 +14,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 # Native dtypes by name, and names by the identity of the dtype, of which numpy has one each and whose hash
 # takes longer than all other checks together. ml_dtypes' bfloat16 joins when one is first seen.
-_dtypes: dict[str, np.dtype] = {name: np.dtype(name) for name in ("float32", "float16", "uint8", "int8")}
+_dtypes: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("float32", "float16", "uint8", "int8")}
 _names: dict[int, str] = {id(dtype): name for name, dtype in _dtypes.items()}
 
 
@@ -24,7 +22,7 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def type_name(dtype: np.dtype) -> str:
+def type_name(dtype: np.dtype[Any]) -> str:
     """Name of a native dtype; other byte orders have a name that nothing accepts."""
     name = _names.get(id(dtype))
     if name is None:
@@ -35,16 +33,17 @@ def type_name(dtype: np.dtype) -> str:
     return name
 
 
-def bfloat16() -> np.dtype:
+def bfloat16() -> np.dtype[Any]:
     """numpy's bfloat16, which the package ml_dtypes defines."""
     try:
         import ml_dtypes
     except ImportError as error:
         raise ImportError('bfloat16 arrays need ml_dtypes: pip install "pyda8w4[bfloat16]"') from error
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
-def dtype_of(name: str) -> np.dtype:
+def dtype_of(name: str) -> np.dtype[Any]:
     return _dtypes[name] if name in _dtypes else bfloat16()
 
 
@@ -52,61 +51,59 @@ def one_of(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def check_dtype(name: str, array: np.ndarray, allowed: tuple[str, ...]) -> str:
+def wrong_type(name: str, allowed: tuple[str, ...], found: str) -> TypeError:
+    hint = f"; np.asarray({name}, np.float32) makes one" if found == "float64" and "float32" in allowed else ""
+    return TypeError(f"{name} must be an array of {one_of(allowed)}, got {found}{hint}")
+
+
+def check_dtype(name: str, array: npt.NDArray[Any], allowed: tuple[str, ...]) -> str:
     """-> the name of the array's type."""
     found = type_name(array.dtype)
     if found not in allowed:
-        raise TypeError(f"{name} must be an array of {one_of(allowed)}, got {found}")
+        raise wrong_type(name, allowed, found)
     return found
 
 
-def check_shape(name: str, array: np.ndarray, *shapes: tuple[int, ...]) -> None:
+def check_shape(name: str, array: npt.NDArray[Any], *shapes: tuple[int, ...]) -> None:
     if array.shape not in shapes:
         takes = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
         raise ValueError(f"{name} must have shape {takes}, got {array.shape}")
 
 
-def as_array(name: str, value: Any) -> np.ndarray:
+def as_array(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
     """Any array-like that is not a bare Python number or text."""
     try:
         array = value if type(value) is np.ndarray else np.asarray(value)
     except ValueError as error:  # nested sequences of different lengths
         raise ValueError(f"{name} must be an array: {error}") from None
+    except (TypeError, RuntimeError) as error:  # those of torch, of types that numpy lacks or with gradients
+        kind = type(value)
+        hint = " (layers for torch are in pyda8w4.torch)" if kind.__module__.startswith("torch") else ""
+        raise TypeError(f"{name} must be an array, got {kind.__name__}{hint}: {error}") from None
     if array.dtype == object:
         raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}")
     return array
 
 
-def as_array_of(name: str, value: Any, allowed: tuple[str, ...]) -> tuple[np.ndarray, str]:
+def as_array_of(name: str, value: npt.ArrayLike, allowed: tuple[str, ...]) -> tuple[npt.NDArray[Any], str]:
     """-> an array of one of these types, and its type."""
     if type(value) is np.ndarray:  # without the function calls: this takes as long as a small product
         found = _names.get(id(value.dtype))
         if found in allowed:
-            return value, found  # type: ignore[return-value]
+            return value, found
     array = as_array(name, value)
     return array, check_dtype(name, array, allowed)
 
 
-def plain(array: np.ndarray) -> np.ndarray:
+def plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """C-contiguous and aligned, as C and C++ want it."""
     array = np.ascontiguousarray(array)
     return array if array.flags.aligned else array.copy()
 
 
-def raw(array: np.ndarray, type_name: str) -> np.ndarray:
-    """Plain, and without bfloat16, which has no buffer protocol."""
-    array = plain(array)
+def bits(array: npt.NDArray[Any], type_name: str) -> npt.NDArray[Any]:
+    """With a buffer, which bfloat16 has not."""
     return array.view(np.uint16) if type_name == "bfloat16" else array
-
-
-def check_group_size(value: Any, k: int) -> int:
-    """-> the group size, at most K: a multiple of 4, or K."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"group_size must be an int, got {type(value).__name__}")
-    group = min(int(value), k)
-    if group < 1 or (group % QUAD and group != k):
-        raise ValueError(f"group_size must be a multiple of 4, or K = {k}, got {value}")
-    return group
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -1,9 +1,14 @@
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+
+# The memory of an array, or an address.
+_Memory: TypeAlias = npt.NDArray[Any] | int
 
 class CoreError(Exception): ...
 
 class Memory:
-    def __init__(self, size: int) -> None: ...
+    def __new__(cls, size: int) -> Memory: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Source:
@@ -13,15 +18,22 @@ class Source:
         k: int,
         group: int,
         format: int,
-        codes: Any,
+        codes: npt.NDArray[Any],
         codes_stride: int,
-        scales: Any,
-        zps: Any,
+        scales: npt.NDArray[Any],
+        zps: npt.NDArray[Any] | None,
         zp: int,
-        offsets: Any,
+        offsets: npt.NDArray[Any] | None,
     ) -> None: ...
-    def plan_pack(self) -> tuple[int, int, int]: ...
-    def pack(self, codes: Any, scales: Any, zps: Any, offsets: Any, sums: Any) -> None: ...
+    def plan_pack(self) -> tuple[int, int | None]: ...
+    def pack(
+        self,
+        codes: npt.NDArray[Any],
+        scales: npt.NDArray[Any],
+        sums: npt.NDArray[Any],
+        zps: npt.NDArray[Any] | None = None,
+        offsets: npt.NDArray[Any] | None = None,
+    ) -> None: ...
 
 class View:
     def __init__(
@@ -31,32 +43,52 @@ class View:
         group: int,
         scale_type: int,
         zp: int,
-        codes: Any,
-        scales: Any,
-        zps: Any,
-        offsets: Any,
-        sums: Any,
+        codes: _Memory,
+        scales: _Memory,
+        sums: _Memory,
+        zps: _Memory | None,
+        offsets: _Memory | None,
     ) -> None: ...
-    def overlaps(self, array: Any) -> bool: ...
-    def unpack(self, codes: Any, scales: Any, zps: Any, offsets: Any) -> None: ...
+    def linear(
+        self,
+        m: int,
+        x: _Memory,
+        x_type: int,
+        symmetric: bool,
+        bias: _Memory | None,
+        out: _Memory,
+        out_type: int,
+        kernel: bytes | None,
+    ) -> None: ...
+    def gemm(
+        self,
+        m: int,
+        a: _Memory,
+        a_type: int,
+        a_scales: _Memory | None,
+        a_zps: _Memory | None,
+        bias: _Memory | None,
+        out: _Memory,
+        out_type: int,
+        kernel: bytes | None,
+    ) -> None: ...
+    def unpack(
+        self,
+        codes: npt.NDArray[Any],
+        scales: npt.NDArray[Any],
+        zps: npt.NDArray[Any],
+        offsets: npt.NDArray[Any] | None,
+    ) -> None: ...
 
 def quantize_rows(
-    x: Any, x_type: int, m: int, k: int, symmetric: bool, act: Any, scales: Any, zps: Any, kernel: bytes | None
-) -> None: ...
-def multiply(
-    quantize: bool,
     m: int,
-    act: Any,
-    act_type: int,
-    act_stride: int,
-    act_scales: Any,
-    act_zps: Any,
+    k: int,
+    x: npt.NDArray[Any],
+    x_type: int,
     symmetric: bool,
-    weight: View,
-    bias: Any,
-    out: Any,
-    out_type: int,
-    out_stride: int,
+    act: npt.NDArray[Any],
+    act_scales: npt.NDArray[Any],
+    act_zps: npt.NDArray[Any],
     kernel: bytes | None,
 ) -> None: ...
 def kernel_table() -> list[tuple[str, str, str | None]]: ...
@@ -65,4 +97,5 @@ def cpu_features() -> dict[str, bool]: ...
 def set_num_threads(threads: int) -> None: ...
 def get_num_threads() -> int: ...
 def thread_runtime() -> str: ...
+def version() -> str: ...
 def library_path() -> str: ...

@@ -7,15 +7,7 @@ import threading
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
-from libc.stdint cimport int8_t, int32_t, uint8_t
-
 from pyda8w4._api cimport *
-
-cdef extern from "<dlfcn.h>" nogil:
-    ctypedef struct Dl_info:
-        const char *dli_fname
-    int dladdr(const void *address, Dl_info *info)
-
 
 # Statuses that depend on values, which callers cannot check beforehand without reading all of them.
 _NAMES = {
@@ -31,29 +23,56 @@ class CoreError(Exception):
     """A status other than OK: ``args`` are its name (of those above, else None) and its text."""
 
 
-cdef int check(da8w4_status status) except -1:
+cdef int check(da8w4_status status) except -1 nogil:
     if status != DA8W4_OK:
-        raise CoreError(_NAMES.get(status), da8w4_status_text(status).decode())
+        with gil:
+            raise CoreError(_NAMES.get(status), text(da8w4_status_text(status)))
     return 0
 
 
-cdef void *address(object array, int flags) except? NULL:
-    """Of an array that the caller keeps alive, or that is given as its address; NULL for None."""
-    if array is None:
-        return NULL
-    if isinstance(array, int):
-        return <void *><size_t>array
-    cdef Py_buffer view
-    PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS | flags)
-    cdef void *start = view.buf
-    PyBuffer_Release(&view)
-    return start
-
-
-cdef const char *name_or_null(bytes kernel):
+cdef const char *name_of(bytes kernel):
     if kernel is None:
         return NULL
     return kernel
+
+
+cdef text(const char *chars):
+    return None if chars == NULL else chars.decode()
+
+
+ctypedef void *address
+
+cdef struct Extent:
+    address start
+    address end
+
+
+cdef Extent extent(object array, int flags=PyBUF_C_CONTIGUOUS) except *:
+    """Where a buffer lies. An address, given as an int, has no end that is known; None gives NULL."""
+    cdef Extent found = Extent(NULL, NULL)
+    cdef Py_buffer view
+    if isinstance(array, int):
+        found.start = found.end = <void *><size_t>array
+    elif array is not None:
+        PyObject_GetBuffer(array, &view, flags)
+        found = Extent(view.buf, <char *>view.buf + view.len)
+        PyBuffer_Release(&view)
+    return found
+
+
+cdef address target(object array) except? NULL:
+    return extent(array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE).start
+
+
+cdef bint overlaps(Extent extent, const Extent *others, int count):
+    for i in range(count):
+        if extent.start < others[i].end and others[i].start < extent.end:
+            return True
+    return False
+
+
+cdef size_t type_bytes(int type):
+    return 4 if type == DA8W4_F32 else 2 if type in (DA8W4_F16, DA8W4_BF16) else 1
 
 
 cdef class Memory:
@@ -84,38 +103,28 @@ cdef class Source:
 
     def __init__(self, size_t n, size_t k, size_t group, int format, codes, size_t codes_stride, scales, zps, int zp,
                  offsets):
-        self.arrays = (codes, scales, zps, offsets)
-        cdef Py_buffer view
-        PyObject_GetBuffer(codes, &view, PyBUF_STRIDES)  # rows may lie apart
-        self.weight.codes = view.buf
-        PyBuffer_Release(&view)
-        self.weight.n, self.weight.k, self.weight.group = n, k, group
-        self.weight.format = <da8w4_codes>format
-        self.weight.codes_stride = codes_stride
-        self.weight.scales = <const float *>address(scales, 0)
-        self.weight.zps = <const int8_t *>address(zps, 0)
-        self.weight.zp = zp
-        self.weight.offsets = <const float *>address(offsets, 0)
+        self.arrays = codes, scales, zps, offsets
+        self.weight = da8w4_weight(
+            n=n, k=k, group=group, format=<da8w4_codes>format, codes_stride=codes_stride, zp=zp,
+            codes=extent(codes, PyBUF_STRIDES).start, scales=extent(scales).start,
+            zps=extent(zps).start, offsets=extent(offsets).start)
 
     def plan_pack(self):
-        """-> scale type, common zero point, bytes of zps."""
+        """-> scale type, and the zero point of all groups or None."""
         cdef da8w4_packed_bytes sizes
-        cdef da8w4_status status
         with nogil:
-            status = da8w4_plan_pack(&self.weight, &self.plan, &sizes)
-        check(status)
-        return <int>self.plan.scale_type, self.plan.zp, sizes.zps
+            check(da8w4_plan_pack(&self.weight, &self.plan, &sizes))
+        return <int>self.plan.scale_type, None if sizes.zps else self.plan.zp
 
-    def pack(self, codes, scales, zps, offsets, sums):
-        cdef uint8_t *to_codes = <uint8_t *>address(codes, PyBUF_WRITABLE)
-        cdef void *to_scales = address(scales, PyBUF_WRITABLE)
-        cdef int8_t *to_zps = <int8_t *>address(zps, PyBUF_WRITABLE)
-        cdef void *to_offsets = address(offsets, PyBUF_WRITABLE)
-        cdef float *to_sums = <float *>address(sums, PyBUF_WRITABLE)
-        cdef da8w4_status status
+    def pack(self, codes, scales, sums, zps=None, offsets=None):
+        cdef address to_codes = target(codes), to_scales = target(scales), to_sums = target(sums)
+        cdef address to_zps = target(zps), to_offsets = target(offsets)
         with nogil:
-            status = da8w4_pack(&self.weight, &self.plan, to_codes, to_scales, to_zps, to_offsets, to_sums)
-        check(status)
+            check(da8w4_pack(&self.weight, &self.plan, to_codes, to_scales, to_zps, to_offsets, to_sums))
+
+
+# One workspace for each Python thread, grown to the largest call so far and freed with the thread.
+_workspaces = threading.local()
 
 
 cdef class View:
@@ -123,131 +132,85 @@ cdef class View:
 
     cdef da8w4_packed packed
     cdef tuple arrays
-    cdef size_t starts[5], ends[5]  # of those arrays
+    cdef Extent extents[5]  # of those arrays
 
-    def __init__(self, size_t n, size_t k, size_t group, int scale_type, int zp, codes, scales, zps,
-                 offsets, sums):
-        self.arrays = (codes, scales, zps, offsets, sums)
-        self.packed.n, self.packed.k, self.packed.group = n, k, group
-        self.packed.scale_type = <da8w4_type>scale_type
-        self.packed.zp = zp
-        self.packed.codes = <const uint8_t *>address(codes, 0)
-        self.packed.scales = address(scales, 0)
-        self.packed.zps = <const int8_t *>address(zps, 0)
-        self.packed.offsets = address(offsets, 0)
-        self.packed.sums = <const float *>address(sums, 0)
-        cdef Py_buffer view
+    def __init__(self, size_t n, size_t k, size_t group, int scale_type, int zp, codes, scales, sums, zps, offsets):
+        self.arrays = codes, scales, sums, zps, offsets
         for i, array in enumerate(self.arrays):
-            self.starts[i] = self.ends[i] = 0
-            if array is not None and not isinstance(array, int):
-                PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
-                self.starts[i] = <size_t>view.buf
-                self.ends[i] = self.starts[i] + <size_t>view.len
-                PyBuffer_Release(&view)
+            self.extents[i] = extent(array)
+        self.packed = da8w4_packed(
+            n=n, k=k, group=group, scale_type=<da8w4_type>scale_type, zp=zp,
+            codes=self.extents[0].start, scales=self.extents[1].start,
+            sums=self.extents[2].start, zps=self.extents[3].start,
+            offsets=self.extents[4].start)
 
-    def overlaps(self, array):
-        """Whether a C-contiguous array shares memory with this one's."""
-        cdef Py_buffer view
-        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS)
-        cdef size_t start = <size_t>view.buf, end = start + <size_t>view.len
-        PyBuffer_Release(&view)
-        cdef int i
-        for i in range(5):
-            if start < self.ends[i] and self.starts[i] < end:
-                return True
-        return False
+    def linear(self, size_t m, x, int x_type, bint symmetric, bias, out, int out_type, bytes kernel):
+        """Multiply rows of floats."""
+        self.multiply(True, m, x, x_type, None, None, symmetric, bias, out, out_type, kernel)
+
+    def gemm(self, size_t m, a, int a_type, a_scales, a_zps, bias, out, int out_type, bytes kernel):
+        """Multiply rows that are quantized already."""
+        self.multiply(False, m, a, a_type, a_scales, a_zps, False, bias, out, out_type, kernel)
+
+    cdef int multiply(self, bint quantize, size_t m, act, int act_type, act_scales, act_zps, bint symmetric, bias, out,
+                      int out_type, bytes kernel) except -1:
+        cdef Extent[4] inputs = [extent(act), extent(act_scales), extent(act_zps), extent(bias)]
+        cdef Extent output = extent(out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        if overlaps(output, inputs, 4) or overlaps(output, self.extents, 5):
+            raise ValueError("out must not overlap the inputs, got memory that does")
+        cdef da8w4_call call = da8w4_call(
+            m=m, weight=&self.packed, symmetric=symmetric, threads=0, kernel=name_of(kernel),
+            act=inputs[0].start, act_type=<da8w4_type>act_type, act_stride=self.packed.k * type_bytes(act_type),
+            act_scales=inputs[1].start, act_zps=inputs[2].start,
+            bias=inputs[3].start,
+            out=output.start, out_type=<da8w4_type>out_type, out_stride=self.packed.n * type_bytes(out_type),
+            workspace=NULL, workspace_bytes=0)
+        cdef da8w4_status status = DA8W4_WORKSPACE_TOO_SMALL
+        cdef Memory workspace = getattr(_workspaces, "memory", None)
+        while status == DA8W4_WORKSPACE_TOO_SMALL:
+            if workspace is None:
+                workspace = _workspaces.memory = Memory(da8w4_workspace_bytes(&call))
+            call.workspace, call.workspace_bytes = workspace.start, <size_t>workspace.size
+            with nogil:
+                status = da8w4_linear(&call) if quantize else da8w4_gemm(&call)
+            workspace = None
+        return check(status)
 
     def unpack(self, codes, scales, zps, offsets):
-        cdef uint8_t *to_codes = <uint8_t *>address(codes, PyBUF_WRITABLE)
-        cdef float *to_scales = <float *>address(scales, PyBUF_WRITABLE)
-        cdef int8_t *to_zps = <int8_t *>address(zps, PyBUF_WRITABLE)
-        cdef float *to_offsets = <float *>address(offsets, PyBUF_WRITABLE)
-        cdef da8w4_status status
+        cdef address to_codes = target(codes), to_scales = target(scales)
+        cdef address to_zps = target(zps), to_offsets = target(offsets)
         with nogil:
-            status = da8w4_unpack(&self.packed, to_codes, to_scales, to_zps, to_offsets)
-        check(status)
+            check(da8w4_unpack(&self.packed, to_codes, to_scales, to_zps, to_offsets))
 
 
-def quantize_rows(x, int x_type, size_t m, size_t k, bint symmetric, act, scales, zps, bytes kernel):
-    cdef const void *from_x = address(x, 0)
-    cdef void *to_act = address(act, PyBUF_WRITABLE)
-    cdef float *to_scales = <float *>address(scales, PyBUF_WRITABLE)
-    cdef int32_t *to_zps = <int32_t *>address(zps, PyBUF_WRITABLE)
-    cdef const char *name = name_or_null(kernel)
-    cdef size_t x_stride = k * (4 if x_type == DA8W4_F32 else 2)
-    cdef da8w4_status status
+def quantize_rows(size_t m, size_t k, x, int x_type, bint symmetric, act, act_scales, act_zps, bytes kernel):
+    cdef const char *name = name_of(kernel)
+    cdef address source = extent(x).start, to_act = target(act)
+    cdef address to_scales = target(act_scales), to_zps = target(act_zps)
+    cdef size_t stride = k * type_bytes(x_type)
+    cdef da8w4_type type = <da8w4_type>x_type
     with nogil:
-        status = da8w4_quantize_rows(name, from_x, <da8w4_type>x_type, x_stride, m, k, symmetric, to_act, k,
-                                     to_scales, to_zps)
-    check(status)
-
-
-# One workspace for each Python thread, grown to the largest call so far and freed with the thread.
-_workspaces = threading.local()
-
-
-def multiply(bint quantize, size_t m, act, int act_type, size_t act_stride, act_scales, act_zps, bint symmetric,
-             View weight, bias, out, int out_type, size_t out_stride, bytes kernel):
-    """da8w4_linear where ``quantize``, else da8w4_gemm."""
-    cdef da8w4_call call
-    call.m = m
-    call.act = address(act, 0)
-    call.act_type = <da8w4_type>act_type
-    call.act_stride = act_stride
-    call.act_scales = <const float *>address(act_scales, 0)
-    call.act_zps = <const int32_t *>address(act_zps, 0)
-    call.symmetric = symmetric
-    call.weight = &weight.packed
-    call.bias = <const float *>address(bias, 0)
-    call.out = address(out, PyBUF_WRITABLE)
-    call.out_type = <da8w4_type>out_type
-    call.out_stride = out_stride
-    call.kernel = name_or_null(kernel)
-
-    call.threads = 0
-
-    cdef Memory workspace = getattr(_workspaces, "memory", None)
-    if workspace is None:
-        workspace = _workspaces.memory = Memory(da8w4_workspace_bytes(&call))
-    cdef da8w4_status status = DA8W4_WORKSPACE_TOO_SMALL
-    while True:
-        call.workspace = workspace.start
-        call.workspace_bytes = <size_t>workspace.size
-        with nogil:
-            status = da8w4_linear(&call) if quantize else da8w4_gemm(&call)
-        if status != DA8W4_WORKSPACE_TOO_SMALL:
-            break
-        workspace = _workspaces.memory = Memory(da8w4_workspace_bytes(&call))
-    check(status)
+        check(da8w4_quantize_rows(name, source, type, stride, m, k, symmetric, to_act, k, to_scales, to_zps))
 
 
 def kernel_table():
     """-> [(name, description, reason it cannot run or None)], best first."""
-    rows = []
-    cdef const char *reason
-    for i in range(da8w4_kernel_count()):
-        reason = da8w4_kernel_reason(i)
-        rows.append((da8w4_kernel_name(i).decode(), da8w4_kernel_description(i).decode(),
-                     None if reason == NULL else reason.decode()))
-    return rows
+    return [(text(da8w4_kernel_name(i)), text(da8w4_kernel_description(i)), text(da8w4_kernel_reason(i)))
+            for i in range(da8w4_kernel_count())]
 
 
 def default_kernel():
     cdef size_t index = 0
     check(da8w4_default_kernel(&index))
-    return da8w4_kernel_name(index).decode()
+    return text(da8w4_kernel_name(index))
 
 
 def cpu_features():
     """-> {name: present}."""
-    features = {}
     cdef int present = 0
-    cdef size_t index = 0
-    cdef const char *name = da8w4_cpu_feature(index, &present)
-    while name != NULL:
-        features[name.decode()] = bool(present)
-        index += 1
-        name = da8w4_cpu_feature(index, &present)
+    features = {}
+    while (name := text(da8w4_cpu_feature(len(features), &present))) is not None:
+        features[name] = bool(present)
     return features
 
 
@@ -260,7 +223,11 @@ def get_num_threads():
 
 
 def thread_runtime():
-    return da8w4_thread_runtime().decode()
+    return text(da8w4_thread_runtime())
+
+
+def version():
+    return da8w4_version().decode()
 
 
 def library_path():
@@ -268,4 +235,4 @@ def library_path():
     cdef Dl_info info
     if not dladdr(<const void *>&da8w4_alloc, &info):
         raise OSError("the dynamic linker does not know where the library is")
-    return info.dli_fname.decode()
+    return text(info.dli_fname)

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pyda8w4._checks import BLOCK, QUAD, ceil_div, check_flag, plain
+from pyda8w4._checks import FLOATS, check_flag, one_of, plain
+from pyda8w4._format import LAYOUT, LAYOUT_VERSION, Format
 from pyda8w4._packed import PackedWeight
 
-# Of the layout in docs/packed-format.md; a reader refuses every other.
-LAYOUT = "da8w4-n32k4"
-LAYOUT_VERSION = 1
-
-_TENSOR_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint8, "I8": np.int8}
-_SCALE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# Element types as safetensors names them.
+_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "int8": "I8"}
+_TYPES = {kind: type for type, kind in _KINDS.items()}
 
 
 def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> None:
@@ -64,7 +63,7 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     """
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights must be a mapping of names to PackedWeight, got {type(weights).__name__}")
-    tensors: list[tuple[str, str, np.ndarray]] = []
+    tensors: list[tuple[str, str, npt.NDArray[Any]]] = []
     fields: dict[str, Any] = {}
     for name, weight in weights.items():
         if not isinstance(name, str) or not isinstance(weight, PackedWeight):
@@ -82,10 +81,9 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
         }
         if weight.has_offsets:
             fields[name]["offsets"] = True
-        scale_type = _SCALE_TYPES[weight.scale_dtype]
-        types = {"codes": "U8", "scales": scale_type, "sums": "F32", "zps": "I8", "offsets": scale_type}
-        fields[name]["crc32"] = {part: _crc32(types[part], array) for part, array in weight._arrays.items()}
-        tensors += [(f"{name}.{part}", types[part], array) for part, array in weight._arrays.items()]
+        kinds = {part: _KINDS[spec.type] for part, spec in weight._format.arrays.items()}
+        fields[name]["crc32"] = {part: _crc32(kinds[part], array) for part, array in weight._arrays.items()}
+        tensors += [(f"{name}.{part}", kinds[part], array) for part, array in weight._arrays.items()]
     # Zero points come last: theirs are the only sizes that need not be multiples of 64 bytes.
     tensors.sort(key=lambda tensor: tensor[1] == "I8")
 
@@ -124,6 +122,7 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
     Parameters
     ----------
     path : path-like
+        Where the file is.
     verify : bool
         Whether to compare the contents with their checksums. That reads the whole file: about half a
         second per GB that is in memory already, and the time of reading the rest.
@@ -196,54 +195,48 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
     return weights
 
 
-def _bytes(array: np.ndarray) -> memoryview:
+def _bytes(array: npt.NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _crc32(kind: str, array: np.ndarray) -> int:
+def _crc32(kind: str, array: npt.NDArray[Any]) -> int:
     """Of the name of the type, since other types take the same bytes for other numbers, and then the data."""
     return zlib.crc32(_bytes(array), zlib.crc32(kind.encode()))
 
 
-def _weight(name: str, fields: dict[str, Any], header: dict[str, Any], data: np.ndarray, verify: bool) -> PackedWeight:
+def _weight(
+    name: str, fields: dict[str, Any], header: dict[str, Any], data: npt.NDArray[np.uint8], verify: bool
+) -> PackedWeight:
     shape = fields["shape"]
     if not isinstance(shape, list) or len(shape) != 2:
         raise ValueError(f"{name} must have a shape [N, K], got {shape!r}")
-    n, k = shape
-    group, zero_point = fields["group_size"], fields["zero_point"]
-    if not all(type(size) is int and size > 0 for size in (n, k, group)) or group > k or (group % QUAD and group != k):
-        raise ValueError(f"{name} must have positive sizes and a fitting group, got {fields}")
-    if zero_point is not None and not (type(zero_point) is int and -128 <= zero_point <= 127):
-        raise ValueError(f"{name} must have a zero point of -128 to 127, got {zero_point}")
-    has_offsets = fields.get("offsets", False)
-    if type(has_offsets) is not bool:
-        raise ValueError(f"{name} must have offsets or not, got {has_offsets!r}")
-    blocks, groups = ceil_div(n, BLOCK), ceil_div(k, group)
     scale_kind = header[f"{name}.scales"]["dtype"]
-    if scale_kind not in _SCALE_TYPES.values():
-        raise ValueError(f"{name}.scales must be F16, BF16 or F32, got {scale_kind}")
-    wanted = {
-        "codes": ("U8", [blocks, ceil_div(k, QUAD), 2 * BLOCK]),
-        "scales": (scale_kind, [blocks, groups, BLOCK]),
-        "sums": ("F32", [blocks, BLOCK]),
-    }
-    if zero_point is None:
-        wanted["zps"] = ("I8", [blocks, groups, BLOCK])
-    if has_offsets:
-        wanted["offsets"] = wanted["scales"]
+    if _TYPES.get(scale_kind) not in FLOATS:
+        raise ValueError(f"{name}.scales must be {one_of(tuple(_KINDS[type] for type in FLOATS))}, got {scale_kind}")
+    try:
+        format = Format(
+            n=shape[0],
+            k=shape[1],
+            group_size=fields["group_size"],
+            scale_dtype=_TYPES[scale_kind],
+            zero_point=fields["zero_point"],
+            has_offsets=fields.get("offsets", False),
+        )
+    except ValueError as error:
+        raise ValueError(f"{name} is no packed weight: {error}") from None
     arrays = {}
-    for part, (kind, shape) in wanted.items():
+    for part, spec in format.arrays.items():
         entry = header[f"{name}.{part}"]
-        if entry["dtype"] != kind or entry["shape"] != shape:
-            raise ValueError(f"{name}.{part} must be {kind} {shape}, got {entry['dtype']} {entry['shape']}")
+        kind, size = _KINDS[spec.type], list(spec.shape)
+        if entry["dtype"] != kind or entry["shape"] != size:
+            raise ValueError(f"{name}.{part} must be {kind} {size}, got {entry['dtype']} {entry['shape']}")
         begin, end = entry["data_offsets"]
         # A copy where the file has it at an odd place, which `save` never does.
-        arrays[part] = plain(data[begin:end].view(_TENSOR_TYPES[kind]).reshape(shape))
+        arrays[part] = plain(data[begin:end].view(spec.dtype).reshape(spec.shape))
         if verify and fields["crc32"][part] != _crc32(kind, arrays[part]):
             raise ValueError(f"{name}.{part} is damaged: it does not have its checksum")
-    # As prepack: a sum over a group must fit int32. Columns beyond N do not count.
-    zps = arrays["zps"].transpose(0, 2, 1).reshape(-1, groups)[:n] if zero_point is None else np.array(zero_point)
-    if group * 128 * max(15 - int(zps.min()), int(zps.max())) >= 2**31:
-        raise ValueError(f"{name} has a group_size of {group}, too large for its zero points")
-    scale_dtype = next(dtype for dtype, kind in _SCALE_TYPES.items() if kind == scale_kind)
-    return PackedWeight._from_arrays((n, k), group, scale_dtype, zero_point, **arrays)
+    try:
+        format.check(arrays)
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
+    return PackedWeight._from_arrays(format, arrays)

@@ -1,27 +1,38 @@
-"""The packed weight: arrays in the layout of docs/packed-format.md, and what can be done to them."""
+"""The packed weight: its arrays, and what can be done to them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import prod
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pyda8w4 import _core
-from pyda8w4._checks import BLOCK, TYPES, ceil_div
+from pyda8w4._checks import ceil_div
+from pyda8w4._core import Memory, View
+from pyda8w4._format import LAYOUT_VERSION, Format
 
 
-def aligned_empty(*parts: tuple[tuple[int, ...], Any]) -> list[np.ndarray]:
+def aligned_empty(*parts: tuple[tuple[int, ...], npt.DTypeLike]) -> list[npt.NDArray[Any]]:
     """Arrays of these shapes and dtypes in one allocation, each at a multiple of 64 bytes."""
     dtypes = [np.dtype(dtype) for _, dtype in parts]
-    sizes = [int(np.prod(shape, dtype=object)) * dtype.itemsize for (shape, _), dtype in zip(parts, dtypes)]
+    sizes = [prod(shape) * dtype.itemsize for (shape, _), dtype in zip(parts, dtypes)]
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + ceil_div(size, 64) * 64)
-    memory = np.asarray(memoryview(_core.Memory(starts[-1])))
+    memory = np.asarray(memoryview(Memory(starts[-1])))
     return [
         memory[start : start + size].view(dtype).reshape(shape)
         for start, size, dtype, (shape, _) in zip(starts, sizes, dtypes, parts)
     ]
+
+
+def empty_arrays(format: Format) -> dict[str, npt.NDArray[Any]]:
+    """Memory for a packed weight."""
+    specs = format.arrays.values()
+    return dict(zip(format.arrays, aligned_empty(*((spec.shape, spec.dtype) for spec in specs))))
 
 
 class PackedWeight:
@@ -59,51 +70,25 @@ class PackedWeight:
     (32, 128)
     """
 
-    __slots__ = ("_arrays", "_view", "group_size", "scale_dtype", "shape", "zero_point")
+    __slots__ = ("_arrays", "_format", "_view")
 
-    shape: tuple[int, int]
-    group_size: int
-    scale_dtype: str
-    zero_point: int | None  # the one of all groups, or None where they differ
-    _arrays: dict[str, np.ndarray]
-    _view: _core.View
+    _format: Format
+    _arrays: dict[str, npt.NDArray[Any]]  # bfloat16 as the bits, in uint16
+    _view: View
 
     def __init__(self) -> None:
         raise TypeError("a PackedWeight is made by pyda8w4.prepack, not by its constructor")
 
     @classmethod
-    def _from_arrays(
-        cls,
-        shape: tuple[int, int],
-        group_size: int,
-        scale_dtype: str,
-        zero_point: int | None,
-        *,
-        codes: np.ndarray,
-        scales: np.ndarray,
-        sums: np.ndarray,
-        zps: np.ndarray | None = None,
-        offsets: np.ndarray | None = None,
-    ) -> PackedWeight:
-        """From arrays as docs/packed-format.md has them; bfloat16 scales and offsets as their uint16 bits."""
+    def _from_arrays(cls, format: Format, arrays: Mapping[str, npt.NDArray[Any]]) -> PackedWeight:
+        """From C-contiguous, aligned arrays that fit the format: `Format.check` tells."""
+        read_only = {name: array.view() for name, array in arrays.items()}
+        for array in read_only.values():
+            array.flags.writeable = False
         self = object.__new__(cls)
-        arrays = {"codes": codes, "scales": scales, "sums": sums}
-        if zps is not None:
-            arrays["zps"] = zps
-        if offsets is not None:
-            arrays["offsets"] = offsets
-        for name, array in arrays.items():
-            arrays[name] = array.view()
-            arrays[name].flags.writeable = False
-        set_once = object.__setattr__
-        set_once(self, "_arrays", arrays)
-        set_once(self, "shape", shape)
-        set_once(self, "group_size", group_size)
-        set_once(self, "scale_dtype", scale_dtype)
-        set_once(self, "zero_point", zero_point)
-        zp = 0 if zero_point is None else zero_point
-        view = _core.View(*shape, group_size, TYPES[scale_dtype], zp, codes, scales, zps, offsets, sums)
-        set_once(self, "_view", view)
+        object.__setattr__(self, "_format", format)
+        object.__setattr__(self, "_arrays", read_only)
+        object.__setattr__(self, "_view", format.view(read_only))
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -113,8 +98,8 @@ class PackedWeight:
         raise AttributeError(f"a PackedWeight is immutable; cannot delete {name!r}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = (self.shape, self.group_size, self.scale_dtype, self.zero_point)
-        return _rebuild, (*fields, {name: np.asarray(array) for name, array in self._arrays.items()})
+        arrays = {name: np.asarray(array) for name, array in self._arrays.items()}
+        return _rebuild, (LAYOUT_VERSION, asdict(self._format), arrays)
 
     def __repr__(self) -> str:
         zero_point = "per group" if self.zero_point is None else self.zero_point
@@ -125,21 +110,52 @@ class PackedWeight:
         )
 
     @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays.values())
+    def shape(self) -> tuple[int, int]:
+        """(N, K): output and input features."""
+        return self._format.n, self._format.k
+
+    @property
+    def group_size(self) -> int:
+        """Elements of k that share a scale; K where there is one group per row."""
+        return self._format.group_size
+
+    @property
+    def scale_dtype(self) -> str:
+        """How scales and offsets are stored."""
+        return self._format.scale_dtype
+
+    @property
+    def zero_point(self) -> int | None:
+        """The one of all groups, or None where they differ."""
+        return self._format.zero_point
 
     @property
     def has_offsets(self) -> bool:
         """Whether there is a float offset per group."""
-        return "offsets" in self._arrays
+        return self._format.has_offsets
 
     @property
     def groups(self) -> int:
         """Groups of one row: ceil(K / group_size)."""
-        return ceil_div(self.shape[1], self.group_size)
+        return self._format.groups
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed arrays."""
+        return sum(array.nbytes for array in self._arrays.values())
 
     def __getitem__(self, rows: slice) -> PackedWeight:
-        """Output features `rows`, without copying: ``packed[a:b]`` with a and b multiples of 32 (or b = N).
+        """Give output features `rows` without copying them.
+
+        Parameters
+        ----------
+        rows : slice
+            From a multiple of 32 to a multiple of 32, or to N.
+
+        Returns
+        -------
+        PackedWeight
+            In the memory of this one.
 
         Raises
         ------
@@ -147,20 +163,23 @@ class PackedWeight:
             If `rows` is not a slice.
         ValueError
             If it is empty, has a step, or does not begin and end at borders of blocks.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import pyda8w4
+        >>> packed = pyda8w4.prepack(np.zeros((80, 16), np.uint8), np.ones(80, np.float32))
+        >>> packed[32:].shape
+        (48, 16)
         """
         if not isinstance(rows, slice):
             raise TypeError(f"a PackedWeight takes a slice of output features, got {type(rows).__name__}")
-        n, k = self.shape
-        begin, end, step = rows.indices(n)
+        begin, end, step = rows.indices(self._format.n)
         if step != 1 or begin >= end:
-            raise ValueError(f"the slice must be non-empty with step 1, got {rows} of {n} output features")
-        if begin % BLOCK or (end % BLOCK and end != n):
-            raise ValueError(f"the slice must begin and end at multiples of {BLOCK} (or end at {n}), got {rows}")
-        blocks = slice(begin // BLOCK, ceil_div(end, BLOCK))
-        parts = {name: array[blocks] for name, array in self._arrays.items()}
-        return PackedWeight._from_arrays((end - begin, k), self.group_size, self.scale_dtype, self.zero_point, **parts)
+            raise ValueError(f"the slice must be non-empty with step 1, got {rows} of {self._format.n} output features")
+        return PackedWeight._from_arrays(*self._format.slice(begin, end, self._arrays))
 
-    def unpack(self) -> tuple[np.ndarray, ...]:
+    def unpack(self) -> tuple[npt.NDArray[Any], ...]:
         """Give back what was packed, exactly: arguments of `prepack`.
 
         Returns
@@ -169,7 +188,9 @@ class PackedWeight:
             Codes 0 to 15. Codes that were given as -8..7 come back 8 higher, and so do their zero
             points.
         scales : (N, G) ndarray of float32
+            One per group.
         zps : (N, G) ndarray of int8
+            One per group.
         offsets : (N, G) ndarray of float32
             Only of a weight that has offsets: otherwise there are three arrays.
 
@@ -182,24 +203,25 @@ class PackedWeight:
         >>> bool((packed.unpack()[0] == w).all())
         True
         """
-        n, k = self.shape
-        codes = np.empty((n, k), np.uint8)
-        scales = np.empty((n, self.groups), np.float32)
-        zps = np.empty((n, self.groups), np.int8)
-        offsets = np.empty((n, self.groups), np.float32) if self.has_offsets else None
+        per_group = self._format.n, self._format.groups
+        codes = np.empty(self.shape, np.uint8)
+        scales = np.empty(per_group, np.float32)
+        zps = np.empty(per_group, np.int8)
+        offsets = np.empty(per_group, np.float32) if self.has_offsets else None
         self._view.unpack(codes, scales, zps, offsets)
         return (codes, scales, zps) if offsets is None else (codes, scales, zps, offsets)
 
 
-def _rebuild(
-    shape: tuple[int, int],
-    group_size: int,
-    scale_dtype: str,
-    zero_point: int | None,
-    arrays: dict[str, np.ndarray],
-) -> PackedWeight:
-    places = aligned_empty(*((array.shape, array.dtype) for array in arrays.values()))
-    for place, array in zip(places, arrays.values()):
-        place[...] = array
-    parts = dict(zip(arrays, places))
-    return PackedWeight._from_arrays(shape, group_size, scale_dtype, zero_point, **parts)
+def _rebuild(layout_version: int, fields: dict[str, Any], arrays: dict[str, Any]) -> PackedWeight:
+    """From a pickle, whose contents are checked as those of a file are."""
+    if layout_version != LAYOUT_VERSION:
+        raise ValueError(f"layout_version must be {LAYOUT_VERSION}, got {layout_version!r}")
+    for name, array in arrays.items():
+        if type(array) is not np.ndarray:
+            raise TypeError(f"{name} must be an ndarray, got {type(array).__name__}")
+    format = Format(**fields)
+    format.check(arrays)
+    places = empty_arrays(format)
+    for name, place in places.items():
+        place[...] = arrays[name]
+    return PackedWeight._from_arrays(format, places)

@@ -5,29 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pyda8w4 import _core
-from pyda8w4._checks import (
-    BLOCK,
-    FLOATS,
-    QUAD,
-    TYPES,
-    as_array,
-    as_array_of,
-    ceil_div,
-    check_dtype,
-    check_group_size,
-    check_shape,
-    plain,
-    type_name,
-)
-from pyda8w4._packed import PackedWeight, aligned_empty
+from pyda8w4._checks import FLOATS, TYPES, as_array, as_array_of, check_dtype, check_shape, plain, type_name
+from pyda8w4._core import CoreError, Source
+from pyda8w4._format import INT32_RULE, Format, check_group_size, group_count, group_size_of
+from pyda8w4._packed import PackedWeight, empty_arrays
 
 _FORMATS = {"uint8": 0, "int8": 1, "low_first": 2, "high_first": 3}
 _SCALE_TYPES = {number: name for name, number in TYPES.items()}
 
 
-def _codes(w_int4: Any, nibbles: str | None) -> tuple[np.ndarray, str, int]:
+def _codes(w_int4: npt.ArrayLike, nibbles: str | None) -> tuple[npt.NDArray[Any], str, int]:
     """-> codes with contiguous rows, their format, K."""
     w = as_array("w_int4", w_int4)
     if w.ndim != 2 or 0 in w.shape:
@@ -47,7 +36,7 @@ def _codes(w_int4: Any, nibbles: str | None) -> tuple[np.ndarray, str, int]:
     return w, form, k
 
 
-def _per_group(name: str, value: np.ndarray, n: int) -> np.ndarray:
+def _per_group(name: str, value: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
     """(N,) as (N, 1); anything but a matrix with N rows is refused."""
     if value.shape == (n,):
         value = value[:, None]
@@ -56,7 +45,7 @@ def _per_group(name: str, value: np.ndarray, n: int) -> np.ndarray:
     return value
 
 
-def _floats(name: str, value: Any, n: int) -> np.ndarray:
+def _floats(name: str, value: npt.ArrayLike, n: int) -> npt.NDArray[np.float32]:
     """-> finite float32, one for each group."""
     floats, _ = as_array_of(name, value, FLOATS)
     floats = plain(_per_group(name, floats, n).astype(np.float32, copy=False))
@@ -66,29 +55,41 @@ def _floats(name: str, value: Any, n: int) -> np.ndarray:
 
 
 def _group_size(k: int, groups: int, group_size: int | None) -> int:
-    if group_size is not None:
-        group = check_group_size(group_size, k)
-        if ceil_div(k, group) != groups:
-            raise ValueError(f"group_size {group_size} does not fit scales with {groups} groups of K = {k}")
-        return group
-    if k % groups == 0:
-        group = k // groups
-        if group % QUAD and group != k:
-            raise ValueError(f"scales with {groups} groups of K = {k} make groups of {group}, not a multiple of 4")
-        return group
-    group = ceil_div(ceil_div(k, groups), QUAD) * QUAD
-    if ceil_div(k, group) != groups:
-        raise ValueError(f"scales must have G groups of one size for K = {k}, got G = {groups}, which none gives")
-    if ceil_div(k, group + QUAD) == groups:
-        raise ValueError(f"group_size must be given: several sizes make {groups} groups of K = {k}")
+    if group_size is None:
+        return group_size_of(k, groups)
+    group = check_group_size(group_size, k)
+    if group_count(k, group) != groups:
+        raise ValueError(f"group_size {group_size} does not fit scales with {groups} groups of K = {k}")
     return group
 
 
+def _zero_points(
+    value: npt.ArrayLike | None, form: str, shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.int8] | None, int]:
+    """-> an array of int8, or None and the one of all groups."""
+    if value is None:
+        return None, 0 if form == "int8" else 8
+    zps = as_array("zps", value)
+    if zps.dtype.kind not in "iu":
+        raise TypeError(f"zps must be an array of integers, got {zps.dtype}")
+    zps = _per_group("zps", zps, shape[0])
+    check_shape("zps", zps, shape)
+    low, high = (-136, 119) if form == "int8" else (-128, 127)
+    least, most = int(zps.min()), int(zps.max())
+    if least < low or most > high:
+        raise ValueError(f"zps must be {low} to {high} for {form} codes, got {least} to {most}")
+    if least == most:
+        return None, least
+    if least < -128:
+        raise ValueError(f"zps must be -128 to 119 for int8 codes where they differ, got {least} to {most}")
+    return np.ascontiguousarray(zps, dtype=np.int8), 0
+
+
 def prepack(
-    w_int4: np.ndarray,
-    scales: np.ndarray,
-    zps: np.ndarray | None = None,
-    offsets: np.ndarray | None = None,
+    w_int4: npt.ArrayLike,
+    scales: npt.ArrayLike,
+    zps: npt.ArrayLike | None = None,
+    offsets: npt.ArrayLike | None = None,
     *,
     group_size: int | None = None,
     nibbles: str | None = None,
@@ -117,6 +118,7 @@ def prepack(
     Returns
     -------
     PackedWeight
+        Of shape (N, K); owns its memory.
 
     Raises
     ------
@@ -153,73 +155,40 @@ def prepack(
     """
     w, form, k = _codes(w_int4, nibbles)
     n = w.shape[0]
-
     scales = _floats("scales", scales, n)
     group = _group_size(k, scales.shape[1], group_size)
-
-    zp = 0 if form == "int8" else 8
-    if zps is not None:
-        zps = as_array("zps", zps)
-        if zps.dtype.kind not in "iu":
-            raise TypeError(f"zps must be an array of integers, got {zps.dtype}")
-        zps = _per_group("zps", zps, n)
-        check_shape("zps", zps, scales.shape)
-        low, high = (-136, 119) if form == "int8" else (-128, 127)
-        least, most = int(zps.min()), int(zps.max())
-        if least < low or most > high:
-            raise ValueError(f"zps must be {low} to {high} for {form} codes, got {least} to {most}")
-        # The C interface takes an array of int8, or one number for all.
-        if least == most:
-            zp, zps = least, None
-        elif least < -128:
-            raise ValueError(f"zps must be -128 to 119 for int8 codes where they differ, got {least} to {most}")
-        else:
-            zps = np.ascontiguousarray(zps, dtype=np.int8)
-
+    zps, zp = _zero_points(zps, form, scales.shape)
     if offsets is not None:
         offsets = _floats("offsets", offsets, n)
         check_shape("offsets", offsets, scales.shape)
 
-    # numpy gives a single row any stride, such as the 0 of w[None].
-    stride = max(w.strides[0], w.shape[1])
-    source = _core.Source(n, k, group, _FORMATS[form], w, stride, scales, zps, zp, offsets)
-    try:
-        scale_type, zero_point, zp_bytes = source.plan_pack()
-        scale_dtype = _SCALE_TYPES[scale_type]
-        blocks, groups = ceil_div(n, BLOCK), scales.shape[1]
-        stored = np.uint16 if scale_dtype == "bfloat16" else np.dtype(scale_dtype)
-        arrays = aligned_empty(
-            ((blocks, ceil_div(k, QUAD), 2 * BLOCK), np.uint8),
-            ((blocks, groups, BLOCK), stored),
-            ((blocks, BLOCK), np.float32),
-            ((blocks if zp_bytes else 0, groups, BLOCK), np.int8),
-            ((0 if offsets is None else blocks, groups, BLOCK), stored),
-        )
-        codes, packed_scales, sums = arrays[:3]
-        packed_zps = arrays[3] if zp_bytes else None
-        packed_offsets = None if offsets is None else arrays[4]
-        source.pack(codes, packed_scales, packed_zps, packed_offsets, sums)
-    except _core.CoreError as error:
-        raise ValueError(_why(error, w, form, group)) from None
-    return PackedWeight._from_arrays(
-        (n, k),
-        group,
-        scale_dtype,
-        None if zp_bytes else zero_point,
-        codes=codes,
-        scales=packed_scales,
-        sums=sums,
-        zps=packed_zps,
-        offsets=packed_offsets,
+    source = Source(
+        n=n,
+        k=k,
+        group=group,
+        format=_FORMATS[form],
+        codes=w,
+        codes_stride=max(w.strides[0], w.shape[1]),  # numpy gives a single row any stride, such as the 0 of w[None]
+        scales=scales,
+        zps=zps,
+        zp=zp,
+        offsets=offsets,
     )
+    try:
+        scale_type, zero_point = source.plan_pack()
+        packed = Format(n, k, group, _SCALE_TYPES[scale_type], zero_point, offsets is not None)
+        arrays = empty_arrays(packed)
+        source.pack(**arrays)
+    except CoreError as error:
+        raise ValueError(_why(error, w, form, group)) from None
+    return PackedWeight._from_arrays(packed, arrays)
 
 
-def _why(error: Exception, w: np.ndarray, form: str, group: int) -> str:
+def _why(error: CoreError, w: npt.NDArray[Any], form: str, group: int) -> str:
     status, text = error.args
     if status == "BAD_CODE":
         takes = "-8 to 7" if form == "int8" else "0 to 15"
         return f"w_int4 must hold {takes} as {form}, got {w.min()} to {w.max()}"
     if status == "INT32_OVERFLOW":
-        limit = "group_size * 128 * max|w_int4 - zps| must stay below 2**31"
-        return f"group_size {group} is too large for these zps: {limit}"
+        return f"group_size {group} is too large for these zps: {INT32_RULE}"
     return str(text)

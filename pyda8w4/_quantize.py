@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pyda8w4 import _core
-from pyda8w4._checks import FLOATS, TYPES, as_array_of, ceil_div, check_flag, check_group_size, raw
+from pyda8w4._checks import FLOATS, TYPES, as_array_of, bits, check_flag, plain
+from pyda8w4._core import CoreError, quantize_rows
+from pyda8w4._format import check_group_size, group_count
 from pyda8w4._runtime import forced_kernel, translate
 
 _EPSILON = np.float32(2.0**-23)
 
 
 def quantize_weight(
-    w: np.ndarray, group_size: int = 128, symmetric: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    w: npt.ArrayLike, group_size: int = 128, symmetric: bool = False
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.int8]]:
     """Quantize a float weight matrix to 4 bits, in groups of consecutive k.
 
     Parameters
@@ -66,7 +69,7 @@ def quantize_weight(
     n, k = w.shape
     group = check_group_size(group_size, k)
     symmetric = check_flag("symmetric", symmetric)
-    groups = ceil_div(k, group)
+    groups = group_count(k, group)
     codes = np.empty((n, k), np.uint8)
     scales = np.empty((n, groups), np.float32)
     zps = np.empty((n, groups), np.int8)
@@ -78,7 +81,12 @@ def quantize_weight(
 
 
 def _quantize_rows(
-    w: np.ndarray, group: int, symmetric: bool, codes: np.ndarray, scales: np.ndarray, zps: np.ndarray
+    w: npt.NDArray[Any],
+    group: int,
+    symmetric: bool,
+    codes: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.float32],
+    zps: npt.NDArray[np.int8],
 ) -> None:
     n, k = w.shape
     grouped = np.zeros((n, scales.shape[1], group), np.float32)  # zeros change no minimum or maximum below
@@ -102,7 +110,9 @@ def _quantize_rows(
     zps[:] = z
 
 
-def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantize_activation(
+    x: npt.ArrayLike, symmetric: bool = False
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Quantize activations to 8 bits, each row (token) with a scale of its own.
 
     Parameters
@@ -116,7 +126,9 @@ def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndar
     Returns
     -------
     a : (..., K) ndarray of uint8, or of int8 if symmetric
+        The quantized rows.
     a_scales : (...) ndarray of float32
+        One per row.
     a_zps : (...) ndarray of int32
         ``x ~ (a - a_zps) * a_scales``.
 
@@ -155,7 +167,17 @@ def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndar
     scales = np.empty(rows, np.float32)
     zps = np.empty(rows, np.int32)
     try:
-        _core.quantize_rows(raw(x, x_type), TYPES[x_type], prod(rows), k, symmetric, a, scales, zps, forced_kernel())
-    except _core.CoreError as error:
+        quantize_rows(
+            m=prod(rows),
+            k=k,
+            x=bits(plain(x), x_type),
+            x_type=TYPES[x_type],
+            symmetric=symmetric,
+            act=a,
+            act_scales=scales,
+            act_zps=zps,
+            kernel=forced_kernel(),
+        )
+    except CoreError as error:
         raise translate(error) from None
     return a, scales, zps

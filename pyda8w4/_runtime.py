@@ -21,7 +21,7 @@ def forced_kernel() -> bytes | None:
 
 
 def kernels(runnable: bool = True) -> list[str]:
-    """Names of the kernels, best first.
+    """Return the names of the kernels, best first.
 
     Parameters
     ----------
@@ -31,6 +31,7 @@ def kernels(runnable: bool = True) -> list[str]:
     Returns
     -------
     list of str
+        What `use_kernel` and ``PYDA8W4_KERNEL`` take.
 
     Examples
     --------
@@ -49,8 +50,21 @@ def _describe(kernel: str, origin: str) -> str:
     return f"{origin} {kernel!r} cannot run here: {reasons[kernel]}; this CPU runs: {takes}"
 
 
+def translate(error: _core.CoreError) -> ValueError | RuntimeError:
+    """-> what to raise for an error of the C interface that is not about a value that the caller knows."""
+    status, text = error.args
+    if status in ("UNKNOWN_KERNEL", "KERNEL_UNAVAILABLE"):  # `use_kernel` lets none through
+        return ValueError(_describe(os.environ.get("PYDA8W4_KERNEL", ""), "PYDA8W4_KERNEL"))
+    return RuntimeError(text)
+
+
 def default_kernel() -> str:
-    """Name of the kernel that calls use when none is forced.
+    """Return the name of the kernel that calls use when none is forced.
+
+    Returns
+    -------
+    str
+        One of `kernels`.
 
     Raises
     ------
@@ -59,16 +73,8 @@ def default_kernel() -> str:
     """
     try:
         return _core.default_kernel()
-    except _core.CoreError:
-        raise ValueError(_describe(os.environ.get("PYDA8W4_KERNEL", ""), "PYDA8W4_KERNEL")) from None
-
-
-def translate(error: Exception) -> Exception:
-    """What to raise for a CoreError that is not about a value that the caller knows."""
-    status, text = error.args
-    if status in ("UNKNOWN_KERNEL", "KERNEL_UNAVAILABLE"):
-        default_kernel()  # raises what is wrong with PYDA8W4_KERNEL
-    return RuntimeError(text)
+    except _core.CoreError as error:
+        raise translate(error) from None
 
 
 @contextmanager
@@ -82,6 +88,11 @@ def use_kernel(name: str) -> Iterator[None]:
     ----------
     name : str
         One of `kernels`.
+
+    Yields
+    ------
+    None
+        Nothing: ``with pyda8w4.use_kernel(name):``.
 
     Raises
     ------
@@ -150,6 +161,7 @@ def get_num_threads() -> int:
     Returns
     -------
     int
+        At least 1.
 
     Examples
     --------
@@ -208,6 +220,7 @@ def get_include() -> str:
     Returns
     -------
     str
+        Its path.
 
     Examples
     --------
@@ -226,6 +239,7 @@ def get_library() -> str:
     Returns
     -------
     str
+        The path of the one that this process has loaded.
 
     Examples
     --------

@@ -1,7 +1,8 @@
-"""`pyda8w4.linear` on layers of language models, against numpy's float32: ``python -m pyda8w4 bench``.
+"""`pyda8w4.linear` on layers of language models, compared with numpy's float32: ``pyda8w4 bench``.
 
 Weights are cold, as in a model, where a layer comes round again only after all the others: each call
-takes the next of several copies. The two sides alternate, so that both see what else the machine does.
+takes the next of several copies. The runs of the two sides are interleaved, so that both see what else the machine
+does.
 """
 
 from __future__ import annotations
@@ -10,55 +11,58 @@ import copy
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyda8w4._linear import linear
-from pyda8w4._packed import PackedWeight, aligned_empty
+from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._runtime import cpu_info, forced_kernel, get_num_threads
+from pyda8w4._timing import (
+    MAX_COPIES,
+    SETTLE_SECONDS,
+    Spread,
+    cold_bytes,
+    count_copies,
+    interleave,
+    last_level_cache_bytes,
+    time_calls,
+)
+
+__all__ = ["ROWS", "SHAPES", "Cell", "main", "measure_layer"]
 
 # N x K: attention and both feed-forward layers of a 7B Llama, two layers of SmolLM2-135M.
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (576, 576), (1536, 576)]
 ROWS = [1, 4, 16, 64, 256]
 
 _ROUNDS = 3
-# OpenBLAS threads spin for about this long after a product; whoever runs beside them is slowed.
-_SETTLE_SECONDS = 0.12
-_CACHES_TOUCHED = 4
-_MOST_BYTES = 700 << 20  # of copies, for each side
-_MOST_COPIES = 4096
-_UNKNOWN_CACHE = 64 << 20
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one call: median, quartiles, number of calls."""
-
-    median: float
-    q1: float
-    q3: float
-    calls: int
-
-    @classmethod
-    def of(cls, seconds: list[float]) -> Timing:
-        q1, median, q3 = (float(value) for value in np.percentile(seconds, [25, 50, 75]) * 1e3)
-        return cls(median, q1, q3, len(seconds))
-
-    def __str__(self) -> str:
-        return f"{_short(self.median):>6} [{_short(self.q1)}..{_short(self.q3)}]"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One layer with one number of rows."""
+    """One layer with one number of rows.
+
+    Attributes
+    ----------
+    n, k, m : int
+        Outputs, inputs and rows.
+    packed_bytes : int
+        Of the packed weight.
+    packed_copies, float32_copies : int
+        How many copies of the weight each side passed through.
+    numpy_read : float
+        What numpy reads in GB/s.
+    linear_ms, float32_ms : Spread
+        Milliseconds of a call of `pyda8w4.linear` and of numpy.
+    """
 
     n: int
     k: int
@@ -66,9 +70,9 @@ class Cell:
     packed_bytes: int
     packed_copies: int
     float32_copies: int
-    numpy_read: float  # GB/s
-    linear_ms: Timing
-    float32_ms: Timing
+    numpy_read: float
+    linear_ms: Spread
+    float32_ms: Spread
 
     @property
     def gigabytes(self) -> float:
@@ -86,6 +90,12 @@ class Cell:
         return self.float32_ms.median / self.linear_ms.median
 
     def as_dict(self) -> dict[str, Any]:
+        """Everything in this cell, and what follows from it.
+
+        Returns
+        -------
+        dict of str
+        """
         return {**asdict(self), "gb_per_s": self.gigabytes, "gops": self.gigaops, "ratio": self.ratio}
 
 
@@ -119,13 +129,12 @@ def main(
     int
     """
     with _numpy_limit(threads):
-        cache = last_level_cache()
-        target = min(_CACHES_TOUCHED * (cache or _UNKNOWN_CACHE), _MOST_BYTES)
+        target = cold_bytes()
         setup = {
             **cpu_info(),
             "load_average": os.getloadavg()[0],
             "group_size": group_size,
-            "last_level_cache_bytes": cache,
+            "last_level_cache_bytes": last_level_cache_bytes(),
             "rotated_bytes": target,
             "numpy": np.__version__,
             "numpy_threads": _numpy_threads(),
@@ -134,14 +143,15 @@ def main(
         if kernel is not None:
             setup["kernel"] = kernel.decode()
         _print_header(setup)
+        _print_duration(len(shapes), len(rows), seconds)
+        _print_columns()
         cells = []
         for n, k in shapes:
             for number, cell in enumerate(measure_layer(n, k, rows, group_size, seconds, target)):
                 _print_row(cell, first=number == 0)
                 cells.append(cell)
     reads = [cell.numpy_read for cell in cells]
-    print("\nof read: the share of the GB/s at which numpy, before each layer, read memory, which may give more;")
-    print(f"here {min(reads):.1f} to {max(reads):.1f} GB/s")
+    print(f"\nnumpy read {min(reads):.1f} to {max(reads):.1f} GB/s")
     if json_file is not None:
         json.dump({**setup, "cells": [cell.as_dict() for cell in cells]}, json_file, indent=2)
         json_file.write("\n")
@@ -167,54 +177,42 @@ def measure_layer(
     ------
     Cell
     """
-    read = read_bandwidth(rotated_bytes)
+    read = _read_bandwidth(rotated_bytes)
     rng = np.random.default_rng(0)
     packed, w = _random_layer(rng, n, k, group_size)
-    packed_copies = [packed, *(copy.copy(packed) for _ in range(1, _copies(packed.nbytes, rotated_bytes)))]
-    float32_copies = [w, *(w.copy() for _ in range(1, _copies(w.nbytes, rotated_bytes)))]
+    packed_copies = [packed, *(copy.copy(packed) for _ in range(1, count_copies(packed.nbytes, rotated_bytes)))]
+    float32_copies = [w, *(w.copy() for _ in range(1, count_copies(w.nbytes, rotated_bytes)))]
     for m in rows:
         x = rng.standard_normal((m, k), np.float32)
-        ours, theirs = _alternate(x, packed_copies, float32_copies, seconds)
-        yield Cell(n, k, m, packed.nbytes, len(packed_copies), len(float32_copies), read, ours, theirs)
+        linear_ms, float32_ms = _time_both(x, packed_copies, float32_copies, seconds)
+        yield Cell(n, k, m, packed.nbytes, len(packed_copies), len(float32_copies), read, linear_ms, float32_ms)
 
 
-def _alternate(
-    x: np.ndarray, packed_copies: list[PackedWeight], float32_copies: list[np.ndarray], seconds: float
-) -> tuple[Timing, Timing]:
-    packed, float32 = cycle(packed_copies), cycle(float32_copies)
+def _time_both(
+    x: NDArray[np.float32],
+    packed_copies: list[PackedWeight],
+    float32_copies: list[NDArray[np.float32]],
+    seconds: float,
+) -> tuple[Spread, Spread]:
+    """Milliseconds of `linear` and of numpy."""
     out = np.empty((len(x), packed_copies[0].shape[0]), np.float32)
-    ours: list[float] = []
-    theirs: list[float] = []
-    share = seconds / _ROUNDS / 2
-    for _ in range(_ROUNDS):
-        ours += _time(lambda: linear(x, next(packed), out=out), share)
-        theirs += _time(lambda: np.matmul(x, next(float32).T, out=out), share)
-        time.sleep(_SETTLE_SECONDS)
-    return Timing.of(ours), Timing.of(theirs)
+    calls = {
+        "linear": cycle([partial(linear, x, packed, out=out) for packed in packed_copies]),
+        "float32": cycle([partial(np.matmul, x, w.T, out=out) for w in float32_copies]),
+    }
+    ms: dict[str, list[float]] = {side: [] for side in calls}
+    for side in interleave(calls, _ROUNDS, SETTLE_SECONDS):
+        ms[side] += [1e3 * each for each in time_calls(calls[side], seconds / _ROUNDS / 2)]
+    return Spread.of(ms["linear"]), Spread.of(ms["float32"])
 
 
-def last_level_cache() -> int | None:
-    """Bytes of the last level of cache, all its parts together; None where the system does not say."""
-    found: dict[tuple[int, str], int] = {}
-    for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index[0-9]*"):
-        try:
-            level = int((index / "level").read_text())
-            shared_by = (index / "shared_cpu_list").read_text()
-            found[level, shared_by] = int((index / "size").read_text().strip().removesuffix("K")) << 10
-        except (OSError, ValueError):
-            continue
-    last = max((level for level, _ in found), default=0)
-    return sum(size for (level, _), size in found.items() if level == last) or None
-
-
-def read_bandwidth(size: int) -> float:
+def _read_bandwidth(size: int) -> float:
     """GB/s at which numpy reads memory: the best of several passes over `size` bytes, a part for each thread.
 
-    Memory may well be faster than that, where a core waits for its own arithmetic or threads are few.
+    Memory may well be faster, where a core waits for its own arithmetic or threads are few.
     """
     threads = get_num_threads()
-    (buffer,) = aligned_empty(((size // 8,), np.dtype(np.int64)))
-    buffer.fill(1)  # pages that were never written all read the same one
+    buffer = np.ones(size // 8, np.int64)  # Pages that were never written would all be one page.
     parts = np.array_split(buffer, threads)
     best = float("inf")
     with ThreadPoolExecutor(threads) as pool:
@@ -225,22 +223,9 @@ def read_bandwidth(size: int) -> float:
     return buffer.nbytes / best / 1e9
 
 
-def _time(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Seconds of each call, after a fifth of the time for the clock frequency and the threads to settle."""
-    times: list[float] = []
-    start = time.perf_counter()
-    warm, end = start + seconds / 5, start + seconds
-    before = start
-    while before < end or not times:
-        call()
-        after = time.perf_counter()
-        if before >= warm or after >= end:
-            times.append(after - before)
-        before = after
-    return times
-
-
-def _random_layer(rng: np.random.Generator, n: int, k: int, group_size: int) -> tuple[PackedWeight, np.ndarray]:
+def _random_layer(
+    rng: np.random.Generator, n: int, k: int, group_size: int
+) -> tuple[PackedWeight, NDArray[np.float32]]:
     """A packed weight, and the float32 matrix that it stands for."""
     group = min(group_size, k)
     groups = -(-k // group)
@@ -253,10 +238,6 @@ def _random_layer(rng: np.random.Generator, n: int, k: int, group_size: int) -> 
         np.subtract(codes[:, part], zps[:, g, None], out=w[:, part], dtype=np.float32)
         w[:, part] *= scales[:, g, None]
     return prepack(codes, scales, zps, group_size=group), w
-
-
-def _copies(size: int, total: int) -> int:
-    return min(-(-total // size), _MOST_COPIES)
 
 
 def _threadpoolctl() -> Any:
@@ -278,7 +259,8 @@ def _numpy_limit(threads: int | None) -> AbstractContextManager[Any]:
     control = _threadpoolctl()
     if threads is None or control is None:
         return nullcontext()
-    return control.threadpool_limits(threads, "blas")
+    limit: AbstractContextManager[Any] = control.threadpool_limits(threads, "blas")
+    return limit
 
 
 def _print_header(setup: dict[str, Any]) -> None:
@@ -295,8 +277,21 @@ def _print_header(setup: dict[str, Any]) -> None:
     print(f"numpy    {setup['numpy']}, float32 x @ w.T, {numpy_threads}")
     print(f"weights  int4, group {setup['group_size']}, float16 scales, a zero point per group; x and y float32")
     print(f"cold     weights rotate through {rotated / 2**20:.0f} MiB or more on each side{cold}")
-    print(f"         (last-level cache: {cache_text}; at most {_MOST_COPIES} copies); x and y stay warm")
+    print(f"         (last-level cache: {cache_text}; at most {MAX_COPIES} copies); x and y stay warm")
+
+
+def _print_duration(layers: int, rows: int, seconds: float) -> None:
+    cell_seconds = seconds + 2 * _ROUNDS * SETTLE_SECONDS
+    total = layers * rows * cell_seconds
+    print(
+        f"time     {total:.0f} s or more: {layers * rows} cells of {cell_seconds:.1f} s, and the making of the layers"
+    )
+
+
+def _print_columns() -> None:
     print("times    ms: median [quartiles]; GB/s: packed weight read")
+    print("of read  share of the GB/s at which numpy reads memory, measured before each layer; it can pass 100 %,")
+    print("         because memory may give more than numpy reads")
     print()
     print(
         f"{'N x K':<12}{'M':>5}  {'linear ms':<24}{'GB/s':>6}{'of read':>9}{'GOPS':>8}"
@@ -316,8 +311,3 @@ def _print_row(cell: Cell, first: bool) -> None:
 
 def _threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
-
-
-def _short(ms: float) -> str:
-    """Three digits, or all those before the point."""
-    return f"{ms:.0f}" if ms >= 99.95 else f"{ms:#.3g}"

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
@@ -36,6 +37,7 @@ class File:
     Parameters
     ----------
     path : path-like
+        Where the file is.
 
     Attributes
     ----------
@@ -81,7 +83,7 @@ class File:
             raise ValueError(f"path must be a GGUF file, got {os.fspath(path)!r}: {error}") from None
         self.types = {name: tensor.type.name for name, tensor in self._tensors.items()}
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> npt.NDArray[Any]:
         """A tensor as float32, dequantized as ggml does.
 
         Parameters
@@ -92,6 +94,7 @@ class File:
         Returns
         -------
         ndarray of float32
+            Of the tensor's shape; may be written to.
 
         Raises
         ------
@@ -166,13 +169,13 @@ _SCALARS = {
 class _Tensor(NamedTuple):
     type: gguf.GGMLQuantizationType
     shape: tuple[int, ...]
-    data: np.ndarray  # of bytes, the last dimension those of a row
+    data: npt.NDArray[Any]  # of bytes, the last dimension those of a row
 
 
 class _Cursor:
     """Reads values one after another."""
 
-    def __init__(self, data: np.ndarray) -> None:
+    def __init__(self, data: npt.NDArray[Any]) -> None:
         self.data, self.at = memoryview(data), 0  # type: ignore[arg-type]
 
     def take(self, size: int) -> memoryview:
@@ -182,7 +185,8 @@ class _Cursor:
         return self.data[self.at - size : self.at]
 
     def number(self, form: str) -> int:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+        (value,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return int(value)
 
     def string(self) -> str:
         return str(self.take(self.number("<Q")), "utf-8", "replace")
@@ -197,10 +201,11 @@ class _Cursor:
 
     def scalars(self, kind: int, count: int) -> list[Any]:
         dtype = np.dtype(_SCALARS[_Value(kind)])
-        return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
+        values: list[Any] = np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
+        return values
 
 
-def _read(data: np.ndarray) -> tuple[dict[str, Any], dict[str, _Tensor]]:
+def _read(data: npt.NDArray[Any]) -> tuple[dict[str, Any], dict[str, _Tensor]]:
     cursor = _Cursor(data)
     if cursor.number("<I") != gguf.GGUF_MAGIC:
         raise ValueError("it does not begin like one")
@@ -233,19 +238,19 @@ def _read(data: np.ndarray) -> tuple[dict[str, Any], dict[str, _Tensor]]:
 # of 4 bits lie in 16 bytes: elements 0..15 in the low nibbles, 16..31 in the high ones.
 
 
-def _q4_0(data: np.ndarray) -> PackedWeight:
+def _q4_0(data: npt.NDArray[Any]) -> PackedWeight:
     blocks = data.reshape(len(data), -1, 18)
     return prepack(_codes(blocks[:, :, 2:]), _halves(blocks)[:, :, 0])
 
 
-def _q4_1(data: np.ndarray) -> PackedWeight:
+def _q4_1(data: npt.NDArray[Any]) -> PackedWeight:
     blocks = data.reshape(len(data), -1, 20)
     halves = _halves(blocks)
     scales, offsets = halves[:, :, 0], halves[:, :, 1]
     return prepack(_codes(blocks[:, :, 4:]), scales, np.zeros(scales.shape, np.int8), offsets)
 
 
-def _q8_0(data: np.ndarray) -> PackedWeight:
+def _q8_0(data: npt.NDArray[Any]) -> PackedWeight:
     blocks = data.reshape(len(data), -1, 34)
     w = blocks[:, :, 2:].view(np.int8).reshape(len(data), -1)
     scales = _halves(blocks)[:, :, 0].astype(np.float32)
@@ -255,10 +260,10 @@ def _q8_0(data: np.ndarray) -> PackedWeight:
     return prepack(codes, np.concatenate([16 * scales, scales], axis=1), np.tile(zps, (len(data), 1)))
 
 
-def _codes(nibbles: np.ndarray) -> np.ndarray:
+def _codes(nibbles: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(len(nibbles), -1)
 
 
-def _halves(blocks: np.ndarray) -> np.ndarray:
+def _halves(blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The first two bytes of each block, and the next two, as float16."""
     return np.ascontiguousarray(blocks[:, :, :4]).view("<f2")

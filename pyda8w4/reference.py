@@ -16,15 +16,32 @@ True
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
+
+__all__ = ["convert", "fma", "gemm", "linear", "quantize_activation"]
 
 _F32 = np.float32
 _EPSILON = _F32(2.0**-23)
 
 
-def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c in float32 with a single rounding, as a fused multiply-add instruction gives it.
+def fma(a: npt.NDArray[Any], b: npt.NDArray[Any], c: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a * b + c in float32 with a single rounding, as a fused multiply-add instruction gives it.
 
+    Parameters
+    ----------
+    a, b, c : array-like
+        Converted to float32, and broadcast.
+
+    Returns
+    -------
+    ndarray of float32
+        Of the shape that they have together.
+
+    Notes
+    -----
     The product of two float32 is exact in float64. The sum is rounded there to odd (a result that
     is not exact gets an odd last bit), which keeps the second rounding, to float32, honest: float64
     has more than the two extra bits that this needs (Boldo and Melquiond, "Emulation of FMA and
@@ -41,12 +58,31 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         inexact = np.isfinite(total) & (error != 0) & (bits & 1 == 0)
         # One step towards the exact sum is an odd neighbour.
         away = (error > 0) == (total > 0)
-        odd = np.where(inexact, bits + np.where(away, 1, -1), bits).view(np.float64)
+        odd: npt.NDArray[Any] = np.where(inexact, bits + np.where(away, 1, -1), bits).view(np.float64)
         return odd.astype(_F32)
 
 
-def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `pyda8w4.quantize_activation` returns, for a matrix."""
+def quantize_activation(
+    x: npt.NDArray[Any], symmetric: bool = False
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return what `pyda8w4.quantize_activation` returns, for a matrix.
+
+    Parameters
+    ----------
+    x : (M, K) ndarray of float32, float16 or bfloat16
+        One row per token.
+    symmetric : bool
+        To int8 instead of uint8.
+
+    Returns
+    -------
+    a : (M, K) ndarray of uint8, or of int8 if symmetric
+        The quantized rows.
+    a_scales : (M,) ndarray of float32
+        One per row.
+    a_zps : (M,) ndarray of int32
+        One per row.
+    """
     x = x.astype(_F32)
     with np.errstate(all="ignore"):
         low, high = np.minimum(x.min(axis=1), _F32(0)), np.maximum(x.max(axis=1), _F32(0))
@@ -62,21 +98,47 @@ def quantize_activation(x: np.ndarray, symmetric: bool = False) -> tuple[np.ndar
 
 
 def gemm(
-    a: np.ndarray,
-    w_int4: np.ndarray,
-    scales: np.ndarray,
-    zps: np.ndarray,
-    a_scales: np.ndarray | None = None,
-    a_zps: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
+    a: npt.NDArray[Any],
+    w_int4: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+    zps: npt.NDArray[Any],
+    a_scales: npt.NDArray[Any] | None = None,
+    a_zps: npt.NDArray[Any] | None = None,
+    bias: npt.NDArray[Any] | None = None,
     *,
-    offsets: np.ndarray | None = None,
+    offsets: npt.NDArray[Any] | None = None,
     group_size: int,
     out_dtype: str = "float32",
-) -> np.ndarray:
-    """What `pyda8w4.gemm` returns: `a` (M, K) uint8 or int8; weights as `PackedWeight.unpack` gives them.
+) -> npt.NDArray[Any]:
+    """Return what `pyda8w4.gemm` returns, for a matrix.
 
-    bfloat16 results are returned as their bits, uint16.
+    Parameters
+    ----------
+    a : (M, K) ndarray of uint8 or int8
+        Quantized activations.
+    w_int4 : (N, K) ndarray of uint8
+        Codes, as `PackedWeight.unpack` gives them.
+    scales : (N, G) ndarray of float32
+        One per group.
+    zps : (N, G) ndarray of int8
+        One per group.
+    a_scales : (M,) ndarray of float32, optional
+        One per row; None means 1.
+    a_zps : (M,) ndarray of int32, optional
+        One per row; None means 0.
+    bias : (N,) ndarray of float32, optional
+        Added to each row.
+    offsets : (N, G) ndarray of float32, optional
+        One per group.
+    group_size : int
+        Elements of k that share a scale.
+    out_dtype : {'float32', 'float16', 'bfloat16'}
+        What the result is rounded to.
+
+    Returns
+    -------
+    (M, N) ndarray
+        Of `out_dtype`; bfloat16 as the bits, uint16.
     """
     m, k = a.shape
     n = w_int4.shape[0]
@@ -102,26 +164,66 @@ def gemm(
 
 
 def linear(
-    x: np.ndarray,
-    w_int4: np.ndarray,
-    scales: np.ndarray,
-    zps: np.ndarray,
-    bias: np.ndarray | None = None,
+    x: npt.NDArray[Any],
+    w_int4: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+    zps: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None = None,
     *,
-    offsets: np.ndarray | None = None,
+    offsets: npt.NDArray[Any] | None = None,
     group_size: int,
     symmetric: bool = False,
     out_dtype: str = "float32",
-) -> np.ndarray:
-    """What `pyda8w4.linear` returns, for a matrix `x`; see `gemm`."""
+) -> npt.NDArray[Any]:
+    """Return what `pyda8w4.linear` returns, for a matrix.
+
+    Parameters
+    ----------
+    x : (M, K) ndarray of float32, float16 or bfloat16
+        Activations.
+    w_int4 : (N, K) ndarray of uint8
+        Codes, as `PackedWeight.unpack` gives them.
+    scales : (N, G) ndarray of float32
+        One per group.
+    zps : (N, G) ndarray of int8
+        One per group.
+    bias : (N,) ndarray of float32, optional
+        Added to each row.
+    offsets : (N, G) ndarray of float32, optional
+        One per group.
+    group_size : int
+        Elements of k that share a scale.
+    symmetric : bool
+        Quantize activations to int8 instead of uint8.
+    out_dtype : {'float32', 'float16', 'bfloat16'}
+        What the result is rounded to.
+
+    Returns
+    -------
+    (M, N) ndarray
+        Of `out_dtype`; bfloat16 as the bits, uint16.
+    """
     a, a_scales, a_zps = quantize_activation(x, symmetric)
     return gemm(
         a, w_int4, scales, zps, a_scales, a_zps, bias, offsets=offsets, group_size=group_size, out_dtype=out_dtype
     )
 
 
-def convert(y: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 to the output type, to nearest even, with one NaN; bfloat16 as uint16 bits."""
+def convert(y: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Round float32 to the output type, to nearest even, with one NaN.
+
+    Parameters
+    ----------
+    y : ndarray of float32
+        Values to round.
+    dtype : {'float32', 'float16', 'bfloat16'}
+        The output type.
+
+    Returns
+    -------
+    ndarray
+        Of `dtype`; bfloat16 as the bits, uint16.
+    """
     y = np.where(np.isnan(y), _F32(np.nan), y).astype(_F32)
     if dtype == "float32":
         return y

@@ -1,4 +1,4 @@
-"""Every kernel of this build against `pyda8w4.reference`, bit for bit: ``python -m pyda8w4 selftest``.
+"""Every kernel of this build against `pyda8w4.reference`, bit for bit: ``pyda8w4 selftest``.
 
 >>> from pyda8w4 import selftest
 >>> [result.difference for result in selftest.run("scalar")]
@@ -24,6 +24,8 @@ from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_activation
 from pyda8w4._runtime import use_kernel
 
+__all__ = ["Result", "main", "run"]
+
 # m, n, k, group size. What may go wrong is at borders: of quads (4 of k), blocks (32 of n), tiles of
 # rows, the last and shorter group, and the pieces in which long groups and many rows are worked on.
 _SHAPES = [
@@ -46,9 +48,10 @@ _SHAPES = [
 class Result:
     """What became of one kernel.
 
-    Attributes
+    Parameters
     ----------
     kernel : str
+        Its name.
     cases : int
         How many were compared.
     reason : str or None
@@ -69,7 +72,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Case:
+class _Case:
     """A call, and what it must return: an array or a tuple of them."""
 
     name: str
@@ -121,6 +124,7 @@ def main(kernel: str | None = None) -> int:
     Returns
     -------
     int
+        Exit status: 1 where a kernel differs, else 0.
     """
     results = run(kernel)
     for result in results:
@@ -137,7 +141,7 @@ def main(kernel: str | None = None) -> int:
     return 0
 
 
-def _difference(case: Case) -> str | None:
+def _difference(case: _Case) -> str | None:
     for got, expected in zip(_bits(case.call()), _bits(case.expected), strict=True):
         wrong = np.argwhere(got != expected)
         if len(wrong):
@@ -160,7 +164,7 @@ def _float_types() -> tuple[str, ...]:
     return ("float32", "float16", "bfloat16") if found else ("float32", "float16")
 
 
-def _cases() -> Iterator[Case]:
+def _cases() -> Iterator[_Case]:
     rng = np.random.default_rng(0)
     for shape_number, (m, n, k, group) in enumerate(_SHAPES):
         yield from _quantize_cases(rng, m, k)
@@ -213,17 +217,17 @@ def _activations(rng: np.random.Generator, m: int, k: int, x_type: str) -> np.nd
     return x.astype(dtype_of(x_type))
 
 
-def _quantize_cases(rng: np.random.Generator, m: int, k: int) -> Iterator[Case]:
+def _quantize_cases(rng: np.random.Generator, m: int, k: int) -> Iterator[_Case]:
     for x_type, symmetric in product(_float_types(), (False, True)):
         x = _activations(rng, m, k, x_type)
-        yield Case(
+        yield _Case(
             f"quantize_activation {m}x{k} of {x_type}, {_kind(symmetric)}",
             partial(quantize_activation, x, symmetric),
             reference.quantize_activation(x, symmetric),
         )
 
 
-def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int) -> Iterator[Case]:
+def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int) -> Iterator[_Case]:
     for dtype, offsets in product((np.uint8, np.int8), (False, True)):
         weight = _weight(rng, n, k, group, "float32", same_zp=False, zp_range=200, offsets=offsets)
         limits = np.iinfo(dtype)
@@ -232,7 +236,7 @@ def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int) ->
         scales = rng.uniform(0.01, 1, m).astype(np.float32)
         zps = rng.integers(limits.min, limits.max, m, np.int32, endpoint=True)
         for operands in ((None, None), (scales, zps)):
-            yield Case(
+            yield _Case(
                 f"gemm {_sizes(m, weight)} of {a.dtype}{'' if operands[0] is None else ' with scales and zero points'}"
                 f"{', offsets' if offsets else ''}",
                 partial(gemm, a, weight, *operands),
@@ -242,14 +246,14 @@ def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int) ->
 
 def _linear_cases(
     rng: np.random.Generator, m: int, weight: PackedWeight, x_type: str, symmetric: bool, biased: bool
-) -> Iterator[Case]:
+) -> Iterator[_Case]:
     n, k = weight.shape
     x = _activations(rng, m, k, x_type)
     bias = rng.standard_normal(n, np.float32) if biased else None
     y = reference.linear(x, bias=bias, symmetric=symmetric, **_arguments(weight))
     for out_type in _float_types():
         zero_points = "a zero point per group" if weight.zero_point is None else "one zero point"
-        yield Case(
+        yield _Case(
             f"linear {_sizes(m, weight)} of {x_type}, {_kind(symmetric)}, {weight.scale_dtype} scales, {zero_points}"
             f"{', offsets' if weight.has_offsets else ''}{', bias' if biased else ''}, to {out_type}",
             partial(linear, x, weight, bias, symmetric=symmetric, out_dtype=out_type),

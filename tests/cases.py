@@ -34,14 +34,40 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, about: object = "
         )
 
 
+def stored_arrays(packed: pyda8w4.PackedWeight) -> dict[str, np.ndarray]:
+    """The arrays of docs/packed-format.md. Only this and `with_stored` look inside a PackedWeight."""
+    return packed._arrays
+
+
+def with_stored(packed: pyda8w4.PackedWeight, **arrays: np.ndarray) -> pyda8w4.PackedWeight:
+    """The weight with other arrays in the place of its own."""
+    return pyda8w4.PackedWeight._from_arrays(packed._format, {**stored_arrays(packed), **arrays})
+
+
 def packed_bytes(packed: pyda8w4.PackedWeight) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in packed._arrays.items()}
+    return {name: array.tobytes() for name, array in stored_arrays(packed).items()}
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def assert_same_weight(actual: pyda8w4.PackedWeight, expected: pyda8w4.PackedWeight) -> None:
     for field in ("shape", "group_size", "scale_dtype", "zero_point"):
         assert getattr(actual, field) == getattr(expected, field), field
     assert packed_bytes(actual) == packed_bytes(expected)
+
+
+def assert_unpacks_to(packed, codes, scales, zps, *offsets):
+    got = packed.unpack()
+    assert [array.dtype for array in got] == [np.uint8, np.float32, np.int8, np.float32][: 3 + len(offsets)]
+    np.testing.assert_array_equal(got[0], codes)
+    assert_same_bits(got[1], scales.astype(np.float32))
+    np.testing.assert_array_equal(got[2], zps)
+    assert packed.has_offsets == bool(offsets)
+    for array, given in zip(got[3:], offsets, strict=True):
+        assert_same_bits(array, given.astype(np.float32))
+    assert_same_weight(pyda8w4.prepack(*got, group_size=packed.group_size), packed)
 
 
 @dataclass(frozen=True)
@@ -61,6 +87,19 @@ class Weight:
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng([self.n, self.k, self.group_size])
+
+
+# Shapes with tails, every type of scales, zero points of each kind, with offsets and without.
+SOME = [
+    Weight(1, 1),
+    Weight(31, 5),
+    Weight(33, 70, 32, "float16"),
+    Weight(64, 64, 16, "bfloat16", "extreme"),
+    Weight(65, 259, 100, zps=8),
+    Weight(97, 520, 256, zps=-128),
+    Weight(33, 70, 32, "float16", offsets=True),
+    Weight(97, 130, 64, "bfloat16", 0, offsets=True),
+]
 
 
 @cache
@@ -90,6 +129,13 @@ def arrays(weight: Weight) -> tuple[np.ndarray, ...]:
 @cache
 def pack(weight: Weight) -> pyda8w4.PackedWeight:
     return pyda8w4.prepack(*arrays(weight), group_size=weight.group_size)
+
+
+def prepack(codes, zps=None, scales=None, offsets=None, **more):
+    """From lists as well as arrays, with scales of 1."""
+    codes = np.asarray(codes)
+    scales = np.ones(len(codes), np.float32) if scales is None else np.asarray(scales, np.float32)
+    return pyda8w4.prepack(codes, scales, None if zps is None else np.asarray(zps), offsets, **more)
 
 
 def reference_weight(weight: Weight) -> dict[str, np.ndarray]:

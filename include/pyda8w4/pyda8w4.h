@@ -14,11 +14,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
+/* The library's own build defines DA8W4_BUILD; whoever includes this header does not. */
+#if defined(_WIN32) && defined(DA8W4_BUILD)
 #define DA8W4_API __declspec(dllexport)
+#elif defined(_WIN32)
+#define DA8W4_API __declspec(dllimport)
 #else
 #define DA8W4_API __attribute__((visibility("default")))
 #endif
+
+/* The version of this header, which Meson and Python take from here, too. da8w4_version() is that of the library. */
+#define DA8W4_VERSION_MAJOR 0
+#define DA8W4_VERSION_MINOR 1
+#define DA8W4_VERSION_PATCH 0
+#define DA8W4_QUOTE_(x) #x
+#define DA8W4_JOIN_(x, y, z) DA8W4_QUOTE_(x) "." DA8W4_QUOTE_(y) "." DA8W4_QUOTE_(z)
+#define DA8W4_VERSION DA8W4_JOIN_(DA8W4_VERSION_MAJOR, DA8W4_VERSION_MINOR, DA8W4_VERSION_PATCH)
 
 /* Unknown values of the enumerations are refused with a status. C++ lets them be passed only where
  * the underlying type is fixed; C always does. */
@@ -28,6 +39,9 @@ extern "C" {
 #else
 #define DA8W4_INT
 #endif
+
+/* DA8W4_VERSION of the header that the library was built with. */
+DA8W4_API const char *da8w4_version(void);
 
 typedef enum da8w4_status DA8W4_INT {
     DA8W4_OK = 0,

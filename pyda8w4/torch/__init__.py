@@ -13,6 +13,11 @@ Not imported by ``import pyda8w4``. Needs torch 2.4 or later, of any build: noth
 against it.
 """
 
+try:
+    import torch as _  # noqa: F401 to say what is missing
+except ImportError as error:
+    raise ImportError("pyda8w4.torch needs torch: pip install 'pyda8w4[torch]'", name=error.name) from error
+
 from pyda8w4.torch._fuse import FusedPart, fuse_linears
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._quantize import Report, quantize_

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pyda8w4._checks import BLOCK
 from pyda8w4._concat import concat
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._quantize import Report
@@ -141,7 +140,17 @@ class _Sharing:
 
 
 class FusedPart(nn.Module):
-    """Some outputs of layers that were joined by `fuse_linears`."""
+    """Some outputs of layers that were joined by `fuse_linears`, which makes it.
+
+    Parameters
+    ----------
+    sharing : object
+        What the parts of a group have in common.
+    begin, end : int
+        Which outputs of the joined layer these are.
+    owner : bool
+        Whether the joined layer is in the state of this part: of one in each group.
+    """
 
     def __init__(self, sharing: _Sharing, begin: int, end: int, owner: bool) -> None:
         super().__init__()
@@ -151,14 +160,33 @@ class FusedPart(nn.Module):
             self.fused = sharing.whole
 
     def extra_repr(self) -> str:
+        """Return what is printed of it.
+
+        Returns
+        -------
+        str
+            Its sizes.
+        """
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Multiply, or hand out what another part has computed.
+
+        Parameters
+        ----------
+        input : (..., in_features) tensor of float32, bfloat16 or float16
+            All dimensions but the last are rows.
+
+        Returns
+        -------
+        (..., out_features) tensor
+            A view into the outputs of the whole group, or a tensor of its own.
+        """
         sharing = self._sharing
         version = 0
         if not torch.compiler.is_compiling():
             if input.is_inference():
-                return self._alone(input)
+                return sharing.whole.columns(input, self._begin, self._end)
             version = input._version
         entry = sharing.entry
         if entry is not None and entry[0] is input and entry[1] == version:
@@ -167,9 +195,3 @@ class FusedPart(nn.Module):
             out, left = sharing.whole(input), sharing.count - 1
         sharing.entry = (input, version, out, left) if left else None
         return out[..., self._begin : self._end]
-
-    def _alone(self, input: torch.Tensor) -> torch.Tensor:
-        whole = self._sharing.whole
-        if self._begin % BLOCK or (self._end % BLOCK and self._end != whole.out_features):
-            return whole(input)[..., self._begin : self._end]
-        return whole.columns(input, self._begin, self._end)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from pyda8w4._checks import BLOCK, QUAD, ceil_div, check_flag, check_group_size
-from pyda8w4._files import LAYOUT_VERSION
+from pyda8w4._checks import check_flag
+from pyda8w4._format import Format, check_group_size, group_count
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
-from pyda8w4.torch import _ops
-from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, check_float, tensor_of
+from pyda8w4.torch._ops import Arguments, Product, arguments_of
+from pyda8w4.torch._state import check_found, format_of, layout_of, tensors_of, zeros_of
+from pyda8w4.torch._tensors import aligned_copy, array_of, check_float, tensor_of
 from pyda8w4.torch._torchao import int4_of
 
 # Looked up once: a small product waits for them.
+_address, _nbytes = torch.Tensor.data_ptr, attrgetter("nbytes")
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_tracing = torch._C._is_tracing
+_Tensor = torch.Tensor
 
 
 class DA8W4Linear(nn.Module):
@@ -35,6 +38,7 @@ class DA8W4Linear(nn.Module):
     in_features, out_features : int
         At least 1.
     bias : bool
+        Whether to add one.
     group_size : int
         Weights of consecutive input features that share a scale: a multiple of 4, or `in_features`.
     symmetric_activation : bool
@@ -86,7 +90,8 @@ class DA8W4Linear(nn.Module):
     zps: torch.Tensor
     offsets: torch.Tensor | None
     bias: torch.Tensor | None
-    _checked: tuple[tuple[torch.Tensor | None, ...], tuple[Any, ...]]
+    _layout: list[int]  # `layout`, for graphs: while they are traced, tensors hold no numbers
+    _last_product: _LayerProduct | None = None
 
     def __init__(
         self,
@@ -105,20 +110,11 @@ class DA8W4Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.symmetric_activation = check_flag("symmetric_activation", symmetric_activation)
         group = check_group_size(group_size, in_features)
-        blocks, groups = ceil_div(out_features, BLOCK), ceil_div(in_features, group)
-
-        def zeros(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        sizes = [LAYOUT_VERSION, out_features, in_features, group]
-        self.register_buffer("layout", torch.tensor(sizes, device="cpu"))  # never meta: it is read at once
-        self.register_buffer("codes", zeros(torch.uint8, blocks, ceil_div(in_features, QUAD), 2 * BLOCK))
-        self.register_buffer("scales", zeros(torch.float32, blocks, groups, BLOCK))
-        self.register_buffer("sums", zeros(torch.float32, blocks, BLOCK))
-        self.register_buffer("zps", zeros(torch.int8))
-        self.register_buffer("offsets", None)
-        self.register_buffer("bias", zeros(torch.float32, out_features) if bias else None)
-        self._refresh()
+        format = Format(out_features, in_features, group, "float32", 0, False)
+        for name, tensor in zeros_of(format, device).items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None)
+        self._layout = layout_of(format)
 
     @classmethod
     def from_linear(
@@ -135,10 +131,17 @@ class DA8W4Linear(nn.Module):
         linear : torch.nn.Linear
             On the CPU, of float32, bfloat16 or float16; not changed. An int4 weight of torchao is
             taken as it is, and says itself what its groups are.
-        group_size, symmetric_weight
+        group_size : int
             See `pyda8w4.quantize_weight`.
         symmetric_activation : bool
             See the class.
+        symmetric_weight : bool
+            See `pyda8w4.quantize_weight`.
+
+        Returns
+        -------
+        DA8W4Linear
+            With a weight and bias of its own.
 
         Raises
         ------
@@ -156,7 +159,7 @@ class DA8W4Linear(nn.Module):
         check_float("weight", weight)
         n, k = weight.shape
         group = check_group_size(group_size, k)
-        groups = ceil_div(k, group)
+        groups = group_count(k, group)
         codes, scales = np.empty((n, k), np.uint8), np.empty((n, groups), np.float32)
         zps = np.empty((n, groups), np.int8)
         rows = max(1, (1 << 22) // k)  # as float32 a few at a time: the weight may be of half the size
@@ -180,7 +183,36 @@ class DA8W4Linear(nn.Module):
         group_size: int | None = None,
         symmetric_activation: bool = False,
     ) -> DA8W4Linear:
-        """From int4 codes, scales and zero points: the arguments of `pyda8w4.prepack` as tensors.
+        """Pack int4 codes, scales and zero points: the arguments of `pyda8w4.prepack` as tensors.
+
+        Parameters
+        ----------
+        w_int4 : (N, K) tensor of uint8 or int8
+            One code per element.
+        scales : (N, G) or (N,) tensor of floats
+            One per group.
+        zps : (N, G) or (N,) tensor of integers, optional
+            Zero points; None means 8 for unsigned codes and 0 for signed ones.
+        bias : (N,) tensor of float32, bfloat16 or float16, optional
+            Copied.
+        offsets : (N, G) or (N,) tensor of floats, optional
+            One per group.
+        group_size : int, optional
+            Needed where the shapes do not say it.
+        symmetric_activation : bool
+            See the class.
+
+        Returns
+        -------
+        DA8W4Linear
+            With a weight and bias of its own.
+
+        Raises
+        ------
+        TypeError
+            If an argument has the wrong type.
+        ValueError
+            If the tensors do not fit each other, or a value is out of range.
 
         Examples
         --------
@@ -206,13 +238,21 @@ class DA8W4Linear(nn.Module):
     def from_packed(
         cls, packed: PackedWeight, bias: torch.Tensor | None = None, *, symmetric_activation: bool = False
     ) -> DA8W4Linear:
-        """From a packed weight, without copying it.
+        """Make a layer of a packed weight, without copying that.
 
         Parameters
         ----------
         packed : PackedWeight
+            Its arrays become the layer's buffers.
         bias : (N,) tensor of float32, bfloat16 or float16, optional
+            Copied.
         symmetric_activation : bool
+            See the class.
+
+        Returns
+        -------
+        DA8W4Linear
+            In the memory of `packed`.
 
         Raises
         ------
@@ -224,89 +264,125 @@ class DA8W4Linear(nn.Module):
         if type(packed) is not PackedWeight:
             raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
         n, k = packed.shape
-        self = cls(k, n, False, group_size=packed.group_size, symmetric_activation=symmetric_activation, device="meta")
-        for name, values in packed._arrays.items():
-            self._buffers[name] = tensor_of(values, packed.scale_dtype == "bfloat16" and values.dtype == np.uint16)
-        if packed.zero_point is not None:
-            self.zps = torch.tensor(packed.zero_point, dtype=torch.int8)
         if bias is not None:
             check_float("bias", bias)
             if bias.shape != (n,):
                 raise ValueError(f"bias must have shape ({n},), got {tuple(bias.shape)}")
-            self.bias = bias.detach().to(torch.float32, copy=True)
-        self._refresh()
+            bias = bias.detach().to(torch.float32, copy=True)
+        format = packed._format
+        arrays = {name: tensor_of(packed._arrays[name], spec.type) for name, spec in format.arrays.items()}
+        self = cls(k, n, False, group_size=packed.group_size, symmetric_activation=symmetric_activation, device="meta")
+        self._buffers.update(tensors_of(format, arrays), bias=bias)
         return self
 
     def sharing_weight(self, bias: torch.Tensor | None) -> DA8W4Linear:
-        """Another layer with the same weight in the same memory."""
+        """Make another layer with the same weight in the same tensors.
+
+        Parameters
+        ----------
+        bias : (out_features,) tensor of float32, bfloat16 or float16, or None
+            Copied.
+
+        Returns
+        -------
+        DA8W4Linear
+            Like this one but for the bias.
+        """
         new = DA8W4Linear.from_packed(self.packed, bias, symmetric_activation=self.symmetric_activation)
         new._buffers.update({name: old for name, old in self._buffers.items() if name != "bias"})
-        new._refresh()
         return new
+
+    @property
+    def group_size(self) -> int:
+        """Weights of consecutive input features that share a scale."""
+        return int(self.layout[3])
 
     @property
     def packed(self) -> PackedWeight:
         """The weight as numpy functions take it; shares the layer's memory."""
-        self._refresh()
-        _ops.check_weight(*self._arguments())
-        shape = (self.out_features, self.in_features)
-        arrays = {"codes": array_of(self.codes), "scales": array_of(self.scales), "sums": array_of(self.sums)}
-        if self.zps.dim():
-            arrays["zps"] = array_of(self.zps)
-        if self.offsets is not None:
-            arrays["offsets"] = array_of(self.offsets)
-        zero_point = None if self.zps.dim() else int(self.zps)
-        scale_dtype, *_ = FLOATS[self.scales.dtype]
-        return PackedWeight._from_arrays(shape, self.group_size, scale_dtype, zero_point, **arrays)
+        product = self._product()
+        return PackedWeight._from_arrays(
+            product.format, {name: array_of(tensor) for name, tensor in product.arrays.items()}
+        )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Multiply.
+
+        Parameters
+        ----------
+        input : (..., in_features) tensor of float32, bfloat16 or float16
+            All dimensions but the last are rows.
+
+        Returns
+        -------
+        (..., out_features) tensor
+            Of the type of `input`.
+
+        Raises
+        ------
+        TypeError
+            If `input` has another type.
+        ValueError
+            If it has another shape or is not on the CPU, or the buffers of the layer do not fit each other.
+        """
         if torch.compiler.is_compiling() or _needs_operator(input):
-            return torch.ops.pyda8w4.linear(input, *self._arguments())
-        checked, arguments = self._checked
-        if not all(map(is_, checked, self._buffers.values())):
-            self._refresh()
-            arguments = self._arguments()
-            _ops.check_weight(*arguments)
-            self._checked = tuple(self._buffers.values()), arguments
-        return _ops.multiply(input, *arguments)
+            out: torch.Tensor = torch.ops.pyda8w4.linear(input, *self._arguments())
+            return out
+        return self._product().multiply(input, self.symmetric_activation)
 
     def columns(self, input: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """Outputs `begin` to `end` only; multiples of 32, or the last."""
-        blocks = slice(begin // BLOCK, ceil_div(end, BLOCK))
-        *weight, bias, k, _, group_size, zero_point, symmetric = self._arguments()
-        numbers = group_size, zero_point, symmetric
-        weight = [None if part is None else part[blocks] for part in weight]
-        bias = None if bias is None else bias[begin:end]
-        return torch.ops.pyda8w4.linear(input, *weight, bias, k, end - begin, *numbers)
+        """Compute outputs `begin` to `end`, and no others where these are whole blocks.
 
-    def _arguments(self) -> tuple[Any, ...]:
-        tensors = self._buffers
-        zps = tensors["zps"] if self._zps_differ else None
-        weight = tensors["codes"], tensors["scales"], tensors["sums"], zps, tensors["offsets"]
-        return (*weight, tensors["bias"], *self._numbers)
+        Parameters
+        ----------
+        input : (..., in_features) tensor of float32, bfloat16 or float16
+            All dimensions but the last are rows.
+        begin, end : int
+            Multiples of 32, or `out_features`: then the other outputs take no time.
 
-    def _refresh(self) -> None:
-        """Reads what the operator takes as numbers from the small tensors that hold them."""
-        self._checked = (None,), ()  # tensors that are known to fit each other, and the arguments they make
-        zps = self.zps
-        self.group_size = int(self.layout[3])
-        self._zps_differ = zps.dim() > 0
-        zero_point = 0 if zps.is_meta or self._zps_differ else int(zps)
-        self._numbers = (
-            self.in_features, self.out_features, self.group_size, zero_point,
-            self.symmetric_activation,
-        )  # fmt: skip
+        Returns
+        -------
+        (..., end - begin) tensor
+            Of the type of `input`.
+        """
+        product = self._product()
+        if not product.format.is_sliceable(begin, end) or _needs_operator(input):
+            out: torch.Tensor = self(input)
+            return out[..., begin:end]
+        return product.columns(begin, end).multiply(input, self.symmetric_activation)
+
+    def _arguments(self) -> Arguments:
+        return arguments_of(self._buffers, self._buffers["bias"], self._layout, self.symmetric_activation)
+
+    def _product(self) -> _LayerProduct:
+        """Of the tensors that the layer has now. Whoever put them there, here they are seen to fit each other."""
+        product = self._last_product
+        if product is None or not product.is_of(self._buffers):
+            self._layout = self.layout.tolist()
+            product = self._last_product = _LayerProduct(self._buffers, self._layout)
+        return product
 
     def extra_repr(self) -> str:
+        """Return what is printed of it.
+
+        Returns
+        -------
+        str
+            Its sizes and how it quantizes.
+        """
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
         text += f"group_size={self.group_size}"
         return text + ", symmetric_activation=True" if self.symmetric_activation else text
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last_product": None}
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DA8W4Linear:
         # What `.to`, `.half()`, `share_memory` and others do to every tensor, done to bytes: moves them, and
         # finds no floats to convert.
+        self._last_product = None  # which keeps tensors alive
         for name, old in self._buffers.items():
-            if old is None:
+            if old is None or name == "layout":  # which is on the CPU always
                 continue
             old_bytes = old.reshape(-1).view(torch.uint8)
             new_bytes = fn(old_bytes)
@@ -332,57 +408,62 @@ class DA8W4Linear(nn.Module):
         missing_keys += [prefix + name for name in wanted if name not in found] if strict else []
         if strict:
             unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in names]
-        group = self.group_size
-        problems = {"layout": self._layout_problem(found["layout"])} if "layout" in found else {}
-        if "layout" in found and not problems["layout"]:
-            group = int(found["layout"][3])
-        problems |= {name: self._problem(name, new, group) for name, new in found.items() if name != "layout"}
-        errors = [f"{prefix}{name} {problem}" for name, problem in problems.items() if problem]
-        error_msgs += errors
-        if errors:
+        try:
+            check_found(found, self._buffers)
+        except (TypeError, ValueError) as error:
+            error_msgs.append(f"{prefix}{error}")
             return
         if "layout" in found:
             self.offsets = None
         for name, new in found.items():
             new = new.detach()
             self._buffers[name] = new if local_metadata.get("assign_to_params_buffers") else aligned_copy(new)
-        self._refresh()
+        self._layout = self.layout.tolist()
 
-    def _layout_problem(self, new: Any) -> str | None:
-        wanted = [LAYOUT_VERSION, self.out_features, self.in_features]
-        if not isinstance(new, torch.Tensor) or new.dtype is not torch.int64 or new.shape != (4,) or new.is_meta:
-            return "must be 4 numbers of int64"
-        *found, group = new.tolist()
-        if found != wanted:
-            return f"must begin with the layout version, out_features and in_features {wanted}, got {found}"
-        if not 0 < group <= self.in_features or (group % QUAD and group != self.in_features):
-            return f"must end with a group size, a multiple of 4 or {self.in_features}, got {group}"
-        return None
 
-    def _problem(self, name: str, new: Any, group: int) -> str | None:
-        """Why a tensor of a state dict cannot be this layer's."""
-        if not isinstance(new, torch.Tensor) or new.layout is not torch.strided or new.device.type != "cpu":
-            return "must be a dense tensor on the CPU"
-        types = tuple(FLOATS) if name in ("scales", "offsets") else (getattr(self, name).dtype,)
-        if new.dtype not in types:
-            return f"must be of {' or '.join(str(dtype) for dtype in types)}, got {new.dtype}"
-        if name in ("codes", "sums", "bias"):
-            shapes: list[tuple[int, ...]] = [getattr(self, name).shape]
-        else:
-            shapes = [(ceil_div(self.out_features, BLOCK), ceil_div(self.in_features, group), BLOCK)]
-        if name == "zps":
-            shapes.append(())
-        if tuple(new.shape) not in shapes:
-            return f"must have shape {' or '.join(str(tuple(shape)) for shape in shapes)}, got {tuple(new.shape)}"
-        if name == "zps" and group * 128 * max(15 - int(new.min()), int(new.max())) >= 2**31:
-            return f"has values too large for a group_size of {group}"
-        return None
+class _LayerProduct(Product):
+    """The product of a layer's buffers, and where in memory these were."""
+
+    __slots__ = ("_addresses", "_all", "_columns", "_one_zero_point", "_sizes", "_tensors", "arrays", "bias")
+
+    def __init__(self, buffers: Mapping[str, Any], layout: list[int]) -> None:
+        format, bias = format_of(layout, buffers), buffers["bias"]
+        super().__init__(format, buffers, bias)
+        self.arrays: dict[str, torch.Tensor] = {name: buffers[name] for name in format.arrays}
+        if "zps" in self.arrays:
+            format.check_zero_points(array_of(self.arrays["zps"]))
+        self._one_zero_point = None if "zps" in self.arrays else buffers["zps"]
+        self.bias: torch.Tensor | None = bias
+        self._columns: dict[tuple[int, int], Product] = {}
+        self._all = tuple(buffers.values())
+        self._tensors = [*self.arrays.values(), *([] if bias is None else [bias])]
+        self._addresses, self._sizes = list(map(_address, self._tensors)), list(map(_nbytes, self._tensors))
+
+    def columns(self, begin: int, end: int) -> Product:
+        """Of some outputs, which are whole blocks."""
+        part = self._columns.get((begin, end))
+        if part is None:
+            bias = None if self.bias is None else self.bias[begin:end]
+            part = self._columns[begin, end] = Product(*self.format.slice(begin, end, self.arrays), bias)
+        return part
+
+    def is_of(self, buffers: Mapping[str, torch.Tensor | None]) -> bool:
+        """Whether these are the same tensors in the same memory.
+
+        A tensor can be given other memory (``tensor.data = other``), and what it had can become part of another.
+        """
+        return (
+            all(map(is_, self._all, buffers.values()))
+            and list(map(_address, self._tensors)) == self._addresses
+            and list(map(_nbytes, self._tensors)) == self._sizes
+            and (self._one_zero_point is None or self._one_zero_point.item() == self.format.zero_point)
+        )
 
 
 def _needs_operator(input: torch.Tensor) -> bool:
     """Whether torch must see the call: tracers, dispatch modes, subclasses, autograd, lazy negation."""
     return (
-        type(input) is not torch.Tensor
+        type(input) is not _Tensor
         or (input.requires_grad and torch.is_grad_enabled())
         or _dispatch_modes() > 0
         or _is_tracing()

@@ -1,137 +1,147 @@
 """The product as an operator: ``torch.ops.pyda8w4.linear``, for graphs and tensor subclasses.
 
-Eager modules call `multiply` directly, because the dispatcher takes longer than a small product.
+Eager modules keep a `Product` and call that, because the dispatcher takes longer than a small product.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
-from pyda8w4 import _core
-from pyda8w4._checks import BLOCK, QUAD, ceil_div
+from pyda8w4._core import CoreError
+from pyda8w4._format import Format
 from pyda8w4._runtime import forced_kernel, translate
-from pyda8w4.torch._tensors import FLOATS
+from pyda8w4.torch._state import ARRAYS, format_of
+from pyda8w4.torch._tensors import DTYPES, FLOATS
 
-_SCHEMA = (
-    "linear(Tensor input, Tensor codes, Tensor scales, Tensor sums, Tensor? zps, Tensor? offsets, Tensor? bias, "
-    "int in_features, int out_features, int group_size, int zero_point, "
-    "bool symmetric_activation) -> Tensor"
-)
+# Looked up once: a small product waits for them.
+_KINDS = {dtype: kind for dtype, (_, kind) in FLOATS.items()}
+_strided = torch.strided
 
-
-def linear(input: torch.Tensor, *weight: Any) -> torch.Tensor:
-    """The operator on the CPU."""
-    check_weight(*weight)
-    return multiply(input, *weight)
-
-
-def check_weight(
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    sums: torch.Tensor,
-    zps: torch.Tensor | None,
-    offsets: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    in_features: int,
-    out_features: int,
-    group_size: int,
-    *rest: Any,
-) -> None:
-    """Raises ValueError unless the tensors of a packed weight fit its sizes."""
-    if in_features < 1 or out_features < 1 or group_size < 1:
-        raise ValueError(f"sizes must be positive, got {in_features}, {out_features} and a group of {group_size}")
-    blocks, groups = ceil_div(out_features, BLOCK), ceil_div(in_features, group_size)
-    _check("codes", codes, torch.uint8, blocks * ceil_div(in_features, QUAD) * 2 * BLOCK)
-    _check("scales", scales, scales.dtype if scales.dtype in FLOATS else torch.float32, blocks * groups * BLOCK)
-    _check("sums", sums, torch.float32, blocks * BLOCK)
-    if zps is not None:
-        _check("zps", zps, torch.int8, blocks * groups * BLOCK)
-    if offsets is not None:
-        _check("offsets", offsets, scales.dtype, blocks * groups * BLOCK)
-    if bias is not None:
-        _check("bias", bias, torch.float32, out_features)
+# Graphs that were exported hold this, so it names nothing that another layout version could have otherwise:
+# weight      the tensors of _state.ARRAYS that there are, in that order
+# layout      what the state dict has under that name: layout version, N, K, group size
+# activation  how `input` is quantized: "uint8" with a zero point for each row, or "int8"
+_SCHEMA = "linear(Tensor input, Tensor[] weight, Tensor? bias, int[] layout, str activation) -> Tensor"
 
 
-def _check(name: str, tensor: torch.Tensor, dtype: torch.dtype, size: int) -> None:
-    if tensor.dtype is not dtype or tensor.numel() != size or not tensor.is_cpu or not tensor.is_contiguous():
-        raise ValueError(
-            f"{name} must be a contiguous CPU tensor of {size} {dtype}, got shape {tuple(tensor.shape)} of "
-            f"{tensor.dtype} on {tensor.device}"
-        )
+class Arguments(NamedTuple):
+    """Of the operator, after its input."""
+
+    weight: list[torch.Tensor]
+    bias: torch.Tensor | None
+    layout: list[int]
+    activation: str
 
 
-def multiply(
-    input: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    sums: torch.Tensor,
-    zps: torch.Tensor | None,
-    offsets: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    in_features: int,
-    out_features: int,
-    group_size: int,
-    zero_point: int,
-    symmetric_activation: bool,
+def arguments_of(
+    tensors: Mapping[str, torch.Tensor | None], bias: torch.Tensor | None, layout: list[int], symmetric: bool
+) -> Arguments:
+    found = [tensors.get(name) for name in ARRAYS]
+    weight = [tensor for tensor in found if tensor is not None]
+    return Arguments(weight, bias, layout, "int8" if symmetric else "uint8")
+
+
+def linear(
+    input: torch.Tensor, weight: list[torch.Tensor], bias: torch.Tensor | None, layout: list[int], activation: str
 ) -> torch.Tensor:
-    """`pyda8w4.linear` on tensors, those of the weight checked before: see docs/packed-format.md.
+    """The operator on the CPU."""
+    if activation not in ("uint8", "int8"):
+        raise ValueError(f"activation must be 'uint8' or 'int8', got {activation!r}")
+    if len(weight) not in (len(ARRAYS) - 1, len(ARRAYS)):
+        raise ValueError(f"weight must be {', '.join(ARRAYS)} (or without the last), got {len(weight)} tensors")
+    tensors = dict(zip(ARRAYS, weight))
+    return Product(format_of(layout, tensors), tensors, bias).multiply(input, activation == "int8")
 
-    `zps` None: every zero point is `zero_point`.
+
+class Product:
+    """Tensors that are the arrays of a weight, and the view of them that kernels read.
+
+    Raises ValueError if they are not. It must not be used once a tensor was given other memory.
     """
-    shape, dtype = input.shape, input.dtype
-    if dtype not in FLOATS or not shape or shape[-1] != in_features or not input.is_cpu:
-        check_input(input, in_features)
-    if input.layout is not torch.strided or not input.is_contiguous():
-        check_input(input, in_features)
-        input = input.contiguous()
-    if len(shape) == 2:  # slicing a shape takes as long as all of its checks
-        rows = shape[0]
-        out = torch.empty((rows, out_features), dtype=dtype)
-    else:
-        rows = input.numel() // in_features
-        out = torch.empty((*shape[:-1], out_features), dtype=dtype)
-    if rows == 0:
+
+    __slots__ = ("_bias", "_k", "_n", "_view", "format")
+
+    def __init__(self, format: Format, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None) -> None:
+        self.format, self._n, self._k = format, format.n, format.k
+        addresses = {
+            name: _address(name, tensors[name], DTYPES[type], shape) for name, (shape, type) in format.arrays.items()
+        }
+        self._view = format.view(addresses)
+        self._bias = None if bias is None else _address("bias", bias, torch.float32, (format.n,))
+
+    def multiply(self, input: torch.Tensor, symmetric: bool) -> torch.Tensor:
+        """`pyda8w4.linear` on tensors."""
+        shape, k = input.shape, self._k
+        kind = _KINDS.get(input.dtype)
+        if kind is None or not shape or shape[-1] != k or not input.is_cpu:
+            check_input(input, k)
+        if input.layout is not _strided or not input.is_contiguous():
+            check_input(input, k)
+            input = input.contiguous()
+        if len(shape) == 2:  # slicing a shape takes as long as all of its checks
+            rows = shape[0]
+            out = input.new_empty(rows, self._n)
+        else:
+            rows = input.numel() // k
+            out = input.new_empty(*shape[:-1], self._n)
+        if rows == 0:
+            return out
+        assert kind is not None
+        try:
+            self._view.linear(
+                m=rows,
+                x=input.data_ptr(),
+                x_type=kind,
+                symmetric=symmetric,
+                bias=self._bias,
+                out=out.data_ptr(),
+                out_type=kind,
+                kernel=forced_kernel(),
+            )
+        except CoreError as error:
+            raise translate(error) from None
         return out
-    _, kind, size = FLOATS[dtype]
-    weight = _core.View(
-        out_features, in_features, group_size, FLOATS[scales.dtype][1], zero_point,
-        codes.data_ptr(), scales.data_ptr(), None if zps is None else zps.data_ptr(),
-        None if offsets is None else offsets.data_ptr(), sums.data_ptr(),
-    )  # fmt: skip
-    try:
-        _core.multiply(
-            True, rows, input.data_ptr(), kind, in_features * size, None, None, symmetric_activation, weight,
-            None if bias is None else bias.data_ptr(), out.data_ptr(), kind, out_features * size, forced_kernel(),
-        )  # fmt: skip
-    except _core.CoreError as error:
-        raise translate(error) from None
-    return out
 
 
-def check_input(input: torch.Tensor, in_features: int) -> None:
+def _address(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_cpu or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} must be a contiguous CPU tensor of {dtype} and shape {shape}, got {tensor.dtype}, "
+            f"{tuple(tensor.shape)} on {tensor.device}"
+        )
+    return tensor.data_ptr()
+
+
+def check_input(input: torch.Tensor, k: int) -> None:
     if input.dtype not in FLOATS:
         raise TypeError(f"input must be float32, bfloat16 or float16, got {input.dtype}")
     if not input.is_cpu or input.layout is not torch.strided:
         raise ValueError(f"input must be a dense tensor on the CPU, got {input.layout} on {input.device}")
-    if not input.dim() or input.shape[-1] != in_features:
-        raise ValueError(f"input must have shape (..., {in_features}), got {tuple(input.shape)}")
+    if not input.dim() or input.shape[-1] != k:
+        raise ValueError(f"input must have shape (..., {k}), got {tuple(input.shape)}")
 
 
-def _linear_fake(input: torch.Tensor, *weight: Any) -> torch.Tensor:
-    in_features, out_features = weight[6:8]
-    check_input(input, in_features)
-    return input.new_empty((*input.shape[:-1], out_features))
+def _linear_fake(
+    input: torch.Tensor, weight: list[torch.Tensor], bias: torch.Tensor | None, layout: list[int], activation: str
+) -> torch.Tensor:
+    _, n, k, *_ = layout
+    check_input(input, k)
+    for name, tensor in zip(ARRAYS, weight):
+        if not tensor.is_cpu:
+            raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
+    return input.new_empty((*input.shape[:-1], n))
 
 
-def _backward(context: Any, *gradients: torch.Tensor) -> None:
+def _backward(context: object, *gradients: torch.Tensor) -> None:
     raise NotImplementedError(
         "DA8W4 layers are for inference and have no backward; run the model under torch.no_grad()"
     )
 
 
-_library = torch.library.Library("pyda8w4", "DEF")
+_library: Any = torch.library.Library("pyda8w4", "DEF")  # type: ignore[no-untyped-call, unused-ignore]
 _library.define(_SCHEMA)
 _library.impl("linear", linear, "CPU")
 torch.library.register_fake("pyda8w4::linear", _linear_fake, lib=_library)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from pyda8w4._checks import check_flag, check_group_size
+from pyda8w4._checks import check_flag
+from pyda8w4._format import check_group_size
 from pyda8w4.torch._module import DA8W4Linear
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -19,8 +20,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class Report:
     """What was replaced and what was not.
 
-    Attributes
+    Parameters
     ----------
+    what : str
+        What is counted.
     replaced : list of str
         Names of modules.
     kept : dict of str to str
@@ -49,6 +52,7 @@ def quantize_(
     Parameters
     ----------
     model : torch.nn.Module
+        Changed in place.
     group_size : int
         Weights that share a scale: a multiple of 4. Layers with fewer input features have one group.
     symmetric_activation, symmetric_weight : bool

@@ -6,17 +6,20 @@ import warnings
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pyda8w4._checks import TYPES
+from pyda8w4._format import ArraySpec
 from pyda8w4._packed import aligned_empty
 
-# Name, number in the C interface, bytes.
+# Name, number in the C interface.
 FLOATS = {
-    torch.float32: ("float32", TYPES["float32"], 4),
-    torch.bfloat16: ("bfloat16", TYPES["bfloat16"], 2),
-    torch.float16: ("float16", TYPES["float16"], 2),
+    torch.float32: ("float32", TYPES["float32"]),
+    torch.bfloat16: ("bfloat16", TYPES["bfloat16"]),
+    torch.float16: ("float16", TYPES["float16"]),
 }
+DTYPES = {name: dtype for dtype, (name, _) in FLOATS.items()} | {"uint8": torch.uint8, "int8": torch.int8}
 
 
 def check_float(name: str, tensor: Any) -> None:
@@ -24,26 +27,40 @@ def check_float(name: str, tensor: Any) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}")
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+    check_dense(name, tensor)
+
+
+def check_dense(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_cpu or tensor.layout is not torch.strided:
         raise ValueError(f"{name} must be a dense tensor on the CPU, got {tensor.layout} on {tensor.device}")
 
 
-def array_of(tensor: torch.Tensor) -> np.ndarray:
+def check_tensor(name: str, tensor: torch.Tensor, wanted: ArraySpec) -> None:
+    """Raise ValueError unless it is such an array."""
+    if tensor.dtype is not DTYPES[wanted.type] or tensor.shape != wanted.shape or not tensor.is_cpu:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{name} must be {wanted}, got {ArraySpec(tuple(tensor.shape), dtype)} on {tensor.device}")
+    check_dense(name, tensor)
+
+
+def array_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """Shares memory; bfloat16 as its uint16 bits."""
     if tensor.dtype is torch.bfloat16:
         return tensor.detach().view(torch.int16).numpy().view(np.uint16)
     return tensor.detach().numpy()
 
 
-def tensor_of(array: np.ndarray, bfloat16: bool = False) -> torch.Tensor:
-    """Shares memory; an array of uint16 as bfloat16 where that is what it holds."""
-    if bfloat16:
-        array = array.view(np.int16)
+def tensor_of(array: npt.NDArray[Any], type: str) -> torch.Tensor:
+    """Shares memory; of elements of this type, which numpy holds in a type of its own."""
+    if type == "bfloat16":
+        array = array.view(np.int16)  # torch.from_numpy takes no uint16 before torch 2.3
     with warnings.catch_warnings():
         # Packed arrays are read-only, which tensors cannot be. Nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
         tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if bfloat16 else tensor
+    return tensor.view(DTYPES[type])
 
 
 def aligned_copy(tensor: torch.Tensor) -> torch.Tensor:

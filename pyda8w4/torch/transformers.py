@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from pyda8w4._checks import BLOCK, ceil_div, check_flag, check_group_size
+from pyda8w4._checks import check_flag
+from pyda8w4._format import Format, check_group_size
 from pyda8w4.torch._fuse import FusedPart
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._quantize import quantize_
+from pyda8w4.torch._state import zeros_of
 
 __all__ = ["DA8W4Config"]
 
@@ -37,6 +39,8 @@ class DA8W4Config(QuantizationConfigMixin):
         Parts of names of layers to keep. None means the output head and what is tied to it.
     modules : dict, optional
         Written by transformers when a quantized model is saved: its layers.
+    quant_method : str
+        Written by transformers, too: ``"pyda8w4"``.
 
     Raises
     ------
@@ -100,10 +104,9 @@ class _Quantizer(HfQuantizer):
                 symmetric_activation=self.quantization_config.symmetric_activation,
                 device="meta",
             )
-            layer.scales = layer.scales.to(getattr(torch, fields["scales"]))
-            if fields["zps"]:
-                shape = ceil_div(n, BLOCK), ceil_div(k, layer.group_size), BLOCK
-                layer.zps = torch.empty(shape, dtype=torch.int8, device="meta")
+            zero_point = None if fields["zps"] else 0
+            format = Format(n, k, layer.group_size, fields["scales"], zero_point, has_offsets=False)
+            layer._buffers.update(zeros_of(format, "meta"))
             model.set_submodule(name, layer)
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
@@ -126,7 +129,4 @@ class _Quantizer(HfQuantizer):
                 }
                 for name, layer in layers.items()
             }
-        for module in model.modules():
-            if isinstance(module, DA8W4Linear):
-                module._refresh()  # tensors were put in one by one
         return model

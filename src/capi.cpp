@@ -1,0 +1,206 @@
+// The C interface: each function checks its arguments, chooses a kernel, plans and executes.
+#include <string.h>
+
+#include "gemm/driver.h"
+#include "gemm/plan.h"
+#include "kernels/registry.h"
+#include "packing/pack.h"
+#include "runtime/cpu.h"
+#include "runtime/parallel.h"
+
+using namespace da8w4;
+
+namespace {
+
+// Values that are worth a thread when rows are quantized.
+constexpr size_t kMinValuesPerThread = 1 << 17;
+
+bool valid_group(size_t group, size_t k) { return group && (group % kQuad == 0 || group == k); }
+
+bool valid(const da8w4_weight *weight) {
+    return weight && weight->n && weight->k && weight->group && weight->scales && weight->format >= DA8W4_CODES_U4 &&
+           weight->format <= DA8W4_CODES_HIGH_FIRST;
+}
+
+bool valid(const da8w4_packed *weight) {
+    return weight && weight->n && weight->k && weight->group <= weight->k && valid_group(weight->group, weight->k) &&
+           is_float(weight->scale_type) && weight->codes && weight->scales && weight->sums;
+}
+
+size_t row_bytes(const da8w4_weight &weight) {
+    return weight.format >= DA8W4_CODES_LOW_FIRST ? ceil_div(weight.k, 2) : weight.k;
+}
+
+Problem problem_of(const da8w4_call &call) {
+    const da8w4_packed &weight = *call.weight;
+    return {
+        .m = call.m,
+        .n = weight.n,
+        .grouping = {.k = weight.k, .group = weight.group},
+        .has_offsets = weight.offsets != nullptr,
+    };
+}
+
+size_t threads_of(const da8w4_call &call) {
+    return useful_threads(problem_of(call), call.threads ? call.threads : num_threads());
+}
+
+size_t workspace_bytes(const ProblemPlan &plan, size_t threads) {
+    return plan.shared_bytes + threads * plan.thread_bytes;
+}
+
+da8w4_status check_act_zps(const da8w4_call &call) {
+    if (!call.act_zps) return DA8W4_OK;
+    const int32_t low = call.act_type == DA8W4_U8 ? 0 : INT8_MIN, high = call.act_type == DA8W4_U8 ? 255 : INT8_MAX;
+    for (size_t row = 0; row < call.m; row++)
+        if (call.act_zps[row] < low || call.act_zps[row] > high) return DA8W4_BAD_ACT_ZP;
+    return DA8W4_OK;
+}
+
+da8w4_status check_operands(const da8w4_call &call) {
+    const size_t act_bytes = call.weight->k * size_of(call.act_type),
+                 out_bytes = call.weight->n * size_of(call.out_type);
+    const bool aligned = reinterpret_cast<uintptr_t>(call.workspace) % 64 == 0;
+    if (!call.act || !call.out || !call.workspace || !aligned) return DA8W4_BAD_ARGUMENT;
+    if (call.m > 1 && (call.act_stride < act_bytes || call.out_stride < out_bytes)) return DA8W4_BAD_ARGUMENT;
+    return is_float(call.act_type) ? DA8W4_OK : check_act_zps(call);
+}
+
+da8w4_status execute(const da8w4_call *call, bool (*takes)(da8w4_type)) {
+    if (!call || !valid(call->weight) || !is_float(call->out_type) || !takes(call->act_type)) return DA8W4_BAD_ARGUMENT;
+    const Kernel *kernel;
+    da8w4_status status = find_kernel(call->kernel, &kernel);
+    if (status != DA8W4_OK || call->m == 0) return status;
+    status = check_operands(*call);
+    if (status != DA8W4_OK) return status;
+    const ProblemPlan plan = plan_problem(problem_of(*call), *kernel);
+    const size_t threads = threads_of(*call);
+    if (call->workspace_bytes < workspace_bytes(plan, threads)) return DA8W4_WORKSPACE_TOO_SMALL;
+    multiply(*call, *kernel, plan, threads);
+    return DA8W4_OK;
+}
+
+}  // namespace
+
+// ---- weights ---------------------------------------------------------------------------------
+
+da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *bytes) {
+    if (!valid(weight) || !packed || !bytes) return DA8W4_BAD_ARGUMENT;
+    if (!valid_group(weight->group, weight->k)) return DA8W4_BAD_GROUP;
+    return plan_pack(*weight, packed, bytes);
+}
+
+da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales, int8_t *zps,
+                        void *offsets, float *sums) {
+    da8w4_packed checked;
+    da8w4_packed_bytes bytes;
+    const da8w4_status status = da8w4_plan_pack(weight, &checked, &bytes);
+    if (status != DA8W4_OK) return status;
+    if (!plan || plan->n != checked.n || plan->k != checked.k || plan->group != checked.group ||
+        plan->scale_type != checked.scale_type || !codes || !scales || (bytes.zps && !zps) ||
+        (bytes.offsets && !offsets) || !sums || !weight->codes || weight->codes_stride < row_bytes(*weight))
+        return DA8W4_BAD_ARGUMENT;
+    const PackedArrays to = {
+        .codes = codes,
+        .scales = scales,
+        .zps = bytes.zps ? zps : nullptr,
+        .offsets = bytes.offsets ? offsets : nullptr,
+        .sums = sums,
+    };
+    return pack(*weight, checked, to) ? DA8W4_OK : DA8W4_BAD_CODE;
+}
+
+da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps, float *offsets) {
+    if (!packed || !packed->codes || !packed->scales || !packed->n || !packed->k || !packed->group || !codes ||
+        !scales || !zps || (packed->offsets && !offsets))
+        return DA8W4_BAD_ARGUMENT;
+    unpack(*packed, codes, scales, zps, offsets);
+    return DA8W4_OK;
+}
+
+// ---- activations -----------------------------------------------------------------------------
+
+da8w4_status da8w4_quantize_rows(const char *name, const void *x, da8w4_type x_type, size_t x_stride, size_t m,
+                                 size_t k, int symmetric, void *act, size_t act_stride, float *act_scales,
+                                 int32_t *act_zps) {
+    const Kernel *kernel;
+    if (!is_float(x_type) || !k) return DA8W4_BAD_ARGUMENT;
+    const da8w4_status found = find_kernel(name, &kernel);
+    if (found != DA8W4_OK || m == 0) return found;
+    if (!x || !act || !act_scales || !act_zps || (m > 1 && (x_stride < k * size_of(x_type) || act_stride < k)))
+        return DA8W4_BAD_ARGUMENT;
+    parallel(lesser(m * k / kMinValuesPerThread + 1, num_threads()), [&](size_t thread, size_t threads) {
+        const Range range = part_of(m, thread, threads);
+        for (size_t row = range.begin; row < range.end; row++) {
+            kernel->quantize_row(static_cast<const char *>(x) + row * x_stride, x_type, k, symmetric != 0,
+                                 symmetric ? 0 : 0x80, static_cast<char *>(act) + row * act_stride, act_scales + row,
+                                 act_zps + row);
+            if (!symmetric) act_zps[row] += 128;
+        }
+    });
+    return DA8W4_OK;
+}
+
+// ---- the product -----------------------------------------------------------------------------
+
+size_t da8w4_workspace_bytes(const da8w4_call *call) {
+    const Kernel *kernel;
+    if (!call || !valid(call->weight) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
+    return workspace_bytes(plan_problem(problem_of(*call), *kernel), threads_of(*call));
+}
+
+da8w4_status da8w4_gemm(const da8w4_call *call) {
+    return execute(call, [](da8w4_type type) { return type == DA8W4_U8 || type == DA8W4_S8; });
+}
+
+da8w4_status da8w4_linear(const da8w4_call *call) { return execute(call, is_float); }
+
+// ---- kernels, CPU ----------------------------------------------------------------------------
+
+size_t da8w4_kernel_count() { return kernel_count(); }
+
+const char *da8w4_kernel_name(size_t index) { return index < kernel_count() ? kernel_at(index).name : nullptr; }
+
+const char *da8w4_kernel_description(size_t index) {
+    return index < kernel_count() ? kernel_at(index).description : nullptr;
+}
+
+const char *da8w4_kernel_reason(size_t index) {
+    if (index >= kernel_count()) return "no such kernel";
+    return reason_not_runnable(index);
+}
+
+da8w4_status da8w4_default_kernel(size_t *index) {
+    if (!index) return DA8W4_BAD_ARGUMENT;
+    const KernelChoice choice = default_kernel();
+    *index = choice.index;
+    return choice.status;
+}
+
+const char *da8w4_cpu_feature(size_t index, int *present) {
+    if (index >= cpu_feature_count) return nullptr;
+    if (present) *present = (cpu_bits() & cpu_features[index].bit) != 0;
+    return cpu_features[index].name;
+}
+
+// ---- texts -----------------------------------------------------------------------------------
+
+const char *da8w4_version() { return DA8W4_VERSION; }
+
+const char *da8w4_status_text(da8w4_status status) {
+    switch (status) {
+        case DA8W4_OK: return "no error";
+        case DA8W4_BAD_ARGUMENT: return "a null pointer, a size of 0, an unknown type, or a stride too short";
+        case DA8W4_BAD_GROUP: return "the group size is neither a multiple of 4 nor all of k";
+        case DA8W4_BAD_CODE: return "a weight code is out of range";
+        case DA8W4_BAD_SCALE: return "a weight scale is NaN or infinite";
+        case DA8W4_BAD_OFFSET: return "a weight offset is NaN or infinite";
+        case DA8W4_BAD_WEIGHT_ZP: return "a weight zero point is out of range";
+        case DA8W4_INT32_OVERFLOW: return "a group's dot product may not fit int32";
+        case DA8W4_BAD_ACT_ZP: return "an activation zero point is out of range";
+        case DA8W4_UNKNOWN_KERNEL: return "no kernel has this name";
+        case DA8W4_KERNEL_UNAVAILABLE: return "this CPU cannot run the kernel";
+        case DA8W4_WORKSPACE_TOO_SMALL: return "the workspace is too small";
+    }
+    return "unknown status";
+}

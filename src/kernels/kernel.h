@@ -1,0 +1,150 @@
+// The contract between the driver and the kernels. docs/kernels.md explains it with a picture.
+//
+// A kernel is one table of functions and constants for an instruction set. The driver, the plan and the tests know
+// kernels only through this table; src/meson.build lists them.
+//
+// A product of rows (m) by weights (n) over k is cut like this: row blocks of at most mc rows; for each, column blocks
+// of 32; for each, K blocks of at most kc. One column block over one K block is prepared once, as a panel, and then all
+// rows of the row block pass over it in micro-tiles of mr rows by 32 columns. Quantized rows, panels and accumulators
+// live in scratch memory that the plan sizes and the driver hands out.
+//
+// Included by every ISA unit, so: C headers only, and nothing here that emits a shared symbol.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "packing/layout.h"
+#include "pyda8w4/pyda8w4.h"
+
+namespace da8w4 {
+
+// A chunk is a piece of a group whose sum of activations always fits int16, so that one 16-bit multiplication by a
+// zero point compensates for it: 256 * -128 = -32768.
+constexpr size_t kChunk = 256;
+
+// How k is cut into groups, and those into chunks.
+struct Grouping {
+    size_t k, group;
+
+    DA8W4_INLINE constexpr size_t groups() const { return ceil_div(k, group); }
+    DA8W4_INLINE constexpr size_t chunks_of_group() const { return ceil_div(group, kChunk); }
+    DA8W4_INLINE constexpr size_t chunks() const { return k / group * chunks_of_group() + ceil_div(k % group, kChunk); }
+};
+
+// A range of k. Groups count from k = 0, so a K block may begin or end inside one.
+struct KBlock {
+    size_t begin, end;    // chunk borders, or k
+    size_t group, chunk;  // the ones it begins in
+    size_t whole_groups;  // how many, if it is made of whole groups, else 0
+
+    DA8W4_INLINE constexpr size_t length() const { return end - begin; }
+};
+
+// Rows of quantized activations a' (int8), row-major, each padded with zeros to a multiple of kQuad. The sums are those
+// that the weight form's `sum_row` wrote.
+struct ActRows {
+    const int8_t *rows;
+    size_t stride;              // bytes
+    const int32_t *chunk_sums;  // [chunk][row], in the units of the weight form
+    const float *group_sums;    // [group][row]: sum of a' over the group; only where weights have offsets
+    size_t sums_stride;         // elements, of both kinds of sums
+};
+
+// Where the kernel prepares a panel. Every array is aligned to 64 bytes.
+struct PanelBuffer {
+    uint8_t *codes;           // panel_bytes of the weight form
+    float *scales, *offsets;  // [groups of a K block][kBlock]
+    int32_t *zp_terms;        // [groups of a K block][kBlock]
+};
+
+// The panel to prepare: one column block over one K block.
+struct PanelJob {
+    const PackedBlock &block;
+    const KBlock &k;
+    const Grouping &grouping;
+    const PanelBuffer &buffer;
+    size_t rows;                    // that will pass over it
+    const PackedBlock *next_block;  // what the thread prepares after this, to be prefetched; null for nothing
+    const KBlock *next_k;
+};
+
+// The codes of the next panel, prefetched a little at each K step of a micro-tile so that they arrive while this panel
+// is multiplied. Only the kernel reads or advances it.
+struct Prefetch {
+    const uint8_t *codes, *end;
+    size_t lines;  // cache lines for each K step
+};
+
+// Weights in the form that micro-kernels read. Arrays that the packed weight already holds in that form are referenced
+// in place; the others were converted into the PanelBuffer.
+struct Panel {
+    const uint8_t *codes;
+    da8w4_type scale_type;  // of scales and offsets
+    const void *scales;     // [groups][kBlock]
+    const void *offsets;    // [groups][kBlock], or null
+    // What zero points add to integer sums, in the kernel's own encoding; null where the codes hold all of it.
+    const int32_t *zp_terms;
+    size_t zp_stride;  // elements from group to group: kBlock, or 0 where every group has the same
+    Prefetch prefetch;
+};
+
+// Rows that pass over a panel. The accumulators start from zero where the K block begins at 0, else they go on.
+// `carried` has the int32 sums of a group that the K block does not finish.
+struct MicroTiles {
+    size_t rows;
+    ActRows act;  // of the first row, at the first k, group and chunk of the K block
+    const Grouping &grouping;
+    const KBlock &k;
+    float *acc;        // [rows][kBlock]
+    int32_t *carried;  // [rows][kBlock]
+};
+
+// The last step of some rows of one column block: zero point, scale, bias, conversion.
+struct Epilogue {
+    size_t rows, cols;         // cols: 1..kBlock
+    const float *acc;          // [rows][kBlock]
+    const float *column_sums;  // [kBlock]: C[n] of docs/numbers.md
+    const float *bias;         // [cols], or null
+    const float *act_scales;   // [rows]
+    const float *act_zps;      // [rows]: z_a - c
+    void *out;
+    size_t out_stride;  // bytes
+    da8w4_type out_type;
+};
+
+// One way in which micro-kernels read weights, with the blocking that suits it.
+struct WeightForm {
+    size_t mr;           // most rows of a micro-tile
+    size_t mc;           // most rows of a row block
+    size_t kc;           // longest K block; a multiple of kChunk
+    size_t pass_blocks;  // column blocks that take turns over one K block, so that its activations stay in L2
+
+    // Bytes of panel codes for a K block of this length; 0 where packed codes are read in place.
+    size_t (*panel_bytes)(size_t length, size_t group);
+    // Sums of one row of a' over each chunk, to chunk_sums[chunk * stride], and, unless group_sums is null, over each
+    // group, to group_sums[group * stride].
+    void (*sum_row)(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, float *group_sums, size_t stride);
+    Panel (*prepare)(const PanelJob &job);
+    void (*run)(const MicroTiles &tiles, Panel &panel);
+};
+
+struct Kernel {
+    const char *name;
+    const char *description;
+    uint64_t needs;  // CPU bits of runtime/cpu.h, all of them
+
+    // Up to packed_max rows, micro-kernels read packed codes and unpack them in registers. Beyond, each panel is
+    // unpacked once for all rows.
+    size_t packed_max;
+    WeightForm packed, unpacked;
+
+    // One row of floats to a' ^ flip (k bytes), its scale and z_a - c, as docs/numbers.md defines them. A flip of 0x80
+    // turns the a' of an asymmetric row into uint8.
+    void (*quantize_row)(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act,
+                         float *scale, int32_t *zp);
+    void (*epilogue)(const Epilogue &epilogue);
+    void (*release)();  // at the end of each thread's part of a product; or null
+};
+
+}  // namespace da8w4

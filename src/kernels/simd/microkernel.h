@@ -1,0 +1,296 @@
+// The micro-kernel: rows of activations by a pair of column vectors (see unpack.h) over one K block, and the loop that
+// cuts rows into micro-tiles.
+//
+// Exactness. D = sum a' * code - zp * sum a', or in a biased panel sum a' * (code - zp + 128) - 128 * sum a': all sums
+// modulo 2^32, and D in range (prepacking sees to that). Each chunk's sum starts from the term that is subtracted, and
+// dot products are added in any order. The float chain is one fma per group, or two where there are offsets, groups
+// ascending.
+#pragma once
+
+#include "kernels/kernel.h"
+#include "kernels/simd/unpack.h"
+#include "kernels/simd/vec.h"
+
+namespace da8w4 {
+namespace {
+
+// Independent accumulators of each output: with few rows, one chain of dependent dot products would wait for its own
+// latency. Integer sums may be split; the float chain may not.
+template <class V>
+constexpr size_t sets_for(size_t rows) {
+    return rows == 1 ? V::kSetsOneRow : rows == 2 ? V::kSetsTwoRows : 1;
+}
+
+// What one micro-tile reads and writes, from the first k of its K block.
+struct TilePointers {
+    const int8_t *act;
+    size_t act_stride;
+    const int32_t *chunk_sums;  // [chunk][row]
+    const float *group_sums;    // [group][row]
+    size_t sums_stride;
+    const uint8_t *codes;
+    da8w4_type scale_type;
+    const void *scales, *offsets;  // [group][kBlock]; offsets may be null
+    const int32_t *zp_terms;       // [group][kBlock], or [kBlock], or null
+    size_t zp_stride;
+    const float *acc_from;  // [row][kBlock]
+    float *acc;             // [row][kBlock]
+    int32_t *carried;       // [row][kBlock]
+    const uint8_t *prefetch;
+    size_t prefetch_lines;  // at each K step
+
+    // The pair of column vectors that begins at this column. The first pair of a tile prefetches for all.
+    TilePointers columns_from(size_t n) const {
+        TilePointers at = *this;
+        at.codes += n * 4;
+        at.scales = element(scales, scale_type, n);
+        if (offsets) at.offsets = element(offsets, scale_type, n);
+        if (zp_terms) at.zp_terms += n;
+        at.acc_from += n;
+        at.acc += n;
+        at.carried += n;
+        if (n) at.prefetch_lines = 0;
+        return at;
+    }
+};
+
+// The accumulators of one micro-tile. The general and the fast path are loops over the same verbs.
+template <class V, size_t kRows, bool kPacked>
+class MicroTile {
+    using Int = typename V::Int;
+    static constexpr size_t kSets = sets_for<V>(kRows);
+    static constexpr size_t kCodeBytes = kPacked ? kLineBytes : kPanelLineBytes;
+    static constexpr bool kBiased = !kPacked && V::kBiasedPanels;
+
+public:
+    explicit DA8W4_INLINE MicroTile(const TilePointers &at) : at_(at) {
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) acc_[r][v] = V::load_f32(at.acc_from + r * kBlock + v * kHalf);
+    }
+
+    DA8W4_INLINE void begin_group() {
+        for (size_t s = 0; s < kSets; s++)
+            for (size_t r = 0; r < kRows; r++)
+                for (size_t v = 0; v < 2; v++) sum_[s][r][v] = V::zero();
+    }
+
+    DA8W4_INLINE void begin_carried_group() {
+        begin_group();
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) sum_[0][r][v] = V::load(at_.carried + r * kBlock + v * kHalf);
+    }
+
+    // What a chunk adds to integer sums beside its dot products.
+    DA8W4_INLINE void begin_chunk() {
+        for (size_t r = 0; r < kRows; r++) {
+            const int32_t chunk_sum = at_.chunk_sums[r];
+            for (size_t v = 0; v < 2; v++) {
+                Int start = kBiased ? V::broadcast(chunk_sum) : V::zero();
+                if (!kBiased)
+                    start = V::add_product(start, V::load(at_.zp_terms + v * kHalf), V::broadcast(chunk_sum));
+                else if (at_.zp_terms)
+                    start = V::add_product(start, V::load(at_.zp_terms + v * kHalf),
+                                           V::broadcast(chunk_sum / sums_factor(Encoding::biased)));
+                sum_[0][r][v] = V::add(sum_[0][r][v], start);
+            }
+        }
+        at_.chunk_sums += at_.sums_stride;
+    }
+
+    // The dot products of kQuads quads: one, or a K step.
+    template <size_t kQuads>
+    DA8W4_INLINE void add_quads() {
+        typename V::Part part[kSets][kRows][2];
+        for (size_t s = 0; s < kSets; s++)
+            for (size_t r = 0; r < kRows; r++)
+                for (size_t v = 0; v < 2; v++) part[s][r][v] = V::open(sum_[s][r][v]);
+#pragma GCC unroll 16
+        for (size_t i = 0; i < kQuads; i++) {
+            Int low, high;
+            if (kPacked) {
+                unpack_line<V>(at_.codes + i * kCodeBytes, &low, &high);
+            } else {
+                low = V::load(at_.codes + i * kCodeBytes);
+                high = V::load(at_.codes + i * kCodeBytes + kHalf * 4);
+            }
+#pragma GCC unroll 16
+            for (size_t r = 0; r < kRows; r++) {
+                const Int a = V::broadcast_quad(at_.act + r * at_.act_stride + i * kQuad);
+                typename V::Part *to = part[i % kSets][r];
+                to[0] = V::dot(to[0], low, a);
+                to[1] = V::dot(to[1], high, a);
+            }
+        }
+        at_.codes += kQuads * kCodeBytes;
+        at_.act += kQuads * kQuad;
+        for (size_t s = 0; s < kSets; s++)
+            for (size_t r = 0; r < kRows; r++)
+                for (size_t v = 0; v < 2; v++) sum_[s][r][v] = V::flush(sum_[s][r][v], part[s][r][v]);
+    }
+
+    // Prefetches into L2, for L1 is full. A tile that is alone prefetches as many lines as it reads, without a loop:
+    // where they are in cache already, that would cost as much as multiplying them.
+    DA8W4_INLINE void add_step() {
+        constexpr size_t kLines = kStepQuads * kLineBytes / 64;
+        if (at_.prefetch_lines == kLines) {
+#pragma GCC unroll 16
+            for (size_t i = 0; i < kLines; i++) __builtin_prefetch(at_.prefetch + i * 64, 0, 2);
+            at_.prefetch += kLines * 64;
+        } else {
+            for (size_t i = 0; i < at_.prefetch_lines; i++, at_.prefetch += 64) __builtin_prefetch(at_.prefetch, 0, 2);
+        }
+        add_quads<kStepQuads>();
+    }
+
+    // The float steps at the end of a group: one, or with offsets two.
+    DA8W4_INLINE void end_group() {
+        join_sets();
+        const da8w4_type type = kPacked ? at_.scale_type : DA8W4_F32;  // a panel's are float32
+        for (size_t v = 0; v < 2; v++) {
+            const typename V::Float scale = load_floats<V>(at_.scales, type, v * kHalf);
+            for (size_t r = 0; r < kRows; r++) acc_[r][v] = V::fma(V::to_float(sum_[0][r][v]), scale, acc_[r][v]);
+        }
+        at_.scales = element(at_.scales, type, kBlock);
+        if (at_.zp_terms) at_.zp_terms += at_.zp_stride;
+        if (!at_.offsets) return;
+        for (size_t v = 0; v < 2; v++) {
+            const typename V::Float offset = load_floats<V>(at_.offsets, type, v * kHalf);
+            for (size_t r = 0; r < kRows; r++)
+                acc_[r][v] = V::fma(V::broadcast_float(at_.group_sums[r]), offset, acc_[r][v]);
+        }
+        at_.offsets = element(at_.offsets, type, kBlock);
+        at_.group_sums += at_.sums_stride;
+    }
+
+    DA8W4_INLINE void carry_group() {
+        join_sets();
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) V::store(at_.carried + r * kBlock + v * kHalf, sum_[0][r][v]);
+    }
+
+    DA8W4_INLINE void store() const {
+        for (size_t r = 0; r < kRows; r++)
+            for (size_t v = 0; v < 2; v++) V::store_f32(at_.acc + r * kBlock + v * kHalf, acc_[r][v]);
+    }
+
+private:
+    DA8W4_INLINE void join_sets() {
+        for (size_t s = 1; s < kSets; s++)
+            for (size_t r = 0; r < kRows; r++)
+                for (size_t v = 0; v < 2; v++) sum_[0][r][v] = V::add(sum_[0][r][v], sum_[s][r][v]);
+    }
+
+    TilePointers at_;
+    Int sum_[kSets][kRows][2];
+    typename V::Float acc_[kRows][2];
+};
+
+// Any groups and chunks; the first and the last group may lie in the neighbouring K blocks, too.
+template <class V, size_t kRows, bool kPacked>
+__attribute__((noinline)) void general_path(const TilePointers &at, const Grouping &grouping, const KBlock &block) {
+    MicroTile<V, kRows, kPacked> tile(at);
+    size_t k = block.begin, group_end = (block.group + 1) * grouping.group;
+    if (k == block.group * grouping.group)
+        tile.begin_group();
+    else
+        tile.begin_carried_group();
+    for (;;) {
+        const size_t end = lesser(lesser(k + kChunk, group_end), grouping.k);
+        tile.begin_chunk();
+        size_t quads = quads_of(end - k);
+        for (; quads >= kStepQuads; quads -= kStepQuads) tile.add_step();
+        for (; quads; quads--) tile.template add_quads<1>();
+        k = end;
+        const bool group_ends = k == group_end || k == grouping.k;
+        if (group_ends) tile.end_group();
+        if (k == block.end) {
+            if (!group_ends) tile.carry_group();
+            break;
+        }
+        if (!group_ends) continue;
+        tile.begin_group();
+        group_end += grouping.group;
+    }
+    tile.store();
+}
+
+// Whole groups, each of one chunk and some K steps. Where groups are short, what they cost beside their dot products
+// decides, so this path keeps that small.
+inline bool has_fast_path(const Grouping &grouping, const KBlock &block) {
+    return block.whole_groups && grouping.group % (kStepQuads * kQuad) == 0 && grouping.group <= kChunk;
+}
+
+// The fast path in C++. An instruction set may have its own, with the same function.
+struct FastPath {
+    template <class V, size_t kRows, bool kPacked>
+    static void run(TilePointers at, size_t groups, size_t steps) {
+        if (!kPacked && V::kBiasedPanels) at.zp_terms = nullptr;  // which the compiler does not know
+        MicroTile<V, kRows, kPacked> tile(at);
+        for (; groups; groups--) {
+            tile.begin_group();
+            tile.begin_chunk();
+            for (size_t step = steps; step; step--) tile.add_step();
+            tile.end_group();
+        }
+        tile.store();
+    }
+};
+
+template <class V, class Fast, bool kPacked, size_t kRows>
+DA8W4_INLINE void run_tile(const TilePointers &at, const MicroTiles &tiles) {
+    const Grouping &grouping = tiles.grouping;
+    // Only the general path knows of zero points that a biased panel does not hold.
+    const bool fast = has_fast_path(grouping, tiles.k) && (kPacked || !V::kBiasedPanels || !at.zp_terms);
+    for (size_t n = 0; n < kHalf; n += V::kLanes) {
+        if (fast)
+            Fast::template run<V, kRows, kPacked>(at.columns_from(n), tiles.k.whole_groups,
+                                                  grouping.group / (kStepQuads * kQuad));
+        else
+            general_path<V, kRows, kPacked>(at.columns_from(n), grouping, tiles.k);
+    }
+}
+
+// run_tile for 1 to kMost rows. Inlined all the way, so that the pointers stay in registers.
+template <class V, class Fast, bool kPacked, size_t kMost>
+DA8W4_INLINE void run_tile_of(size_t rows, const TilePointers &at, const MicroTiles &tiles) {
+    if constexpr (kMost > 1)
+        if (rows < kMost) return run_tile_of<V, Fast, kPacked, kMost - 1>(rows, at, tiles);
+    run_tile<V, Fast, kPacked, kMost>(at, tiles);
+}
+
+// Rows as micro-tiles of nearly equal height, the higher ones first.
+template <class V, class Fast, bool kPacked>
+void run_tiles(const MicroTiles &tiles, Panel &panel) {
+    alignas(64) static const float zeros[V::kRows * kBlock] = {};
+    const size_t count = ceil_div(tiles.rows, V::kRows), height = tiles.rows / count, higher = tiles.rows % count;
+    const size_t steps = tiles.k.length() / (kStepQuads * kQuad);
+    const bool first_k = tiles.k.begin == 0;
+    for (size_t tile = 0, row = 0, rows; tile < count; tile++, row += rows) {
+        rows = height + (tile < higher);
+        Prefetch &prefetch = panel.prefetch;
+        float *acc = tiles.acc + row * kBlock;
+        const TilePointers at = {
+            .act = tiles.act.rows + row * tiles.act.stride,
+            .act_stride = tiles.act.stride,
+            .chunk_sums = tiles.act.chunk_sums + row,
+            .group_sums = tiles.act.group_sums + row,
+            .sums_stride = tiles.act.sums_stride,
+            .codes = panel.codes,
+            .scale_type = panel.scale_type,
+            .scales = panel.scales,
+            .offsets = panel.offsets,
+            .zp_terms = panel.zp_terms,
+            .zp_stride = panel.zp_stride,
+            .acc_from = first_k ? zeros : acc,
+            .acc = acc,
+            .carried = tiles.carried + row * kBlock,
+            .prefetch = prefetch.codes,
+            .prefetch_lines = prefetch.codes < prefetch.end ? prefetch.lines : 0,
+        };
+        run_tile_of<V, Fast, kPacked, V::kRows>(rows, at, tiles);
+        prefetch.codes += steps * prefetch.lines * 64;
+    }
+}
+
+}  // namespace
+}  // namespace da8w4

@@ -1,0 +1,59 @@
+// The table of a kernel whose functions are those of kernels/simd/ over the vector operations V.
+#pragma once
+
+#include "kernels/kernel.h"
+#include "kernels/simd/epilogue.h"
+#include "kernels/simd/microkernel.h"
+#include "kernels/simd/quantize.h"
+#include "kernels/simd/unpack.h"
+
+namespace da8w4 {
+namespace {
+
+// Unpacking a panel pays from some micro-tiles on; before, each may as well unpack for itself. Measured for 512-bit
+// vpdpbusd and for 256-bit vpmaddubsw.
+constexpr size_t kPackedMax = 24;
+
+// Either form reads K blocks of 16 KiB of codes, half an L1 cache. A row block's activations of one K block and its
+// accumulators, 128 KiB each, stay in L2.
+constexpr size_t kPackedKc = 1024, kPanelKc = 512;
+constexpr size_t kMc = 256;
+constexpr size_t kPassBlocks = 4;
+
+template <VectorOps V, class Fast = FastPath>
+constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t needs) {
+    return {
+        .name = name,
+        .description = description,
+        .needs = needs,
+        .packed_max = kPackedMax,
+        .packed =
+            {
+                .mr = V::kRows,
+                .mc = kMc,
+                .kc = kPackedKc,
+                .pass_blocks = 1,
+                .panel_bytes = no_panel,
+                .sum_row = sum_row<V, Encoding::plain>,
+                .prepare = prepare_packed<V>,
+                .run = run_tiles<V, Fast, true>,
+            },
+        .unpacked =
+            {
+                .mr = V::kRows,
+                .mc = kMc,
+                .kc = kPanelKc,
+                .pass_blocks = kPassBlocks,
+                .panel_bytes = panel_bytes<1>,
+                .sum_row = sum_row<V, panel_encoding<V>>,
+                .prepare = prepare_panel<V, kPanelKc>,
+                .run = run_tiles<V, Fast, false>,
+            },
+        .quantize_row = quantize_row<V>,
+        .epilogue = epilogue<V>,
+        .release = nullptr,
+    };
+}
+
+}  // namespace
+}  // namespace da8w4

@@ -1,0 +1,32 @@
+// Kernel avx2: 256-bit registers, vpmaddubsw (u8 x s8 pairs to int16) and vpaddw.
+// Two products of codes 0..15 and a' are at most 2 * 15 * 128 = 3840, so nothing saturates and eight
+// steps add up to 30720 before they are widened to int32 by vpmaddwd.
+// Registers of a 4-row tile: 8 int16 sums, 2 codes, 1 activation; int32 and float sums wait in L1
+// and are touched every eighth step.
+#include "kernels/simd/table.h"
+#include "kernels/x86/vec256.h"
+#include "runtime/cpu.h"
+
+namespace da8w4 {
+namespace {
+
+struct VecAvx2 : Vec256 {
+    using Part = Int;
+    static constexpr bool kBiasedPanels = false;
+    static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
+
+    static Part open(Int) { return zero(); }
+    static Part dot(Part part, Int codes, Int act) {
+        part = _mm256_add_epi16(part, _mm256_maddubs_epi16(codes, act));
+        // Without this, GCC does the products of all eight steps first, in memory, and adds them later.
+        __asm__ volatile("" : "+x"(part));
+        return part;
+    }
+    static Int flush(Int sum, Part part) { return add(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1))); }
+};
+
+}  // namespace
+
+extern constexpr Kernel kernel_avx2 = simd_kernel<VecAvx2>("avx2", "AVX2, FMA, F16C: 256-bit vpmaddubsw", kAvx2);
+
+}  // namespace da8w4

@@ -1,0 +1,18 @@
+// The functions of kernel avx512vnni, which kernel amx takes over: one copy in the library serves both.
+#pragma once
+
+#include "kernels/kernel.h"
+
+namespace da8w4::avx512vnni {
+
+void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act, float *scale,
+                  int32_t *zp);
+void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, float *group_sums, size_t stride);
+void sum_panel_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, float *group_sums, size_t stride);
+Panel prepare_packed(const PanelJob &job);
+Panel prepare_panel(const PanelJob &job);
+void run_packed(const MicroTiles &tiles, Panel &panel);
+void run_panel(const MicroTiles &tiles, Panel &panel);
+void epilogue(const Epilogue &epilogue);
+
+}  // namespace da8w4::avx512vnni

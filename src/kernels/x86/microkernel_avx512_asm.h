@@ -1,0 +1,420 @@
+// The fast path of 512-bit vpdpbusd in inline assembly. From the version in C++, GCC moves the sums from register to
+// register around the loops and keeps six row pointers, which takes as long as the float arithmetic of a group.
+//
+// Beside its 12 dot products, a quad of a 6-row tile takes 8 loads, so that the two ports that multiply are the limit:
+// 6 cycles on Intel's cores. A group adds 12 conversions and 12 fma to them, with offsets 24: of the peak remain 94 %
+// in groups of 128, 80 % in groups of 32, with offsets 91 % and 73 %. The branches of a step and of a group (prefetch,
+// scale type, offsets) always go the same way and fit beside that work, so they cost no copies of the code.
+//
+// Packed codes are low + 16 * high as they are: only the low nibbles are cut out, and at the end of a group the high
+// sum is (both - low) / 16, exactly: a chunk is short enough for int32. Two instructions less for each quad of a tile,
+// two more for each output of a group.
+//
+// Up to three rows wait for the latency of their sums, not for a port: they have second ones for every other quad.
+//
+// zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, zp_terms, or offsets; zmm28: nibble mask. The others:
+//
+//    row    sums      second sums    acc       activations
+//    0      0,  1     6,  7          12, 13    act
+//    1      2,  3     8,  9          14, 15    act + stride
+//    2      4,  5     10, 11         16, 17    act + stride * 2
+//    3      6,  7                    18, 19    act + stride * 3
+//    4      8,  9                    20, 21    act + stride * 4
+//    5      10, 11                   22, 23    act + stride * 5
+#pragma once
+
+#include "kernels/simd/microkernel.h"
+#include "kernels/x86/vec512.h"
+
+namespace da8w4 {
+namespace {
+
+// Operands beyond the general registers.
+struct AsmArgs {
+    const float *acc_from;
+    float *acc;
+    const char *scales_end;
+    size_t to_offsets;     // from scales; 0: there are none
+    size_t to_group_sums;  // from chunk_sums
+    size_t sums_stride;    // the strides are in bytes
+    size_t zp_stride;
+    size_t scales_stride;
+    size_t steps;  // of a group
+    size_t prefetch_lines;
+    uint32_t scale_type;
+    uint32_t nibbles;
+};
+
+static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 && offsetof(AsmArgs, scales_end) == 16 &&
+              offsetof(AsmArgs, to_offsets) == 24 && offsetof(AsmArgs, to_group_sums) == 32 &&
+              offsetof(AsmArgs, sums_stride) == 40 && offsetof(AsmArgs, zp_stride) == 48 &&
+              offsetof(AsmArgs, scales_stride) == 56 && offsetof(AsmArgs, steps) == 64 &&
+              offsetof(AsmArgs, prefetch_lines) == 72 && offsetof(AsmArgs, scale_type) == 80 &&
+              offsetof(AsmArgs, nibbles) == 84);
+
+// clang-format off
+
+// Operands of an asm statement are too few to pass each field's offsetof, so the offsets are written down, and checked.
+#define ARG_acc_from "0"
+#define ARG_acc "8"
+#define ARG_scales_end "16"
+#define ARG_to_offsets "24"
+#define ARG_to_group_sums "32"
+#define ARG_sums_stride "40"
+#define ARG_zp_stride "48"
+#define ARG_scales_stride "56"
+#define ARG_steps "64"
+#define ARG_prefetch_lines "72"
+#define ARG_scale_type "80"
+#define ARG_nibbles "84"
+#define ARG(name) ARG_##name "(%[args])"
+
+#define LOW_0 "0"
+#define HIGH_0 "1"
+#define ACC_0 "12"
+#define ACC2_0 "13"
+#define SECOND_0 "6"
+#define SECOND2_0 "7"
+#define ACT_0 "(%[act])"
+#define LOW_1 "2"
+#define HIGH_1 "3"
+#define ACC_1 "14"
+#define ACC2_1 "15"
+#define SECOND_1 "8"
+#define SECOND2_1 "9"
+#define ACT_1 "(%[act],%[s1])"
+#define LOW_2 "4"
+#define HIGH_2 "5"
+#define ACC_2 "16"
+#define ACC2_2 "17"
+#define SECOND_2 "10"
+#define SECOND2_2 "11"
+#define ACT_2 "(%[act],%[s1],2)"
+#define LOW_3 "6"
+#define HIGH_3 "7"
+#define ACC_3 "18"
+#define ACC2_3 "19"
+#define ACT_3 "(%[act],%[s3])"
+#define LOW_4 "8"
+#define HIGH_4 "9"
+#define ACC_4 "20"
+#define ACC2_4 "21"
+#define ACT_4 "(%[act],%[s1],4)"
+#define LOW_5 "10"
+#define HIGH_5 "11"
+#define ACC_5 "22"
+#define ACC2_5 "23"
+#define ACT_5 "(%[act],%[s5])"
+
+#define ZMM(role, row) "%%zmm" role##_##row
+#define XMM(role, row) "%%xmm" role##_##row
+
+#define IF_ROW(row, text) ".if %c[rows] > " #row "\n" text ".endif\n"
+#define EACH_ROW(USE) \
+    IF_ROW(0, USE(0)) IF_ROW(1, USE(1)) IF_ROW(2, USE(2)) IF_ROW(3, USE(3)) IF_ROW(4, USE(4)) IF_ROW(5, USE(5))
+#define EACH_ROW_OF_3(USE) ".if %c[rows] < 4\n" IF_ROW(0, USE(0)) IF_ROW(1, USE(1)) IF_ROW(2, USE(2)) ".endif\n"
+
+#define LOAD(row)                                        \
+    "vmovups 128*" #row "(%[n]), " ZMM(ACC, row) "\n"    \
+    "vmovups 128*" #row "+64(%[n]), " ZMM(ACC2, row) "\n"
+
+#define STORE(row)                                       \
+    "vmovups " ZMM(ACC, row) ", 128*" #row "(%[n])\n"    \
+    "vmovups " ZMM(ACC2, row) ", 128*" #row "+64(%[n])\n"
+
+#define START(row)                                                                    \
+    ".if %c[packed]\n"                                                                \
+    "vpxord " XMM(LOW, row) ", " XMM(LOW, row) ", " XMM(LOW, row) "\n"                \
+    "vpdpwssd 4*" #row "(%[chunk_sums])%{1to16%}, %%zmm26, " ZMM(LOW, row) "\n"       \
+    "vmovdqa64 " ZMM(LOW, row) ", " ZMM(HIGH, row) "\n"                               \
+    "vpdpwssd 4*" #row "(%[chunk_sums])%{1to16%}, %%zmm27, " ZMM(HIGH, row) "\n"      \
+    ".else\n"                                                                         \
+    "vpbroadcastd 4*" #row "(%[chunk_sums]), " ZMM(LOW, row) "\n"                     \
+    "vpbroadcastd 4*" #row "(%[chunk_sums]), " ZMM(HIGH, row) "\n"                    \
+    ".endif\n"
+
+#define START_SECOND(row)                                                   \
+    "vpxord " XMM(SECOND, row) ", " XMM(SECOND, row) ", " XMM(SECOND, row) "\n"    \
+    "vpxord " XMM(SECOND2, row) ", " XMM(SECOND2, row) ", " XMM(SECOND2, row) "\n"
+
+#define JOIN_SECOND(row)                                                          \
+    "vpaddd " ZMM(SECOND, row) ", " ZMM(LOW, row) ", " ZMM(LOW, row) "\n"         \
+    "vpaddd " ZMM(SECOND2, row) ", " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"
+
+#define CODES(quad)                                      \
+    ".if %c[packed]\n"                                   \
+    "vmovdqu64 64*" #quad "(%[codes]), %%zmm25\n"        \
+    "vpandd %%zmm28, %%zmm25, %%zmm24\n"                 \
+    ".else\n"                                            \
+    "vmovdqu64 128*" #quad "(%[codes]), %%zmm24\n"       \
+    "vmovdqu64 128*" #quad "+64(%[codes]), %%zmm25\n"    \
+    ".endif\n"
+
+// One activation quad of a row by the codes of both column vectors. From four rows on, loading it once saves a load.
+#define DOT(row, quad, low, high)                                                      \
+    ".if %c[rows] > 3\n"                                                               \
+    "vpbroadcastd 4*" #quad ACT_##row ", %%zmm26\n"                                    \
+    "vpdpbusd %%zmm26, %%zmm24, " low "\n"                                             \
+    "vpdpbusd %%zmm26, %%zmm25, " high "\n"                                            \
+    ".else\n"                                                                          \
+    "vpdpbusd 4*" #quad ACT_##row "%{1to16%}, %%zmm24, " low "\n"                      \
+    "vpdpbusd 4*" #quad ACT_##row "%{1to16%}, %%zmm25, " high "\n"                     \
+    ".endif\n"
+#define DOTS(row, quad) IF_ROW(row, DOT(row, quad, ZMM(LOW, row), ZMM(HIGH, row)))
+#define SECOND_DOTS(row, quad) IF_ROW(row, DOT(row, quad, ZMM(SECOND, row), ZMM(SECOND2, row)))
+
+#define EVEN(quad) \
+    CODES(quad) DOTS(0, quad) DOTS(1, quad) DOTS(2, quad) DOTS(3, quad) DOTS(4, quad) DOTS(5, quad)
+#define ODD(quad)                                                                  \
+    CODES(quad)                                                                    \
+    ".if %c[rows] < 4\n"                                                           \
+    SECOND_DOTS(0, quad) SECOND_DOTS(1, quad) SECOND_DOTS(2, quad)                 \
+    ".else\n"                                                                      \
+    DOTS(0, quad) DOTS(1, quad) DOTS(2, quad) DOTS(3, quad) DOTS(4, quad) DOTS(5, quad) \
+    ".endif\n"
+
+#define CONVERT(row)                                                               \
+    ".if %c[packed]\n"                                                             \
+    "vpsubd " ZMM(LOW, row) ", " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"           \
+    "vpsrad $4, " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"                          \
+    ".endif\n"                                                                     \
+    "vcvtdq2ps " ZMM(LOW, row) ", " ZMM(LOW, row) "\n"                             \
+    "vcvtdq2ps " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"
+
+#define SCALE(row)                                                                 \
+    "vfmadd231ps %%zmm24, " ZMM(LOW, row) ", " ZMM(ACC, row) "\n"                  \
+    "vfmadd231ps %%zmm25, " ZMM(HIGH, row) ", " ZMM(ACC2, row) "\n"
+
+#define OFFSET(row)                                                                        \
+    "vfmadd231ps 4*" #row "(%[chunk_sums],%[n])%{1to16%}, %%zmm26, " ZMM(ACC, row) "\n"    \
+    "vfmadd231ps 4*" #row "(%[chunk_sums],%[n])%{1to16%}, %%zmm27, " ZMM(ACC2, row) "\n"
+
+// 32 scales or offsets: a panel's are float32. Where micro-kernels read packed codes, other types than float16 are
+// converted out of line, so that the usual one passes no jump.
+#define FLOATS(id, address, low, high)              \
+    ".if %c[packed]\n"                             \
+    "cmpl %[f16], " ARG(scale_type) "\n"           \
+    "jne " id "0f\n"                               \
+    "vcvtph2ps " address ", " low "\n"             \
+    "vcvtph2ps 32" address ", " high "\n"          \
+    id "1:\n"                                      \
+    ".else\n"                                      \
+    "vmovups " address ", " low "\n"               \
+    "vmovups 64" address ", " high "\n"            \
+    ".endif\n"
+#define OTHER_FLOATS(id, address, low, high)        \
+    ".if %c[packed]\n"                             \
+    id "0:\n"                                      \
+    "ja " id "2f\n"                                \
+    "vmovups " address ", " low "\n"               \
+    "vmovups 64" address ", " high "\n"            \
+    "jmp " id "1b\n"                               \
+    id "2:\n"                                      \
+    "vpmovzxwd " address ", " low "\n"             \
+    "vpmovzxwd 32" address ", " high "\n"          \
+    "vpslld $16, " low ", " low "\n"               \
+    "vpslld $16, " high ", " high "\n"             \
+    "jmp " id "1b\n"                               \
+    ".endif\n"
+#define SCALES(USE) USE("3", "(%[scales])", "%%zmm24", "%%zmm25")
+#define OFFSETS(USE) USE("4", "(%[scales],%[n])", "%%zmm26", "%%zmm27")
+
+// The lines of one K step into L2, for L1 is full. A micro-tile that is alone prefetches as many as it reads, in line.
+// Panels have several, of which most prefetch nothing.
+#define PREFETCH                                    \
+    "mov " ARG(prefetch_lines) ", %[n]\n"          \
+    ".if %c[packed]\n"                             \
+    "cmp $8, %[n]\n"                               \
+    "jne 50f\n"                                    \
+    "prefetcht1 (%[prefetch])\n"                   \
+    "prefetcht1 64*1(%[prefetch])\n"               \
+    "prefetcht1 64*2(%[prefetch])\n"               \
+    "prefetcht1 64*3(%[prefetch])\n"               \
+    "prefetcht1 64*4(%[prefetch])\n"               \
+    "prefetcht1 64*5(%[prefetch])\n"               \
+    "prefetcht1 64*6(%[prefetch])\n"               \
+    "prefetcht1 64*7(%[prefetch])\n"               \
+    "add $64*8, %[prefetch]\n"                     \
+    ".else\n"                                      \
+    "test %[n], %[n]\n"                            \
+    "jnz 51f\n"                                    \
+    ".endif\n"                                     \
+    "52:\n"
+#define OTHER_PREFETCH                              \
+    "50:\n"                                        \
+    "test %[n], %[n]\n"                            \
+    "jz 52b\n"                                     \
+    "51:\n"                                        \
+    "prefetcht1 (%[prefetch])\n"                   \
+    "add $64, %[prefetch]\n"                       \
+    "dec %[n]\n"                                   \
+    "jnz 51b\n"                                    \
+    "jmp 52b\n"
+
+struct AsmFastPath {
+    template <class V, size_t kRows, bool kPacked>
+    DA8W4_INLINE static void run(const TilePointers &at, size_t groups, size_t steps) {
+        static_assert(is_same<V, Vec512> && kRows <= 6 && kStepQuads == 8 && kLineBytes == 64);
+        const int8_t *act = at.act;
+        const uint8_t *codes = at.codes, *prefetch = at.prefetch;
+        const int32_t *chunk_sums = at.chunk_sums, *zp_terms = at.zp_terms;
+        const char *scales = static_cast<const char *>(at.scales);
+        const size_t scales_stride = kBlock * size_of(at.scale_type);
+        // Offsets and group sums go forward with scales and chunk sums, at these distances from them.
+        const AsmArgs args = {
+            .acc_from = at.acc_from,
+            .acc = at.acc,
+            .scales_end = scales + groups * scales_stride,
+            .to_offsets = at.offsets ? reinterpret_cast<uintptr_t>(at.offsets) - reinterpret_cast<uintptr_t>(scales) : 0,
+            .to_group_sums = reinterpret_cast<uintptr_t>(at.group_sums) - reinterpret_cast<uintptr_t>(chunk_sums),
+            .sums_stride = at.sums_stride * sizeof(int32_t),
+            .zp_stride = at.zp_stride * sizeof(int32_t),
+            .scales_stride = scales_stride,
+            .steps = steps,
+            .prefetch_lines = at.prefetch_lines,
+            .scale_type = static_cast<uint32_t>(at.scale_type),
+            .nibbles = 0x0f0f0f0f,
+        };
+        size_t step, n;
+        __asm__ volatile(
+            "mov " ARG(acc_from) ", %[n]\n"
+            EACH_ROW(LOAD)
+            "vpbroadcastd " ARG(nibbles) ", %%zmm28\n"
+            "1:\n"  // a group
+            ".if %c[packed]\n"
+            "vmovdqu64 (%[zp_terms]), %%zmm26\n"
+            "vpsllw $4, 64(%[zp_terms]), %%zmm27\n"
+            "add " ARG(zp_stride) ", %[zp_terms]\n"
+            ".endif\n"
+            EACH_ROW(START)
+            EACH_ROW_OF_3(START_SECOND)
+            "mov " ARG(steps) ", %[step]\n"
+            ".p2align 5\n"
+            "2:\n"  // a K step
+            PREFETCH
+            EVEN(0)
+            ODD(1)
+            EVEN(2)
+            ODD(3)
+            EVEN(4)
+            ODD(5)
+            EVEN(6)
+            ODD(7)
+            "add $4*8, %[act]\n"
+            "add $128*8 >> %c[packed], %[codes]\n"
+            "dec %[step]\n"
+            "jnz 2b\n"
+            SCALES(FLOATS)
+            EACH_ROW_OF_3(JOIN_SECOND)
+            EACH_ROW(CONVERT)
+            EACH_ROW(SCALE)
+            "mov " ARG(to_offsets) ", %[n]\n"
+            "test %[n], %[n]\n"
+            "jnz 8f\n"
+            "7:\n"
+            "add " ARG(sums_stride) ", %[chunk_sums]\n"
+            "add " ARG(scales_stride) ", %[scales]\n"
+            "cmp " ARG(scales_end) ", %[scales]\n"
+            "jne 1b\n"
+            "mov " ARG(acc) ", %[n]\n"
+            EACH_ROW(STORE)
+            "jmp 9f\n"
+            "8:\n"  // the second float step of a group
+            OFFSETS(FLOATS)
+            "mov " ARG(to_group_sums) ", %[n]\n"
+            EACH_ROW(OFFSET)
+            "jmp 7b\n"
+            SCALES(OTHER_FLOATS)
+            OFFSETS(OTHER_FLOATS)
+            OTHER_PREFETCH
+            "9:\n"
+            : [act] "+r"(act), [codes] "+r"(codes), [chunk_sums] "+r"(chunk_sums), [scales] "+r"(scales),
+              [zp_terms] "+r"(zp_terms), [prefetch] "+r"(prefetch), [step] "=&r"(step), [n] "=&r"(n)
+            : [args] "r"(&args), [s1] "r"(at.act_stride), [s3] "r"(at.act_stride * 3), [s5] "r"(at.act_stride * 5),
+              [rows] "i"(kRows), [packed] "i"(kPacked), [f16] "i"(DA8W4_F16)
+            : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+              "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21",
+              "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28");
+    }
+};
+static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compares
+
+// clang-format on
+
+#undef ARG
+#undef ARG_acc_from
+#undef ARG_acc
+#undef ARG_scales_end
+#undef ARG_to_offsets
+#undef ARG_to_group_sums
+#undef ARG_sums_stride
+#undef ARG_zp_stride
+#undef ARG_scales_stride
+#undef ARG_steps
+#undef ARG_prefetch_lines
+#undef ARG_scale_type
+#undef ARG_nibbles
+#undef LOW_0
+#undef HIGH_0
+#undef ACC_0
+#undef ACC2_0
+#undef SECOND_0
+#undef SECOND2_0
+#undef ACT_0
+#undef LOW_1
+#undef HIGH_1
+#undef ACC_1
+#undef ACC2_1
+#undef SECOND_1
+#undef SECOND2_1
+#undef ACT_1
+#undef LOW_2
+#undef HIGH_2
+#undef ACC_2
+#undef ACC2_2
+#undef SECOND_2
+#undef SECOND2_2
+#undef ACT_2
+#undef LOW_3
+#undef HIGH_3
+#undef ACC_3
+#undef ACC2_3
+#undef ACT_3
+#undef LOW_4
+#undef HIGH_4
+#undef ACC_4
+#undef ACC2_4
+#undef ACT_4
+#undef LOW_5
+#undef HIGH_5
+#undef ACC_5
+#undef ACC2_5
+#undef ACT_5
+#undef ZMM
+#undef XMM
+#undef IF_ROW
+#undef EACH_ROW
+#undef EACH_ROW_OF_3
+#undef LOAD
+#undef STORE
+#undef START
+#undef START_SECOND
+#undef JOIN_SECOND
+#undef CODES
+#undef DOT
+#undef DOTS
+#undef SECOND_DOTS
+#undef EVEN
+#undef ODD
+#undef CONVERT
+#undef SCALE
+#undef OFFSET
+#undef FLOATS
+#undef OTHER_FLOATS
+#undef SCALES
+#undef OFFSETS
+#undef PREFETCH
+#undef OTHER_PREFETCH
+
+}  // namespace
+}  // namespace da8w4

@@ -1,0 +1,161 @@
+#include "runtime/thread_pool.h"
+
+#include <sched.h>
+#include <signal.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <type_traits>
+
+namespace da8w4 {
+namespace {
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#else
+    sched_yield();
+#endif
+}
+
+// Waits for a short while without sleeping: layers follow each other within microseconds, or some hundreds
+// where attention lies between, and waking a sleeping thread takes longer than many layers do, on a virtual
+// machine much longer. It yields now and then, because the thread that it waits for, or another, may be
+// waiting for this very CPU.
+template <class Done>
+bool spin(Done done) {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point end = Clock::now() + std::chrono::milliseconds(1);
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (done()) return true;
+            pause();
+        }
+        sched_yield();
+    } while (Clock::now() < end);
+    return done();
+}
+
+struct Job {
+    Work work;
+    void *context;
+    size_t threads;
+    std::atomic<size_t> *unfinished;
+};
+
+}  // namespace
+
+// A worker's part of a job. Whoever takes it from waiting to idle does it: the worker, or the caller, if the
+// worker has not begun when the caller is done with its own.
+class Worker {
+public:
+    explicit Worker(size_t thread) : thread(thread) {}
+
+    void post(const Job &job) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            job_ = job;
+            waiting_.store(true, std::memory_order_release);
+        }
+        posted_.notify_one();
+    }
+
+    // Does what is waiting, if the other has not.
+    void work() {
+        bool waiting = true;
+        if (!waiting_.compare_exchange_strong(waiting, false, std::memory_order_acquire)) return;
+        const Job job = job_;
+        job.work(job.context, thread, job.threads);
+        job.unfinished->fetch_sub(1, std::memory_order_release);
+    }
+
+    void work_forever() {
+        for (;;) {
+            auto posted = [&] { return waiting_.load(std::memory_order_relaxed); };
+            if (!spin(posted)) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                posted_.wait(lock, posted);
+            }
+            work();
+        }
+    }
+
+    const size_t thread;  // its number in a job
+    Worker *next = nullptr, *before = nullptr;
+
+private:
+    std::mutex mutex_;
+    std::condition_variable posted_;
+    std::atomic<bool> waiting_{false};
+    Job job_;
+};
+
+void ThreadPool::run(size_t wanted, Work work, void *context) {
+    if (busy_.exchange(true, std::memory_order_acquire)) return work(context, 0, 1);
+    const size_t helpers = start_workers(wanted - 1);
+    std::atomic<size_t> unfinished{helpers};
+    Worker *last = nullptr;
+    for (Worker *worker = first_; worker && worker->thread <= helpers; worker = worker->next)
+        (last = worker)->post({work, context, helpers + 1, &unfinished});
+    work(context, 0, helpers + 1);
+    // A thread that sleeps, or whose CPU is busy with something else, may take longer to begin than all the rest.
+    for (Worker *worker = last; worker; worker = worker->before) worker->work();
+    auto finished = [&] { return unfinished.load(std::memory_order_acquire) == 0; };
+    while (!spin(finished)) {
+    }
+    busy_.store(false, std::memory_order_release);
+}
+
+// Up to `count` workers; fewer where the system refuses threads.
+size_t ThreadPool::start_workers(size_t count) {
+    while (started_ < count) {
+        Worker *const worker = new (std::nothrow) Worker(started_ + 1);
+        if (!worker) break;
+        auto main = [](void *self) -> void * {
+            static_cast<Worker *>(self)->work_forever();
+            return nullptr;
+        };
+        pthread_t thread;
+        if (!start_thread(&thread, main, worker)) {
+            delete worker;
+            break;
+        }
+        pthread_detach(thread);
+        worker->before = last_;
+        (last_ ? last_->next : first_) = worker;
+        last_ = worker;
+        started_++;
+    }
+    return started_ < count ? started_ : count;
+}
+
+bool start_thread(pthread_t *thread, void *(*main)(void *), void *argument) {
+    // Not the signals of a fault of the thread itself, such as reading a mapped file that has been cut off: blocked,
+    // they end the process past every handler.
+    sigset_t foreign, before;
+    sigfillset(&foreign);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE}) sigdelset(&foreign, fault);
+    pthread_sigmask(SIG_BLOCK, &foreign, &before);
+    const bool started = pthread_create(thread, nullptr, main, argument) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return started;
+}
+
+namespace {
+
+// Never destroyed: its workers may outlive the exit of main.
+ThreadPool pool;
+static_assert(std::is_trivially_destructible<ThreadPool>::value, "the end of the process does not touch the pool");
+
+// A forked child has none of the workers, so it starts over, whatever state the parent's pool was in.
+__attribute__((constructor)) void watch_forks() {
+    pthread_atfork(nullptr, nullptr, [] { new (&pool) ThreadPool; });
+}
+
+}  // namespace
+
+ThreadPool &thread_pool() { return pool; }
+
+}  // namespace da8w4

@@ -1,0 +1,106 @@
+"""The C interface as a C or C++ user meets it: the installed header and library, and a compiler."""
+
+import ctypes
+import importlib.metadata
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyda8w4
+
+HEADER = Path(pyda8w4.get_include(), "pyda8w4", "pyda8w4.h")
+LIBRARY = Path(pyda8w4.get_library())
+TOOLS = Path(__file__).parents[1] / "tools"
+STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{done.args}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def tool(variable: str, name: str) -> str:
+    """Return a program that the environment names, or that is installed; else skip."""
+    found = shutil.which(os.environ.get(variable) or name)
+    if not found:
+        pytest.skip(f"there is no {name}")
+    return found
+
+
+def test_program(tmp_path):
+    program = tmp_path / "abi_program"
+    source = TOOLS / "abi_program.c"
+    compiler = tool("CC", "cc")
+    rpath = f"-Wl,-rpath,{LIBRARY.parent}"
+    run(compiler, "-std=c11", *STRICT, "-I", pyda8w4.get_include(), source, LIBRARY, rpath, "-o", program)
+    lines = run(program).splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        value, expected = re.fullmatch(r"out\[\d\]\[\d\] = (.+), expected (.+)", line).groups()
+        assert value == expected
+
+
+def test_dlclose_with_idle_workers(tmp_path):
+    program = tmp_path / "dlclose_program"
+    source = TOOLS / "dlclose_program.c"
+    run(tool("CC", "cc"), "-std=c11", *STRICT, "-I", pyda8w4.get_include(), source, "-ldl", "-o", program)
+    assert run(program, LIBRARY) == "alive\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "compiler", "options"),
+    [
+        ("CC", "cc", ["-x", "c", "-std=c99"]),
+        ("CC", "cc", ["-x", "c", "-std=c11"]),
+        ("CXX", "c++", ["-x", "c++", "-std=c++11"]),
+        ("CXX", "c++", ["-x", "c++", "-std=c++17"]),
+    ],
+    ids=["c99", "c11", "c++11", "c++17"],
+)
+def test_header_stands_alone(tmp_path, variable, compiler, options):
+    source = tmp_path / "alone"
+    source.write_text("#include <pyda8w4/pyda8w4.h>\n")
+    run(tool(variable, compiler), *options, *STRICT, "-I", pyda8w4.get_include(), "-fsyntax-only", source)
+
+
+def test_memory_is_aligned_for_its_size():
+    library = ctypes.CDLL(pyda8w4.get_library())
+    library.da8w4_alloc.restype, library.da8w4_alloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.da8w4_free.restype, library.da8w4_free.argtypes = None, [ctypes.c_void_p]
+    sizes = [0, 1, 63, 65, 2**16 - 1, 2**16, 2**16 + 1, 2**20, 2**21 - 1, 2**21, 2**21 + 1, 2**24]
+    taken = [(size, library.da8w4_alloc(size)) for size in sizes * 3]
+    for size, memory in taken:
+        assert memory and memory % (2**21 if size >= 2**21 else 64) == 0, size
+    assert len({memory for _, memory in taken}) == len(taken)
+    for _, memory in taken:
+        library.da8w4_free(memory)
+
+
+def test_exported_symbols():
+    declared = set(re.findall(r"DA8W4_API[^;(]*?\b(da8w4_\w+)\(", HEADER.read_text()))
+    assert len(declared) > 10
+    listed = run(tool("NM", "nm"), "-D", "--defined-only", "--format=posix", LIBRARY)
+    exported = {line.split()[0] for line in listed.splitlines()}
+    assert exported == declared
+
+
+@pytest.mark.skipif(struct.calcsize("P") != 8, reason="abi.txt has the sizes of 64-bit systems")
+def test_compiled_programs_go_on_working():
+    tool("CC", "cc")
+    tests = Path(__file__).parents[1]
+    found = run(sys.executable, tests.parent / "tools" / "abi.py")
+    assert found == (tests / "native" / "abi.txt").read_text(), (
+        "the C ABI has changed. If it should: python tools/abi.py > tests/native/abi.txt, and say so in CHANGELOG.md"
+    )
+
+
+def test_version():
+    parts = re.findall(r"^#define DA8W4_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)$", HEADER.read_text(), re.MULTILINE)
+    assert pyda8w4.__version__ == ".".join(parts) == importlib.metadata.version("pyda8w4")

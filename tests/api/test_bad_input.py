@@ -1,0 +1,397 @@
+"""A bad argument is a TypeError or ValueError that names it, and nothing is written to `out` before."""
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import Weight, arrays, assert_same_bits, floats, pack, quantized
+
+import pyda8w4
+
+WEIGHT = Weight(33, 64, 32)
+ROWS = 3
+CANARY = 12345.5
+
+
+def good_linear():
+    return {"x": floats(64)[:ROWS], "packed": pack(WEIGHT), "bias": np.zeros(33, np.float32)}
+
+
+def good_gemm():
+    a, a_scales, a_zps = (array[:ROWS] for array in quantized(64, "uint8"))
+    return {"a": a, "packed": pack(WEIGHT), "a_scales": a_scales, "a_zps": a_zps, "bias": np.zeros(33, np.float32)}
+
+
+def good_prepack():
+    return dict(zip(("w_int4", "scales", "zps", "offsets"), arrays(replace(WEIGHT, offsets=True)), strict=True))
+
+
+def ones(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
+def swapped(array):
+    """The same values in the other byte order."""
+    return array.astype(array.dtype.newbyteorder())
+
+
+def with_value(array, value, dtype=None):
+    array = array.astype(dtype or array.dtype)
+    array.flat[-1] = value
+    return array
+
+
+RAGGED = [[1.0, 2.0], [3.0]]
+NO_FLOATS = [
+    (ones(ROWS, 64, dtype=np.float64), TypeError),
+    (ones(ROWS, 64, dtype=np.int8), TypeError),
+    (ones(ROWS, 64, dtype=np.complex64), TypeError),
+    (ones(ROWS, 64, dtype=np.bool_), TypeError),
+    (ones(ROWS, 64, dtype=ml_dtypes.float8_e4m3fn), TypeError),
+    (swapped(ones(ROWS, 64)), TypeError),
+    (ones(ROWS, 64).astype(object), TypeError),
+    ([["a"] * 64], TypeError),
+    (RAGGED, ValueError),
+    (1.5, TypeError),
+    (None, TypeError),
+    ("text", TypeError),
+]
+ROWS_THAT_DO_NOT_FIT = [
+    (ones(ROWS, 63), ValueError),
+    (ones(ROWS, 65), ValueError),
+    (ones(64, ROWS), ValueError),
+    (ones(ROWS, 0), ValueError),
+    (np.float32(1), ValueError),
+]
+BAD_PACKED = [(None, TypeError), (ones(33, 64), TypeError), ("packed", TypeError), (arrays(WEIGHT), TypeError)]
+BAD_BIAS = [
+    (ones(32), ValueError),
+    (ones(34), ValueError),
+    (ones(33, 1), ValueError),
+    (ones(1), ValueError),
+    (np.float32(1), ValueError),
+    (ones(33, dtype=np.float64), TypeError),
+    (ones(33, dtype=np.float16), TypeError),
+    (swapped(ones(33)), TypeError),
+    ([0] * 33, TypeError),
+    (["a"] * 33, TypeError),
+    (RAGGED, ValueError),
+    (ones(33).astype(object), TypeError),
+]
+BAD_OUT_DTYPE = [
+    (np.float64, TypeError),
+    ("int8", TypeError),
+    ("nonsense", TypeError),
+    (3, TypeError),
+    (">f4", TypeError),
+]
+READ_ONLY = ones(ROWS, 33)
+READ_ONLY.flags.writeable = False
+BAD_OUT = [
+    (ones(ROWS, 32), ValueError),
+    (ones(ROWS + 1, 33), ValueError),
+    (ones(ROWS * 33), ValueError),
+    (ones(1, ROWS, 33), ValueError),
+    (ones(33, ROWS).T, ValueError),
+    (ones(ROWS, 66)[:, ::2], ValueError),
+    (ones(ROWS, 40)[:, :33], ValueError),
+    (ones(ROWS, 33)[::-1], ValueError),
+    (READ_ONLY, ValueError),
+    (ones(ROWS, 33, dtype=np.float64), TypeError),
+    (swapped(ones(ROWS, 33)), TypeError),
+    (ones(ROWS, 33, dtype=np.int32), TypeError),
+    ([[0.0] * 33] * ROWS, TypeError),
+    ("out", TypeError),
+]
+A = good_gemm()["a"]
+BAD_A = [
+    (A.astype(np.int16), TypeError),
+    (A.astype(np.float32), TypeError),
+    (A.astype(np.bool_), TypeError),
+    (A.astype(object), TypeError),
+    (A.tolist(), TypeError),
+    (RAGGED, ValueError),
+    (3, TypeError),
+    (np.uint8(3), ValueError),
+    (None, TypeError),
+    (A[:, :63], ValueError),
+    (np.hstack([A, A]), ValueError),
+]
+BAD_A_SCALES = [
+    (ones(ROWS - 1), ValueError),
+    (ones(ROWS, 1), ValueError),
+    (np.float32(1), ValueError),
+    (ones(ROWS, dtype=np.float64), TypeError),
+    (ones(ROWS, dtype=np.float16), TypeError),
+    (swapped(ones(ROWS)), TypeError),
+    ([1.0] * ROWS, TypeError),
+    (0.5, TypeError),
+    (ones(ROWS).astype(object), TypeError),
+]
+ZPS = good_gemm()["a_zps"]
+BAD_A_ZPS = [
+    (ZPS[1:], ValueError),
+    (ZPS[:, None], ValueError),
+    (np.int32(1), ValueError),
+    (ZPS.astype(np.int64), TypeError),
+    (ZPS.astype(np.uint8), TypeError),
+    (ZPS.astype(np.float32), TypeError),
+    (swapped(ZPS), TypeError),
+    (with_value(ZPS, -1), ValueError),
+    (with_value(ZPS, 256), ValueError),
+    (with_value(ZPS, 2**31 - 1), ValueError),
+    (with_value(ZPS, -(2**31)), ValueError),
+]
+CODES, SCALES, WEIGHT_ZPS = arrays(WEIGHT)
+SIGNED = CODES.astype(np.int8) - np.int8(8)
+BAD_W = [
+    (CODES.astype(np.int32), TypeError),
+    (CODES.astype(np.float32), TypeError),
+    (CODES.astype(object), TypeError),
+    (CODES.astype(np.bool_), TypeError),
+    (CODES.tolist(), TypeError),
+    (RAGGED, ValueError),
+    ([["a"]], TypeError),
+    (None, TypeError),
+    (3, ValueError),
+    (CODES[0], ValueError),
+    (CODES[None], ValueError),
+    (CODES[:0], ValueError),
+    (CODES[:, :0], ValueError),
+    (with_value(CODES, 16), ValueError),
+    (with_value(CODES, 255), ValueError),
+    (with_value(SIGNED, 8), ValueError),
+    (with_value(SIGNED, -9), ValueError),
+]
+BAD_SCALES = [
+    (SCALES.astype(np.float64), TypeError),
+    (SCALES.astype(np.int32), TypeError),
+    (swapped(SCALES), TypeError),
+    (SCALES.tolist(), TypeError),
+    (RAGGED, ValueError),
+    (SCALES.astype(object), TypeError),
+    (None, TypeError),
+    (1.0, TypeError),
+    (np.float32(1), ValueError),
+    (SCALES[1:], ValueError),
+    (SCALES.T, ValueError),
+    (SCALES[:, :0], ValueError),
+    (SCALES[..., None], ValueError),
+    (ones(33, 63), ValueError),
+    (ones(33, 65), ValueError),
+    (with_value(SCALES, np.nan), ValueError),
+    (with_value(SCALES, np.inf), ValueError),
+    (with_value(SCALES, -np.inf), ValueError),
+    (with_value(SCALES, np.inf, np.float16), ValueError),
+]
+BAD_WEIGHT_ZPS = [
+    (WEIGHT_ZPS.astype(np.float32), TypeError),
+    (WEIGHT_ZPS.astype(np.bool_), TypeError),
+    (WEIGHT_ZPS.astype(object), TypeError),
+    (["a"] * 33, TypeError),
+    (RAGGED, ValueError),
+    (8, ValueError),
+    (WEIGHT_ZPS[1:], ValueError),
+    (WEIGHT_ZPS[:, :1], ValueError),
+    (WEIGHT_ZPS.T, ValueError),
+    (with_value(WEIGHT_ZPS, 128, np.int16), ValueError),
+    (with_value(WEIGHT_ZPS, 255, np.uint8), ValueError),
+    (with_value(WEIGHT_ZPS, -129, np.int64), ValueError),
+    (np.full((33, 2), 2**63, np.uint64), ValueError),
+]
+BAD_OFFSETS = [case for case in BAD_SCALES if case[0] is not None] + [
+    (ones(33, 1), ValueError),
+    (ones(33, 4), ValueError),
+    (ones(33), ValueError),
+]
+BAD_GROUP_SIZE = [
+    (0, ValueError),
+    (-4, ValueError),
+    (30, ValueError),
+    (3, ValueError),
+    (32.0, TypeError),
+    ("32", TypeError),
+    (True, TypeError),
+]
+BAD_FLAG = [("False", TypeError), (1, TypeError), (None, TypeError)]
+
+TABLE = [
+    ("linear", good_linear, {
+        "x": NO_FLOATS + ROWS_THAT_DO_NOT_FIT, "packed": BAD_PACKED, "bias": BAD_BIAS, "out_dtype": BAD_OUT_DTYPE,
+        "out": BAD_OUT, "symmetric": BAD_FLAG,
+    }),
+    ("gemm", good_gemm, {
+        "a": BAD_A, "packed": BAD_PACKED, "a_scales": BAD_A_SCALES, "a_zps": BAD_A_ZPS, "bias": BAD_BIAS,
+        "out_dtype": BAD_OUT_DTYPE, "out": BAD_OUT,
+    }),
+    ("quantize_activation", lambda: {"x": floats(64)[:ROWS]}, {
+        "x": [*NO_FLOATS, (ones(ROWS, 0), ValueError), (np.float32(1), ValueError)], "symmetric": BAD_FLAG,
+    }),
+    ("quantize_weight", lambda: {"w": floats(64)[:ROWS]}, {
+        "w": [
+            *NO_FLOATS, (ones(64), ValueError), (ones(1, 1, 64), ValueError), (ones(0, 64), ValueError),
+            (ones(ROWS, 0), ValueError), (with_value(ones(ROWS, 64), np.nan), ValueError),
+            (with_value(ones(ROWS, 64), -np.inf), ValueError),
+            (with_value(ones(ROWS, 64), np.inf, np.float16), ValueError),
+            (np.tile(np.float32([3e38, -3e38]), (ROWS, 32)), ValueError),
+        ],
+        "group_size": [*BAD_GROUP_SIZE, (None, TypeError)], "symmetric": BAD_FLAG,
+    }),
+    ("prepack", good_prepack, {
+        "w_int4": BAD_W, "scales": BAD_SCALES, "zps": BAD_WEIGHT_ZPS, "offsets": BAD_OFFSETS,
+        "group_size": [*BAD_GROUP_SIZE, (64, ValueError), (16, ValueError)],
+        "nibbles": [("low", ValueError), (True, ValueError), (0, ValueError)],
+    }),
+    ("concat", lambda: {"weights": [pack(WEIGHT)]}, {
+        "weights": [
+            ([], ValueError), ([None], TypeError), ([pack(WEIGHT), CODES], TypeError),
+            ([pack(WEIGHT), pack(Weight(33, 68, 32))], ValueError),
+            ([pack(WEIGHT), pack(Weight(33, 64, 16))], ValueError),
+            (None, TypeError), (pack(WEIGHT), TypeError), (3, TypeError),
+        ],
+    }),
+    ("use_kernel", lambda: {"name": "scalar"}, {
+        "name": [(None, TypeError), (b"scalar", TypeError), (3, TypeError)],  # unknown names: test_runtime.py
+    }),
+    ("set_num_threads", lambda: {"threads": None}, {
+        "threads": [
+            (0, ValueError), (-1, ValueError), (65537, ValueError),
+            (2.0, TypeError), ("2", TypeError), (True, TypeError),
+        ],
+    }),
+]  # fmt: skip
+
+
+def rows():
+    for function, good, table in TABLE:
+        for argument, values in table.items():
+            for i, (value, error) in enumerate(values):
+                yield pytest.param(function, good, argument, value, error, id=f"{function}-{argument}-{i}")
+
+
+def call(function, arguments):
+    result = getattr(pyda8w4, function)(**arguments)
+    if function == "use_kernel":
+        with result:
+            pass
+
+
+@pytest.mark.parametrize("function, good, argument, value, error", list(rows()))
+def test_bad_argument(function, good, argument, value, error):
+    arguments = {**good(), argument: value}
+    out = np.full((ROWS, 33), CANARY, np.float32)
+    if function in ("linear", "gemm") and argument not in ("out", "out_dtype"):
+        arguments["out"] = out
+    with pytest.raises(error) as raised:
+        call(function, arguments)
+    assert type(raised.value) is error
+    assert argument in str(raised.value)
+    assert (out == CANARY).all()
+
+
+@pytest.mark.parametrize("function, good", [(function, good) for function, good, _ in TABLE])
+def test_the_good_arguments_are_good(function, good):
+    call(function, good())
+
+
+@pytest.mark.parametrize("out", BAD_OUT[:-2], ids=lambda case: "")
+def test_a_refused_out_is_not_written(out):
+    array = out[0]
+    if not isinstance(array, np.ndarray):
+        return
+    before = array.copy()
+    for function, good in (("linear", good_linear), ("gemm", good_gemm)):
+        with pytest.raises(out[1], match="out"):
+            call(function, {**good(), "out": array})
+    np.testing.assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize("type_of_out", [np.float16, ml_dtypes.bfloat16])
+def test_out_and_out_dtype_must_agree(type_of_out):
+    out = np.full((ROWS, 33), 7, type_of_out)
+    with pytest.raises(TypeError, match="out"):
+        pyda8w4.linear(**good_linear(), out=out, out_dtype=np.float32)
+    assert (out == 7).all()
+    pyda8w4.linear(**good_linear(), out=out, out_dtype=type_of_out)
+
+
+def test_int8_zero_points_have_the_range_of_int8():
+    a, a_scales, a_zps = (array[:ROWS] for array in quantized(64, "int8"))
+    for bad in (-129, 128, 255):
+        with pytest.raises(ValueError, match="a_zps must be -128 to 127"):
+            pyda8w4.gemm(a, pack(WEIGHT), a_scales, with_value(a_zps, bad))
+    for good in (-128, 127):
+        pyda8w4.gemm(a, pack(WEIGHT), a_scales, with_value(a_zps, good))
+
+
+@pytest.mark.parametrize("row", [0, 1, 239, 240, 241, 255, 256, 480, 998, 999])
+def test_the_zero_point_of_every_row_is_checked(row):
+    out = np.full((1000, 33), CANARY, np.float32)
+    for dtype, bad in ((np.uint8, 256), (np.uint8, -1), (np.int8, 128), (np.int8, -129)):
+        zps = np.zeros(1000, np.int32)
+        zps[row] = bad
+        with pytest.raises(ValueError, match="a_zps"):
+            pyda8w4.gemm(np.zeros((1000, 64), dtype), pack(WEIGHT), None, zps, out=out)
+    assert (out == CANARY).all()
+
+
+def test_signed_codes_take_lower_zero_points():
+    scales = ones(33, 2)
+
+    def prepack(*zps):
+        return pyda8w4.prepack(SIGNED, scales, np.resize(np.array(zps, np.int16), (33, 2)))
+
+    for zps in ((-136,), (119,), (-128, 119)):
+        prepack(*zps)
+    for zps in ((-137,), (120,), (-137, 0), (0, 120), (-136, -135)):
+        with pytest.raises(ValueError, match="zps must be"):
+            prepack(*zps)
+
+
+def test_messages_say_what_was_given_and_what_is_taken():
+    with pytest.raises(TypeError, match=r"x must be an array of float32, float16 or bfloat16, got float64"):
+        pyda8w4.linear(ones(1, 64, dtype=np.float64), pack(WEIGHT))
+    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 64\) .* got \(1, 65\)"):
+        pyda8w4.linear(ones(1, 65), pack(WEIGHT))
+    with pytest.raises(ValueError, match=r"bias must have shape \(33,\), got \(32,\)"):
+        pyda8w4.linear(ones(1, 64), pack(WEIGHT), ones(32))
+    with pytest.raises(ValueError, match=r"a_zps must be 0 to 255 for uint8 activations, got .* to 256"):
+        pyda8w4.gemm(A, pack(WEIGHT), None, with_value(ZPS, 256))
+    with pytest.raises(ValueError, match=r"w_int4 must hold 0 to 15 as uint8, got 0 to 16"):
+        pyda8w4.prepack(with_value(CODES, 16), SCALES)
+    with pytest.raises(TypeError, match=r"got >f4|got <f4"):
+        pyda8w4.linear(swapped(ones(1, 64)), pack(WEIGHT))
+
+
+def test_inputs_that_are_not_arrays_but_arrays_can_be_made_of():
+    class Holder:
+        def __array__(self, dtype=None, copy=None):
+            return floats(64)[:ROWS]
+
+    assert_same_bits(pyda8w4.linear(Holder(), pack(WEIGHT)), pyda8w4.linear(floats(64)[:ROWS], pack(WEIGHT)))
+
+
+def test_nibbles_take_bytes_only():
+    with pytest.raises(TypeError, match="w_int4"):
+        pyda8w4.prepack(SIGNED, ones(33), nibbles="low_first")
+
+
+@pytest.mark.parametrize("weights", [None, [], [pack(WEIGHT)], {"w": CODES}, {1: pack(WEIGHT)}, {"w": None}])
+def test_save_names_its_argument(tmp_path, weights):
+    with pytest.raises(TypeError, match="weights"):
+        pyda8w4.save(tmp_path / "file", weights)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("function", ["save", "load"])
+def test_paths_that_are_none(function):
+    arguments = ({},) if function == "save" else ()
+    for path in (None, 3):
+        with pytest.raises(TypeError):
+            getattr(pyda8w4, function)(path, *arguments)
+
+
+def test_load_of_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        pyda8w4.load(tmp_path / "missing")

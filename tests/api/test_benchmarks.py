@@ -1,0 +1,77 @@
+"""The benchmarks run and write what plot.py reads; how fast anything is, is not tested."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="limits.py needs a C++ compiler")
+def test_compare_writes_every_cell(tmp_path):
+    results = tmp_path / "results.json"
+    options = "--shapes 64x96 --m 1,3 --group-size 32 --threads 1 --hot --seconds 0.01 --rounds 1 --settle 0"
+    peers = "--peers pyda8w4,numpy-float32,pyda8w4-scalar"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "compare.py", *options.split(), *peers.split(), "--json", results],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYDA8W4_KERNEL": ""},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (table,) = json.loads(results.read_text())["tables"]
+    assert (table["n"], table["k"], table["group_size"], table["threads"], table["without"]) == (64, 96, 32, 1, {})
+    assert [cell["m"] for cell in table["cells"]] == [1, 3]
+    for cell in table["cells"]:
+        assert cell["failed"] == {}
+        assert cell["limits"]["read"]["median"] > 0
+        for name, most in ("pyda8w4", 0.02), ("pyda8w4-scalar", 0.02), ("numpy-float32", 1e-6):
+            result = cell["results"][name]
+            assert 0 < result["ms"]["q1"] <= result["ms"]["median"] <= result["ms"]["q3"]
+            assert 0 < result["error"] < most
+            assert f"{name} " in done.stdout
+        assert cell["results"]["pyda8w4"]["ratio"] == 1
+
+
+def test_every_library_is_known_and_says_why_it_is_missing() -> None:
+    code = "from peers import PEERS; print([(name, peer.about, peer.missing()) for name, peer in PEERS.items()])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    found = {name: missing for name, _, missing in ast.literal_eval(done.stdout.splitlines()[-1])}
+    modules = {path.stem for path in (BENCHMARKS / "peers").glob("*.py")} - {"__init__", "base", "torch_base"}
+    assert {name.partition("-")[0] for name in found} == modules
+    assert next(iter(found)) == "pyda8w4"
+    assert found["pyda8w4"] is None
+    assert found["numpy-float32"] is None
+    assert all(reason is None or reason for reason in found.values())
+
+
+def test_benchmarks_time_by_the_method_of_this_tree(tmp_path: Path) -> None:
+    """Also where another pyda8w4 comes first, as in compare_commits.py."""
+    (tmp_path / "pyda8w4").mkdir()
+    (tmp_path / "pyda8w4" / "__init__.py").touch()
+    code = "import timing, pyda8w4; print(timing.time_calls.__code__.co_filename, pyda8w4.__file__, sep='\\n')"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True, env=environment
+    )
+    method, package = done.stdout.splitlines()
+    assert Path(method).samefile(BENCHMARKS.parent / "pyda8w4" / "_timing.py")
+    assert Path(package).is_relative_to(tmp_path)
+
+
+def test_commits_are_compared_as_they_are_in_their_folders(tmp_path: Path) -> None:
+    """An editable install once took the place of both."""
+    code = f"import compare_commits; compare_commits.from_folder({str(tmp_path)!r}, 1)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"not from {tmp_path}" in done.stderr or "No module named 'pyda8w4'" in done.stderr

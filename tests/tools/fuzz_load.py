@@ -1,0 +1,312 @@
+"""Hostile files for `pyda8w4.load` and `pyda8w4.gguf.File`.
+
+    python tests/tools/fuzz_load.py [--format load|gguf] [--seed SEED] [--count COUNT] [--first NUMBER]
+
+Input NUMBER depends on the seed and the number alone. Each one must load, or raise ValueError or OSError; what
+loads is used. The first that does something else is left in a file, with its number. Address space is limited, so
+that no allocation can follow a size that the file merely claims.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import faulthandler
+import json
+import pickle
+import random
+import resource
+import shutil
+import struct
+import sys
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where cases.py is
+
+import numpy as np
+from cases import Weight, pack, stored_arrays
+
+import pyda8w4
+
+try:
+    import gguf
+
+    import pyda8w4.gguf
+except ImportError:
+    gguf = None
+
+ROOM = 2**30  # bytes of address space beyond those in use at the start
+
+NUMBERS = [
+    0, -1, 1, 2, 3, 31, 32, 33, 63, 64, 65, 127, 128, 255, 256, 2**15, 2**16, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
+    2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30, -(2**31), -(2**63), 0.5, -0.0,
+    1e308, float("inf"), float("nan"),
+]  # fmt: skip
+OTHERS = [None, True, False, "", "8", "F32", "U8", "I64", "BOOL", "\x00", "\u20ac", [], {}, [[]], [0, 0], {"": 0}]
+TEXTS = [
+    b"[" * 300, b"[" * 50000, b'{"a":' * 2000 + b"1" + b"}" * 2000, b"9" * 5000, b"-", b"1e999999", b"0x10",
+    b"\xff\xfe", b'"\\ud800"', b'{"a": 1, "a": 2}', b"NaN", b"[1," * 900 + b"1" + b"]" * 900, b" " * 1000,
+    b"null", b'"' + b"x" * 70000 + b'"',
+]  # fmt: skip
+
+
+def change_bytes(rng: random.Random, data: bytes, header: int) -> bytes:
+    """Wherever, but most often within the first `header` bytes."""
+    data = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 5, 20])):
+        end = len(data) if rng.random() < 0.2 else min(header, len(data))
+        at = rng.randrange(end) if end else 0
+        size = rng.choice([1, 2, 4, 8, 64])
+        match rng.randrange(7):
+            case 0 if data:
+                data[at] ^= 1 << rng.randrange(8)
+            case 1:
+                data[at : at + 1] = bytes([rng.choice(b'0123456789{}[]",:-eE\\ \xff\x00')])
+            case 2:
+                data[at : at + 8] = struct.pack(
+                    "<q", rng.choice([0, -1, 1, 2**31, 2**40, 2**62, len(data), rng.getrandbits(62)])
+                )
+            case 3:
+                del data[at : at + size]
+            case 4:
+                data[at:at] = data[at : at + size] if rng.random() < 0.5 else rng.randbytes(size)
+            case 5:
+                del data[rng.randrange(len(data) + 1) :]
+            case 6:
+                data[at : at + 4] = struct.pack(rng.choice("<>") + "I", rng.randrange(2**32) >> rng.randrange(32))
+    return bytes(data)
+
+
+# ---- our files: a JSON header that holds another one --------------------------------------------------------
+
+
+def places(tree: Any) -> list[tuple[Any, Any]]:
+    """Every container with every one of its keys."""
+    found = []
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, (dict, list)):
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            found += [(node, key) for key in keys]
+            stack += [node[key] for key in keys]
+    return found
+
+
+def change_tree(rng: random.Random, tree: Any) -> None:
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        node, key = rng.choice(places(tree) or [({}, "")])  # nothing is left where all has been removed
+        match rng.randrange(8):
+            case 0 | 1:
+                node[key] = rng.choice(NUMBERS)
+            case 2:
+                node[key] = copy.deepcopy(rng.choice(OTHERS))  # it may be changed in its turn
+            case 3 if isinstance(node, dict) and key in node:
+                del node[key]
+            case 4 if isinstance(node, dict) and key in node:
+                node[rng.choice(["", "c", "a.codes", "b.offsets", "__metadata__"])] = copy.deepcopy(node[key])
+            case 5:
+                other, other_key = rng.choice(places(tree) or [([0], 0)])
+                node[key] = copy.deepcopy(other[other_key])
+            case 6 if isinstance(node.get(key) if isinstance(node, dict) else node[key], int):
+                node[key] += rng.choice([-64, -32, -4, -1, 1, 4, 32, 64])
+            case 7 if isinstance(node, list):
+                rng.shuffle(node)
+
+
+def change_header(rng: random.Random, data: bytes, _: int) -> bytes:
+    """Numbers and structure of the header, and of the description of the weights, whose checksum is kept right."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header, payload = json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
+    metadata = header["__metadata__"]
+    description = json.loads(metadata["weights"])
+    which = rng.randrange(4)
+    if which in (0, 2):
+        change_tree(rng, description)
+    metadata["weights"] = json.dumps(description)
+    if which == 3:
+        text = metadata["weights"].encode()
+        metadata["weights"] = replaced(rng, text).decode(errors="replace")
+    metadata["weights_crc32"] = str(zlib.crc32(metadata["weights"].encode(errors="replace")))
+    if which in (1, 2):
+        change_tree(rng, header)
+    if rng.random() < 0.2:  # tensors in another order, where none need be aligned
+        payload = reordered(rng, header, payload)
+    text = json.dumps(header).encode()
+    if rng.random() < 0.1:
+        text = replaced(rng, text)
+    text += b" " * rng.randrange(70)
+    if payload and rng.random() < 0.2:
+        payload[rng.randrange(len(payload))] ^= 1 << rng.randrange(8)
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+def reordered(rng: random.Random, header: dict[str, Any], payload: bytes) -> bytes:
+    names = [
+        name
+        for name, entry in header.items()
+        if isinstance(entry, dict)
+        and isinstance(entry.get("data_offsets"), list)
+        and len(entry["data_offsets"]) == 2
+        and all(type(at) is int and 0 <= at <= len(payload) for at in entry["data_offsets"])
+    ]
+    rng.shuffle(names)
+    moved = bytearray()
+    for name in names:
+        begin, end = header[name]["data_offsets"]
+        header[name]["data_offsets"] = [len(moved), len(moved) + max(end - begin, 0)]
+        moved += payload[begin:end]
+    return moved
+
+
+def replaced(rng: random.Random, text: bytes) -> bytes:
+    """A piece of JSON in another one's place, or beside it."""
+    at = rng.choice([i for i, byte in enumerate(text) if byte in b'{[:,"'] or [0])
+    return text[: at + 1] + rng.choice(TEXTS) + text[at + rng.choice([1, 2, 3, len(text)]) :]
+
+
+def saved(folder: Path) -> list[bytes]:
+    path = folder / "seed"
+    files = []
+    for weights in (
+        {"a": Weight(33, 70, 32), "b": Weight(65, 64, 16, "bfloat16", 3, True)},
+        {"w": Weight(1, 1)},
+        {"w": Weight(40, 100, None, "float16", "extreme")},
+        {},
+    ):
+        pyda8w4.save(path, {name: pack(weight) for name, weight in weights.items()})
+        files.append(path.read_bytes())
+    return files
+
+
+def use_loaded(rng: random.Random, path: Path) -> None:
+    kernel = rng.choice(pyda8w4.kernels())
+    for weight in pyda8w4.load(path, verify=rng.random() < 0.3).values():
+        n, k = weight.shape
+        assert all(part.shape[0] * 32 >= n for part in stored_arrays(weight).values())
+        assert weight.unpack()[0].shape == (n, k)
+        with pyda8w4.use_kernel(kernel):
+            for rows in (1, 9):
+                assert pyda8w4.linear(np.ones((rows, k), np.float32), weight).shape == (rows, n)
+        if rng.random() < 0.1:
+            assert pyda8w4.concat([weight, weight[: 32 if n > 32 else n]]).shape[1] == k
+            pickle.loads(pickle.dumps(weight))
+            pyda8w4.save(path, {"again": weight})
+            pyda8w4.load(path)
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path) -> list[bytes]:
+    types = gguf.GGMLQuantizationType
+    path = folder / "seed"
+    rng = np.random.default_rng(0)
+    files = []
+    for kinds in ((types.Q4_0, types.F32), (types.Q4_1, types.F16, types.Q8_0), (types.BF16, types.Q6_K, types.Q5_0)):
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_array("words", ["a", "b", "c"])
+        writer.add_array("numbers", [1, 2, 3])
+        writer.add_float32("epsilon", 1e-5)
+        writer.add_custom_alignment(32)
+        for kind in kinds:
+            shape = gguf.quant_shape_to_byte_shape((3, 256), kind)
+            writer.add_tensor(kind.name, rng.integers(0, 32, shape, np.uint8), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        files.append(path.read_bytes())
+    return files
+
+
+def change_numbers(rng: random.Random, data: bytes, header: int) -> bytes:
+    """Sizes, counts, types and offsets of the header."""
+    data = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        at = rng.randrange(4, header)
+        value = rng.choice([0, 1, 2, 3, 8, 9, 30, 31, 255, 2**20, 2**31, 2**32 - 1])
+        if rng.random() < 0.5:
+            data[at : at + 4] = struct.pack("<I", value)
+        else:
+            data[at : at + 8] = struct.pack("<Q", rng.choice([value, 2**40, 2**62, 2**63, 2**64 - 1]))
+    return bytes(data)
+
+
+def nest(rng: random.Random, data: bytes, _: int) -> bytes:
+    """An array of arrays of arrays ... in the place of the first value."""
+    at = data.index(b"general.architecture") + len("general.architecture")
+    depth = rng.choice([2, 100, 1000, 5000])
+    return data[:at] + struct.pack("<I", 9) + struct.pack("<IQ", 9, rng.choice([1, 2])) * depth + data[at + 4 :]
+
+
+def use_gguf(rng: random.Random, path: Path) -> None:
+    file = pyda8w4.gguf.File(path)
+    for name in file.types:
+        for read in (file.array, file.packed, lambda name: file.packed(name, bits=8)):
+            try:
+                result = read(name)
+            except ValueError:
+                continue
+            if isinstance(result, pyda8w4.PackedWeight):
+                pyda8w4.linear(np.ones((1, result.shape[1]), np.float32), result)
+
+
+# ---- the loop -----------------------------------------------------------------------------------------------
+
+FORMATS: dict[str, tuple[Callable, list[Callable], Callable]] = {
+    "load": (saved, [change_header, change_header, change_bytes], use_loaded),
+    "gguf": (written, [change_numbers, change_numbers, nest, change_bytes], use_gguf),
+}
+
+
+def fuzz(file_format: str, folder: Path, seed: int, count: int, first: int = 0) -> Counter[str]:
+    """-> how many loaded, and how many were refused with what."""
+    seeds, changes, use = FORMATS[file_format]
+    files = seeds(folder)
+    path = folder / f"input.{file_format}"
+    outcomes: Counter[str] = Counter()
+    for number in range(first, first + count):
+        rng = random.Random(f"{seed} {number}")
+        data = rng.choice(files)
+        header = 1200 if file_format == "load" else 500
+        data = rng.choice(changes)(rng, data, header)
+        path.write_bytes(data)
+        try:
+            # Values that are not finite are no surprise in a file that was changed.
+            with np.errstate(all="ignore"):
+                use(rng, path)
+            outcomes["loaded"] += 1
+        except (ValueError, OSError) as error:
+            outcomes[type(error).__name__] += 1
+        except BaseException:
+            path.write_bytes(data)
+            print(f"input {number} of seed {seed}, left in {path}:", file=sys.stderr)
+            raise
+    return outcomes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--format", choices=FORMATS, default="load")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    arguments = parser.parse_args()
+    faulthandler.enable()
+    pyda8w4.set_num_threads(2)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
+    folder = Path(tempfile.mkdtemp())  # stays behind where this process crashes
+    outcomes = fuzz(arguments.format, folder, arguments.seed, arguments.count, arguments.first)
+    shutil.rmtree(folder)
+    print(", ".join(f"{name} {count}" for name, count in sorted(outcomes.items())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Fused layers: one product for layers that share an input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch import nn
+from torch_cases import GROUPS, MARKS, Attention, calls, compiled, same
+
+from pyda8w4.torch import DA8W4Linear, FusedPart, fuse_linears, quantize_
+
+pytestmark = MARKS
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_fused_layers(bias: bool, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(Attention(bias), Attention(bias))
+    quantize_(model, 32)
+    with mode():
+        x = torch.randn(3, 5, 64)
+        want = model(x)
+        report = fuse_linears(model, GROUPS)
+        assert report.replaced == ["0.(q_proj, k_proj, v_proj)", "1.(q_proj, k_proj, v_proj)"] and not report.kept
+        assert isinstance(model[0].k_proj, FusedPart)
+        counted = []
+        forward = DA8W4Linear.forward
+        monkeypatch.setattr(DA8W4Linear, "forward", lambda self, x: counted.append(1) or forward(self, x))
+        assert same(model(x), want)
+        assert len(counted) == (4 if mode is torch.no_grad else 2)  # in inference mode parts do not go through it
+    assert model[0].k_proj._sharing.entry is None
+    assert [key for key in model.state_dict() if key.startswith("0.k_proj")] == []
+    other = nn.Sequential(Attention(bias), Attention(bias))
+    quantize_(other, 32)
+    fuse_linears(other, GROUPS)
+    other.load_state_dict(model.state_dict())
+    x = x.clone()
+    assert same(other(x), model(x))
+
+
+def test_fused_layers_in_any_order() -> None:
+    model = Attention()
+    quantize_(model, 32)
+    x, y = torch.randn(3, 64), torch.randn(3, 64)
+    want = {(name, i): getattr(model, name)(v) for name in GROUPS[0] for i, v in enumerate((x, y))}
+    fuse_linears(model, GROUPS)
+    for name, i in [("v_proj", 0), ("q_proj", 1), ("q_proj", 1), ("k_proj", 0), ("v_proj", 0), ("k_proj", 1)] * 3:
+        assert same(getattr(model, name)((x, y)[i]), want[name, i])
+    for mode in (torch.no_grad, torch.inference_mode):  # an input that changes in between
+        with mode():
+            z = x.clone()
+            q = model.q_proj(z)
+            z.copy_(y)
+            assert same(q, want["q_proj", 0]) and same(model.k_proj(z), want["k_proj", 1])
+
+
+@pytest.mark.pitfall("torchao", "concat pass overwrites the single Inductor hook")
+def test_fused_layers_leave_one_call() -> None:
+    model = Attention()
+    quantize_(model)
+    x = torch.randn(3, 64)
+    want = model(x)
+    assert calls(compiled(model, x)[1]) == 4
+    fuse_linears(model, GROUPS)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            out, code, function = compiled(model, x)
+            assert calls(code) == 2 and same(out, want)
+            x = torch.randn(7, 64)
+            assert same(function(x), model(x))
+            x, want = torch.randn(3, 64), None
+            want = model(x)
+
+
+def test_fused_layers_of_odd_sizes() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 33), nn.Linear(64, 7)
+
+    model = Model()
+    quantize_(model, 32)
+    with torch.inference_mode():
+        x = torch.randn(3, 64)
+        want = model.a(x), model.b(x)
+        fuse_linears(model, [("a", "b")])
+        assert same(model.a(x), want[0]) and same(model.b(x), want[1])
+
+
+def test_layers_that_cannot_be_fused() -> None:
+    model = nn.ModuleList(Attention() for _ in range(5))
+    model[1].q_proj = nn.Linear(64, 64, bias=True)
+    model[2].q_proj = nn.Linear(32, 64, bias=False)
+    quantize_(model, 32, filter_fn=lambda module, name: name != "0.k_proj")
+    model[3].v_proj = DA8W4Linear.from_linear(nn.Linear(64, 32, bias=False), 16)
+    report = fuse_linears(model, GROUPS)
+    assert report.replaced == ["4.(q_proj, k_proj, v_proj)"]
+    for number, reason in enumerate(["Linear", "bias", "in_features", "group_size"]):
+        assert reason in report.kept[f"{number}.(q_proj, k_proj, v_proj)"]
+
+
+def test_fused_layers_from_several_threads() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = Attention()
+    quantize_(model, 32)
+    inputs = [torch.randn(3, 64) for _ in range(200)]
+    want = [model(x) for x in inputs]
+    fuse_linears(model, GROUPS)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model(x)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(same(a, b) for a, b in zip(pool.map(run, inputs), want))

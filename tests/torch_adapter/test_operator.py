@@ -1,0 +1,146 @@
+"""The operator and compilers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch import nn
+from torch_cases import FLOATS, GROUPS, MARKS, Attention, calls, compiled, operator_arguments, same, sqnr
+
+from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
+
+pytestmark = MARKS
+
+
+def replaced(value: Any, old: Any, new: Any) -> Any:
+    """The arguments with another tensor or number in the place of one, alone or in a list."""
+    if isinstance(value, dict):
+        return {name: replaced(each, old, new) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [replaced(each, old, new) for each in value]
+    if isinstance(old, torch.Tensor):
+        return new if isinstance(value, torch.Tensor) and value.data_ptr() == old.data_ptr() else value
+    return new if type(value) is int and value == old else value
+
+
+def test_operator_refuses_what_does_not_fit() -> None:
+    codes, zps = torch.randint(0, 16, (40, 64), dtype=torch.uint8), torch.arange(80, dtype=torch.int8).reshape(40, 2)
+    scales, offsets = torch.rand(40, 2).half(), torch.randn(40, 2).half()
+    layer = DA8W4Linear.from_int4(codes, scales, zps, torch.zeros(40), offsets=offsets)
+    x = torch.randn(2, 64)
+    good = operator_arguments(layer)
+    assert same(torch.ops.pyda8w4.linear(x, **good), layer(x))
+    bad: list[tuple[Any, list[Any]]] = [
+        (layer.codes, [layer.codes[:1], layer.codes.to(torch.int8), layer.codes.transpose(0, 1)]),
+        (layer.scales, [layer.scales[:, :1], layer.scales.double()]),
+        (layer.sums, [layer.sums[:1], layer.sums.double()]),
+        (layer.zps, [layer.zps[:1], layer.zps.int()]),
+        (layer.offsets, [layer.offsets[:1], layer.offsets.float(), layer.offsets.bfloat16()]),
+        (layer.bias, [layer.bias[:39], layer.bias.bfloat16()]),
+        (layer.in_features, [0, 63, 128, -64]),
+        (layer.out_features, [0, 65, -40]),
+        (layer.group_size, [0, 4, 30, -32]),
+    ]
+    for old, values in bad:
+        for new in values:
+            with pytest.raises((ValueError, RuntimeError)):
+                torch.ops.pyda8w4.linear(x, **replaced(good, old, new))
+    whole = [
+        *({"weight": good["weight"][:count]} for count in range(4)),
+        {"weight": [*good["weight"], layer.offsets]},
+        *({"layout": layout} for layout in ([2, 40, 64, 32], [], [1, 40, 64], [1, 40, 64, 32, 0])),
+        {"activation": "int4"},
+    ]
+    for new in whole:
+        with pytest.raises((ValueError, RuntimeError)):
+            torch.ops.pyda8w4.linear(x, **{**good, **new})
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_opcheck(dtype: Any, bias: bool, symmetric: bool) -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40, bias=bias), symmetric_activation=symmetric)
+    for shape in ((3, 64), (2, 3, 64), (64,)):
+        arguments = (torch.randn(shape).to(dtype), *operator_arguments(layer).values())
+        torch.library.opcheck(torch.ops.pyda8w4.linear, arguments)
+
+
+@pytest.mark.pitfall("torchao", "fake kernel with another shape or stride")
+def test_fake_shapes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils import _pytree as pytree
+
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
+    arguments = operator_arguments(layer)
+    for dtype in FLOATS:
+        x = torch.randn(2, 3, 64).transpose(0, 1).to(dtype)
+        with FakeTensorMode() as mode:
+            fake = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (x, *arguments.values()))
+            found = torch.ops.pyda8w4.linear(*fake)
+        real = layer(x)
+        assert (found.shape, found.stride(), found.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("batch", [1, 160])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_scenarios_of_torchao(dtype: Any, dims: int, bias: bool, batch: int, symmetric: bool) -> None:
+    class Toy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear1, self.linear2 = nn.Linear(256, 128, bias), nn.Linear(128, 256, bias)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear2(self.linear1(x))
+
+    model = Toy().eval().to(dtype)
+    shape = (batch, *([2] if dims == 3 else []), 256)
+    # The error of one row alone is a matter of luck.
+    inputs = [torch.randn(shape).to(dtype) for _ in range(100 if batch == 1 else 1)]
+    float_out = torch.stack([model(x) for x in inputs])
+    quantize_(model, 32, symmetric_activation=symmetric)
+    out, code, function = compiled(model, inputs[0])
+    assert calls(code) == 2
+    assert same(out, model(inputs[0]))
+    assert sqnr(float_out, torch.stack([function(x) for x in inputs])) > (20 if dtype is torch.float32 else 15)
+
+
+@pytest.mark.slow
+def test_one_compilation_for_all_batch_sizes() -> None:
+    model = Attention()
+    quantize_(model)
+    _, _, function = compiled(model, torch.randn(4, 64))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for batch in (2, 3, 7, 160, 1000):
+            x = torch.randn(batch, 64)
+            assert same(function(x), model(x))
+
+
+def test_export(tmp_path: Any) -> None:
+    model = nn.Sequential(Attention())
+    quantize_(model)
+    fuse_linears(model, GROUPS)
+    x = torch.randn(4, 64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert str(program.graph).count("torch.ops.pyda8w4.linear.default") == 2
+    torch.export.save(program, tmp_path / "p.pt2")
+    program = torch.export.load(tmp_path / "p.pt2")
+    for batch in (2, 9):
+        x = torch.randn(batch, 64)
+        assert same(program.module()(x), model(x))
+
+
+def test_tracers_see_the_operator() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
+    x, other = torch.randn(2, 64), torch.randn(2, 64)
+    assert same(make_fx(layer)(x)(other), layer(other))
+    assert same(torch.fx.symbolic_trace(layer)(other), layer(other))

@@ -1,0 +1,164 @@
+"""Moving, copying, saving and loading a layer."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch import nn
+from torch_cases import GROUPS, MARKS, Attention, same
+
+from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
+
+pytestmark = MARKS
+
+
+def test_to_dtype_keeps_the_weights() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    x = torch.randn(2, 64)
+    want = layer(x)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    for move in (nn.Module.half, nn.Module.bfloat16, nn.Module.double, nn.Module.cpu, lambda m: m.type(torch.half)):
+        assert move(layer) is layer
+        assert all(same(value, before[name]) for name, value in layer.state_dict().items())
+    assert same(layer.to(torch.bfloat16)(x), want)
+
+
+def test_to_another_device_is_an_error() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 8))
+    x = torch.randn(2, 64)
+    want = layer(x)
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match=r"CPU only.*cuda"):
+        layer._apply(lambda t: torch.empty_like(t, device="cuda"))  # what .to("cuda") does, without a GPU
+    assert same(layer(x), want)
+
+
+def test_meta_and_back() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    x = torch.randn(2, 64)
+    with torch.device("meta"):
+        empty = DA8W4Linear(64, 40)
+    assert empty.codes.is_meta
+    with pytest.raises(ValueError, match="meta"):
+        empty(x)
+    empty.load_state_dict(layer.state_dict(), assign=True)
+    assert same(empty(x), layer(x)) and empty.codes.data_ptr() == layer.codes.data_ptr()
+    moved = copy.deepcopy(layer).to("meta").to_empty(device="cpu")
+    moved.load_state_dict(layer.state_dict())
+    assert same(moved(x), layer(x))
+
+
+@pytest.mark.parametrize("symmetric_weight", [False, True])
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("way", ["torch", "safetensors"])
+def test_state_dict(symmetric_weight: bool, assign: bool, way: str, tmp_path: Any) -> None:
+    model = Attention(bias=True)
+    quantize_(model, 32, symmetric_weight=symmetric_weight)
+    x = torch.randn(2, 64)
+    if way == "torch":
+        torch.save(model.state_dict(), tmp_path / "s")
+        state = torch.load(tmp_path / "s", weights_only=True)
+    else:
+        from safetensors.torch import load_file, save_file
+
+        save_file(model.state_dict(), tmp_path / "s")
+        state = load_file(tmp_path / "s")
+    other = Attention(bias=True)
+    quantize_(other, 16, symmetric_weight=not symmetric_weight)  # the state says what its groups are
+    assert not same(other(x), model(x))
+    other.load_state_dict(state, strict=True, assign=assign)
+    assert same(other(x), model(x))
+    assert (other.q_proj.codes.data_ptr() == state["q_proj.codes"].data_ptr()) == assign
+
+
+def test_state_dict_that_does_not_fit() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    x = torch.randn(2, 64)
+    want, good = layer(x), layer.state_dict()
+    changes: dict[str, Any] = {
+        "layout": [torch.tensor([2, 40, 64, 32]), torch.tensor([1, 40, 60, 32]), torch.tensor([1, 40, 64, 30])],
+        "codes": [good["codes"][:1], good["codes"].char(), good["codes"].to_sparse()],
+        "scales": [good["scales"][:, :1], good["scales"].double()],
+        "sums": [good["sums"].half()],
+        "zps": [good["zps"][:1], good["zps"].int()],
+        "bias": [torch.zeros(1)],
+    }
+    for name, values in changes.items():
+        for value in values:
+            with pytest.raises(RuntimeError, match=name):
+                layer.load_state_dict({**good, name: value})
+            assert same(layer(x), want)  # nothing was taken of it
+    with pytest.raises(RuntimeError, match=r"Missing key.*zps"):
+        layer.load_state_dict({name: value for name, value in good.items() if name != "zps"})
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*weight"):
+        layer.load_state_dict({**good, "weight": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*bias"):
+        DA8W4Linear(64, 40, bias=False).load_state_dict(good)
+    layer.load_state_dict({"codes": good["codes"]}, strict=False)
+    assert same(layer(x), want)
+
+
+@pytest.mark.parametrize("group", [65, 68, 128])
+def test_a_group_longer_than_k_is_refused(group: int) -> None:
+    # Every tensor has the shape of one group; only this number is wrong.
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 64)
+    layout = layer.layout.clone()
+    layout[3] = group
+    with pytest.raises(RuntimeError, match="layout"):
+        layer.load_state_dict({**layer.state_dict(), "layout": layout})
+
+
+def test_group_too_large_for_its_zero_points() -> None:
+    k = 1 << 18
+    layer = DA8W4Linear(k, 1, group_size=k)
+    state = layer.state_dict() | {"zps": torch.tensor(-128, dtype=torch.int8)}
+    with pytest.raises(RuntimeError, match="too large"):
+        layer.load_state_dict(state)
+
+
+def test_deepcopy_pickle_and_save() -> None:
+    model = Attention()
+    quantize_(model)
+    fuse_linears(model, GROUPS)
+    x = torch.randn(2, 64)
+    want = model(x)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
+        assert same(other(x), want)
+        assert other.k_proj._sharing.whole is other.q_proj.fused
+        other.q_proj.fused.codes.zero_()
+        assert not same(other(x), want)
+    assert same(model(x), want)
+
+
+def _child(model: nn.Module, x: torch.Tensor, queue: Any) -> None:
+    with torch.no_grad():
+        queue.put(model(x).numpy())
+
+
+def test_torch_multiprocessing() -> None:
+    import torch.multiprocessing as multiprocessing
+
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
+    x = torch.randn(2, 64)
+    want = layer(x)
+    model = nn.Sequential(layer).share_memory()  # moves the memory under the tensors
+    assert layer.codes.is_shared() and layer.scales.is_shared()
+    assert same(model(x), want)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_child, args=(model, x, queue))
+    process.start()
+    assert (queue.get(timeout=120) == want.numpy()).all()
+    process.join()
+    assert process.exitcode == 0
