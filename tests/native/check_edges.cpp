@@ -45,30 +45,32 @@ void check_long_group(const Trial &trial) {
 
 // Kernels that unpack to bytes hold code - zp + 128 in them, which the highest code leaves below the zero point -112.
 const int low_zps[] = {-110, -111, -112, -113, -114, -127, -128};
-const struct {
-    const char *what;
-    bool (*low)(size_t n, size_t g);
-} low_places[] = {
-    {"everywhere", [](size_t, size_t) { return true; }},
-    {"in the first block", [](size_t n, size_t) { return n < 32; }},
-    {"in the second block", [](size_t n, size_t) { return n >= 32 && n < 64; }},
-    {"in the last column's last group", [](size_t n, size_t g) { return n == 69 && g == 2; }},
-    {"in the last group", [](size_t, size_t g) { return g == 2; }},
+// They are so low everywhere, in one block, in the last group, or in one place only.
+bool (*const low_places[])(const Matrix &, size_t n, size_t g) = {
+    [](const Matrix &, size_t, size_t) { return true; },
+    [](const Matrix &, size_t n, size_t) { return n < 32; },
+    [](const Matrix &, size_t n, size_t) { return n >= 32 && n < 64; },
+    [](const Matrix &w, size_t, size_t g) { return g + 1 == w.groups; },
+    [](const Matrix &w, size_t n, size_t g) { return n + 1 == w.n && g + 1 == w.groups; },
 };
+// Whole groups; the shortest; one that goes on over several spans of k; groups that end beside chunks.
+const Shape low_shapes[] = {{70, 96, 32}, {70, 600, 4}, {70, 1300, 1300}, {70, 700, 300}};
 
 void check_low_zps(const Trial &trial) {
-    const int lowest = low_zps[trial.index % std::size(low_zps)];
-    const auto &place = low_places[trial.index / std::size(low_zps)];
+    const int lowest = low_zps[trial.index / 2 % std::size(low_zps)];
+    const auto is_low = low_places[trial.index / 2 / std::size(low_zps)];
     Random random = trial.random;
+    const Shape &shape = low_shapes[trial.index % 2 ? 1 + random.below(3) : 0];
     Matrix w;
-    do w = random_matrix(random, {70, 96, 32});
+    do w = random_matrix(random, shape);
     while (w.format == DA8W4_CODES_S4);
     w.one_zp = false;
     for (size_t n = 0; n < w.n; n++)
         for (size_t g = 0; g < w.groups; g++) {
-            const bool low = place.low(n, g);
+            const bool low = is_low(w, n, g);
             w.zps[n * w.groups + g] = low ? lowest : random.between(0, 15);
-            if (low) w.codes[n * w.k + g * w.group + random.below(w.group)] = 15;
+            const size_t begin = g * w.group, length = std::min(w.group, w.k - begin);
+            if (low) w.codes[n * w.k + begin + random.below(length)] = 15;
         }
     const Weight weight = packed_weight(random, w);
     for (size_t m : {3, 25, 60}) check_either_product(trial.random.child(uint64_t{m}), weight, m);
@@ -126,8 +128,8 @@ void check_workspace(const Trial &trial) {
 std::vector<Test> edge_tests() {
     return {
         {"long_groups", "sums at the edge of int32 and float32", std::size(long_groups), 1, true, check_long_group},
-        {"low_zps", "zero points about -112, in all columns or in some", std::size(low_zps) * std::size(low_places), 1,
-         true, check_low_zps},
+        {"low_zps", "zero points about -112, in all columns or in some", 2 * std::size(low_zps) * std::size(low_places),
+         1, true, check_low_zps},
         {"workspace", "workspaces of every size", std::size(workspace_cases), 1, false, check_workspace},
     };
 }

@@ -78,7 +78,7 @@ void check_calls(const Trial &trial) {
 
 // One zero point that is out of range is found in every row, and nothing is written.
 void check_zps_of_rows(const Trial &) {
-    constexpr size_t kRows = 730;  // three row blocks, and ten rows more
+    constexpr size_t kRows = 730;  // several row blocks
     const Example example(false);
     const std::vector<uint8_t> act(kRows * Example::kK);
     std::vector<int32_t> zps(kRows);

@@ -1,11 +1,9 @@
 // Threads, memory, and several callers at once.
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <atomic>
 #include <cstring>
 #include <thread>
 
+#include "child.h"
 #include "harness.h"
 #include "product.h"
 
@@ -139,17 +137,13 @@ void check_memory_of_children(const Trial &) {
     std::thread other([&] {
         while (!stop) da8w4_free(da8w4_alloc(100000));
     });
-    for (size_t i = 0; i < 100; i++) {
-        const pid_t child = fork();
-        if (child == 0) {
-            alarm(20);  // kills a child that hangs
+    bool good = true;
+    for (size_t i = 0; i < 100 && good; i++) {
+        good = in_child([] {
             void *memory = da8w4_alloc(100000);
-            _exit(memory ? (memset(memory, 1, 100000), 0) : 1);
-        }
-        int status = -1;
-        waitpid(child, &status, 0);
-        expect(child > 0 && status == 0, "a forked child ended with %d", status);
-        if (status != 0) break;
+            return memory && memset(memory, 1, 100000);
+        });
+        expect(good, "forked child %zu hangs, or gets no memory", i);
     }
     stop = true;
     other.join();

@@ -27,7 +27,7 @@ struct Test {
     void (*run)(const Trial &trial);
 };
 
-// The tests of one file; main.cpp runs them in this order.
+// The tests of one file; checkkernels.cpp runs them in this order.
 std::vector<Test> interface_tests();
 std::vector<Test> bad_weight_tests();
 std::vector<Test> runtime_tests();  // they fork, which is cheap as long as the process is small
