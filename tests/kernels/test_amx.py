@@ -26,7 +26,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not compiler:
         pytest.skip("no C compiler for the emulator")
     library = tmp_path_factory.mktemp("amx") / "amx_emulator.so"
-    source = Path(__file__).parents[1] / "amx_emulator.c"
+    source = Path(__file__).parents[1] / "tools" / "amx_emulator.c"
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
     return library
 

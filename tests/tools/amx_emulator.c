@@ -32,6 +32,17 @@ static __thread __attribute__((tls_model("initial-exec"))) struct {
     uint8_t tile[TILES][ROWS][ROW_BYTES];
 } state;
 
+// Threads whose tiles are configured. Nothing else notices where a program leaves them so: they cost the system time at
+// each switch of threads, and the next library finds a configuration that is not its own.
+static int configured;
+int amx_emulator_configured(void) { return __atomic_load_n(&configured, __ATOMIC_SEQ_CST); }
+
+static void configure(const struct config *config) {
+    __atomic_fetch_add(&configured, (config->palette != 0) - (state.config.palette != 0), __ATOMIC_SEQ_CST);
+    memset(&state, 0, sizeof state);
+    if (config->palette) state.config = *config;
+}
+
 // ---- decoding --------------------------------------------------------------------------------
 
 // VEX.pp, and what the emulator knows an instruction by.
@@ -197,12 +208,11 @@ static const char *execute(unsigned key, const struct operands *o) {
             struct config config;
             memcpy(&config, (const void *)(o->start + o->step), sizeof config);
             if ((why = config_fault(&config))) return why;
-            memset(&state, 0, sizeof state);
-            if (config.palette) state.config = config;
+            configure(&config);
             return NULL;
         }
         case KEY(0x49, 1, P66): memcpy((void *)(o->start + o->step), &state.config, sizeof state.config); return NULL;
-        case KEY(0x49, 0, NP): memset(&state, 0, sizeof state); return NULL;
+        case KEY(0x49, 0, NP): configure(&(struct config){0}); return NULL;
         case KEY(0x49, 0, PF2):
             if ((why = tile_fault(tile))) return why;
             memset(state.tile[tile], 0, sizeof state.tile[tile]);
