@@ -1,5 +1,6 @@
-# Where the memory of arrays lies.
+# Where the memory of arrays lies, and how large their elements are.
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from pyda8w4._api cimport DA8W4_BF16, DA8W4_F16, DA8W4_F32
 
 ctypedef void *address
 
@@ -30,3 +31,7 @@ cdef inline bint overlaps(Extent one, const Extent *others, int count):
         if one.start < others[i].end and others[i].start < one.end:
             return True
     return False
+
+
+cdef inline size_t type_bytes(int type):
+    return 4 if type == DA8W4_F32 else 2 if type in (DA8W4_F16, DA8W4_BF16) else 1
