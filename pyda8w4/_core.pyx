@@ -8,7 +8,7 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, P
 from pyda8w4._api cimport *
 from pyda8w4._buffers cimport Extent, address, extent, overlaps, target, type_bytes
 
-# Statuses that depend on values, which callers cannot check beforehand without reading all of them.
+# Statuses that depend on values that callers cannot check without reading them all.
 _NAMES = {
     DA8W4_BAD_CODE: "BAD_CODE",
     DA8W4_INT32_OVERFLOW: "INT32_OVERFLOW",
@@ -147,11 +147,11 @@ cdef class View:
 
 def quantize_rows(size_t m, size_t k, x, int x_type, bint symmetric, act, act_scales, act_zps, bytes kernel):
     cdef const char *name = name_of(kernel)
-    cdef address source = extent(x).start, to_act = target(act)
+    cdef address at = extent(x).start, to_act = target(act)
     cdef address to_scales = target(act_scales), to_zps = target(act_zps)
     cdef size_t stride = k * type_bytes(x_type)
     with nogil:
-        check(da8w4_quantize_rows(name, source, <da8w4_type>x_type, stride, m, k, symmetric, to_act, k, to_scales, to_zps))
+        check(da8w4_quantize_rows(name, at, <da8w4_type>x_type, stride, m, k, symmetric, to_act, k, to_scales, to_zps))
 
 
 def kernel_table():

@@ -261,7 +261,8 @@ def _q8_0(data: npt.NDArray[Any]) -> PackedWeight:
 
 
 def _codes(nibbles: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(len(nibbles), -1)
+    codes: npt.NDArray[Any] = np.concatenate([nibbles & 15, nibbles >> 4], axis=2)
+    return codes.reshape(len(nibbles), -1)
 
 
 def _halves(blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -144,8 +144,8 @@ def gemm(
     n = w_int4.shape[0]
     shift = 128 if a.dtype == np.uint8 else 0
     act = a.astype(np.float64) - shift  # sums of products below 2**53 are exact in float64
-    acc = np.zeros((m, n), _F32)
-    column = np.zeros(n, _F32)
+    acc: npt.NDArray[Any] = np.zeros((m, n), _F32)
+    column: npt.NDArray[Any] = np.zeros(n, _F32)
     for g, begin in enumerate(range(0, k, group_size)):
         part = slice(begin, min(begin + group_size, k))
         w = w_int4[:, part].astype(np.float64) - zps[:, g].astype(np.float64)[:, None]

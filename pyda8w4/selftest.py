@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pyda8w4 import _core, reference
 from pyda8w4._checks import dtype_of
@@ -154,7 +155,7 @@ def _difference(case: _Case) -> str | None:
     return None
 
 
-def _bits(arrays: Any) -> list[np.ndarray]:
+def _bits(arrays: Any) -> list[npt.NDArray[Any]]:
     arrays = arrays if isinstance(arrays, tuple) else (arrays,)
     return [array.view(f"u{array.itemsize}") for array in arrays]
 
@@ -207,7 +208,7 @@ def _arguments(weight: PackedWeight) -> dict[str, Any]:
     return {"group_size": weight.group_size, **dict(zip(names, weight.unpack()))}
 
 
-def _activations(rng: np.random.Generator, m: int, k: int, x_type: str) -> np.ndarray:
+def _activations(rng: np.random.Generator, m: int, k: int, x_type: str) -> npt.NDArray[Any]:
     x = rng.standard_normal((m, k), np.float32) * np.float32(3) + np.float32(0.5)
     if m > 3:  # rows of which quantization has something special to say
         x[0] = 0

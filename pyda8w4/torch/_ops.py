@@ -112,7 +112,8 @@ def _address(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[i
             f"{name} must be a contiguous CPU tensor of {dtype} and shape {shape}, got {tensor.dtype}, "
             f"{tuple(tensor.shape)} on {tensor.device}"
         )
-    return tensor.data_ptr()
+    address: int = tensor.data_ptr()
+    return address
 
 
 def check_input(input: torch.Tensor, k: int) -> None:

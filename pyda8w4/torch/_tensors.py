@@ -47,9 +47,11 @@ def check_tensor(name: str, tensor: torch.Tensor, wanted: ArraySpec) -> None:
 
 def array_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """Shares memory; bfloat16 as its uint16 bits."""
-    if tensor.dtype is torch.bfloat16:
-        return tensor.detach().view(torch.int16).numpy().view(np.uint16)
-    return tensor.detach().numpy()
+    if tensor.dtype is not torch.bfloat16:
+        array: npt.NDArray[Any] = tensor.detach().numpy()
+        return array
+    bits: npt.NDArray[Any] = tensor.detach().view(torch.int16).numpy()
+    return bits.view(np.uint16)
 
 
 def tensor_of(array: npt.NDArray[Any], type: str) -> torch.Tensor:
