@@ -93,7 +93,7 @@ WorkItems::WorkItems(const ProblemPlan *plans, const size_t *rows, size_t count,
     : plans_(plans), rows_(rows), count_(count) {
     size_t blocks = 0, cost = 0;
     for (size_t i = 0; i < count; i++) blocks += plans[i].column_blocks();
-    if (threads > 1) most_parts_ = ceil_div(kUnitsPerThread * threads, blocks);
+    if (threads > 1 && blocks > 0) most_parts_ = ceil_div(kUnitsPerThread * threads, blocks);
     for (size_t i = 0; i < count; i++) cost += units_of(i).cost();
     const size_t each = cost / threads, more = cost % threads;
     begin_ = each * thread + ceil_div(more * thread, threads);
