@@ -53,7 +53,7 @@ bool (*const low_places[])(const Matrix &, size_t n, size_t g) = {
     [](const Matrix &w, size_t, size_t g) { return g + 1 == w.groups; },
     [](const Matrix &w, size_t n, size_t g) { return n + 1 == w.n && g + 1 == w.groups; },
 };
-// Whole groups; the shortest; one that goes on over several spans of k; groups that end beside chunks.
+// Whole groups; the shortest; one that goes on over several K blocks; groups that end beside chunks.
 const Shape low_shapes[] = {{70, 96, 32}, {70, 600, 4}, {70, 1300, 1300}, {70, 700, 300}};
 
 void check_low_zps(const Trial &trial) {

@@ -1,5 +1,5 @@
-// Holds every kernel of the library against the kernel "scalar", bit for bit, and "scalar" against a plain evaluation
-// of docs/numbers.md; and what else the C interface promises. It uses the C interface only.
+// Compares every kernel of the library with the kernel "scalar", bit for bit, and "scalar" with a plain evaluation of
+// docs/numbers.md, and checks what else the C interface promises. It uses the C interface only.
 //
 // Every operand ends exactly at a page that cannot be touched, or begins right after one. Outputs and workspaces start
 // out full of garbage, and what lies between the rows of an output must stay. Each call has its own number of threads,
