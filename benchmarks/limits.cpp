@@ -128,7 +128,7 @@ bool dots_amx(size_t rounds) {
 
 extern "C" {
 
-// Memory for reading, written once; huge: 2 MiB pages asked for, else refused.
+// Memory for reading, written once; huge: 2 MiB pages requested, else refused.
 void *limits_alloc(size_t bytes, int huge) {
     void *memory = nullptr;
     if (posix_memalign(&memory, size_t{2} << 20, bytes) != 0) return nullptr;

@@ -5,7 +5,7 @@
     apt-get download debian-handbook=11.20220922
     python benchmarks/quality.py debian-handbook_11.20220922_all.deb
 
-The text is The Debian Administrator's Handbook (Raphaël Hertzog and Roland Mas; GPL 2 or later, or CC BY-SA
+The corpus is The Debian Administrator's Handbook (Raphaël Hertzog and Roland Mas; GPL 2 or later, or CC BY-SA
 3.0): its first sections in English. It is cut into windows of 512 tokens, each a context of its own; the second
 half of each is scored. float32 stands for the weights of the file, dequantized. "Groups of" are those weights
 quantized again, to codes and integer zero points. The output head is that of examples/llama.py everywhere.
@@ -38,7 +38,7 @@ import pyda8w4
 import pyda8w4.gguf
 
 WINDOW, WINDOWS = 512, 48
-SHA256 = "6f5dd71d54feed099928dd2c1f635c56ba0e66628f62af9fbfff73e211cb6546"  # of the text
+SHA256 = "6f5dd71d54feed099928dd2c1f635c56ba0e66628f62af9fbfff73e211cb6546"  # of the corpus
 FOLDER = "./usr/share/doc/debian-handbook/html/en-US/"
 
 Predict = Callable[[np.ndarray], np.ndarray]  # a window of tokens -> logits after each of its second half
@@ -149,11 +149,11 @@ def predict_with_llama_cpp(path: Path) -> Predict:
     return predict
 
 
-# ---- the text --------------------------------------------------------------------------------
+# ---- the corpus --------------------------------------------------------------------------------
 
 
 class Paragraphs(HTMLParser):
-    """Collects the text of ``<div class="para">``, without the elements nested in it that are not prose."""
+    """Collects what stands in ``<div class="para">``, without the elements nested in it that are not prose."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ def read_text(deb: Path) -> str:
             paragraphs += [" ".join(text.split()) for text in parser.found]
     text = "\n\n".join(each for each in paragraphs if len(each) >= 200)
     if (digest := hashlib.sha256(text.encode()).hexdigest()) != SHA256:
-        sys.exit(f"quality.py: error: the text has the SHA-256 {digest}, not {SHA256}")
+        sys.exit(f"quality.py: error: the corpus has the SHA-256 {digest}, not {SHA256}")
     return text
 
 

@@ -4,10 +4,9 @@ Private and unchecked: callers pass C-contiguous arrays of the right types and s
 """
 import threading
 
-from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
-)
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo
 from pyda8w4._api cimport *
+from pyda8w4._buffers cimport Extent, address, extent, overlaps, target, type_bytes
 
 # Statuses that depend on values, which callers cannot check beforehand without reading all of them.
 _NAMES = {
@@ -31,48 +30,11 @@ cdef int check(da8w4_status status) except -1 nogil:
 
 
 cdef const char *name_of(bytes kernel):
-    if kernel is None:
-        return NULL
-    return kernel
+    return NULL if kernel is None else <const char *>kernel
 
 
 cdef text(const char *chars):
     return None if chars == NULL else chars.decode()
-
-
-ctypedef void *address
-
-cdef struct Extent:
-    address start
-    address end
-
-
-cdef Extent extent(object array, int flags=PyBUF_C_CONTIGUOUS) except *:
-    """Where a buffer lies. An address, given as an int, has no end that is known; None gives NULL."""
-    cdef Extent found = Extent(NULL, NULL)
-    cdef Py_buffer view
-    if isinstance(array, int):
-        found.start = found.end = <void *><size_t>array
-    elif array is not None:
-        PyObject_GetBuffer(array, &view, flags)
-        found = Extent(view.buf, <char *>view.buf + view.len)
-        PyBuffer_Release(&view)
-    return found
-
-
-cdef address target(object array) except? NULL:
-    return extent(array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE).start
-
-
-cdef bint overlaps(Extent extent, const Extent *others, int count):
-    for i in range(count):
-        if extent.start < others[i].end and others[i].start < extent.end:
-            return True
-    return False
-
-
-cdef size_t type_bytes(int type):
-    return 4 if type == DA8W4_F32 else 2 if type in (DA8W4_F16, DA8W4_BF16) else 1
 
 
 cdef class Memory:
@@ -188,9 +150,8 @@ def quantize_rows(size_t m, size_t k, x, int x_type, bint symmetric, act, act_sc
     cdef address source = extent(x).start, to_act = target(act)
     cdef address to_scales = target(act_scales), to_zps = target(act_zps)
     cdef size_t stride = k * type_bytes(x_type)
-    cdef da8w4_type type = <da8w4_type>x_type
     with nogil:
-        check(da8w4_quantize_rows(name, source, type, stride, m, k, symmetric, to_act, k, to_scales, to_zps))
+        check(da8w4_quantize_rows(name, source, <da8w4_type>x_type, stride, m, k, symmetric, to_act, k, to_scales, to_zps))
 
 
 def kernel_table():

@@ -87,7 +87,7 @@ def last_level_cache_bytes() -> int | None:
 
 
 def cold_bytes() -> int:
-    """Bytes that the copies of a layer pass through before the first one comes round again.
+    """Bytes that the copies of a layer pass through before the first one is read again.
 
     Returns
     -------

@@ -1,6 +1,6 @@
 """`pyda8w4.linear` on layers of language models, compared with numpy's float32: ``pyda8w4 bench``.
 
-Weights are cold, as in a model, where a layer comes round again only after all the others: each call
+Weights are cold, as in a model, where a layer is read again only after all the others: each call
 takes the next of several copies. The runs of the two sides are interleaved, so that both see what else the machine
 does.
 """

@@ -32,7 +32,7 @@ _Value = gguf.GGUFValueType
 class File:
     """A GGUF file: metadata, and tensors as float arrays or packed weights.
 
-    The file is mapped; a tensor is read when it is asked for.
+    The file is mapped; a tensor is read when it is requested.
 
     Parameters
     ----------

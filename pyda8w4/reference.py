@@ -1,7 +1,7 @@
 """The arithmetic of this library in plain numpy: slow, short, and what every kernel must equal bit for bit.
 
 The formulas are those of docs/numbers.md. Nothing here calls the compiled code. It is public so that
-other implementations can be held against it.
+other implementations can be compared with it.
 
 >>> import numpy as np
 >>> import pyda8w4

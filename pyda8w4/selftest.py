@@ -171,7 +171,7 @@ def _cases() -> Iterator[_Case]:
         yield from _gemm_cases(rng, m, n, k, group)
         options = product(_float_types(), (False, True), (False, True), (False, True))
         for number, (x_type, symmetric, biased, same_zp) in enumerate(options):
-            # The types in which scales are stored take turns.
+            # The types in which scales are stored alternate.
             scale_type = ("float16", "bfloat16", "float32")[(shape_number + number) % 3]
             weight = _weight(rng, n, k, group, scale_type, same_zp, offsets=(shape_number + number // 8) % 2 == 1)
             yield from _linear_cases(rng, m, weight, x_type, symmetric, biased)

@@ -104,7 +104,7 @@ SOME = [
 
 @cache
 def arrays(weight: Weight) -> tuple[np.ndarray, ...]:
-    """-> codes, scales in the dtype asked for, zero points, and offsets in that dtype if there are any."""
+    """-> codes, scales in the requested dtype, zero points, and offsets in that dtype if there are any."""
     rng, n, groups = weight.rng(), weight.n, -(-weight.k // weight.group_size)
     codes = rng.integers(0, 16, (n, weight.k), np.uint8)
 

@@ -147,9 +147,9 @@ class FusedPart(nn.Module):
     sharing : object
         What the parts of a group have in common.
     begin, end : int
-        Which outputs of the joined layer these are.
+        Which outputs of the fused layer these are.
     owner : bool
-        Whether the joined layer is in the state of this part: of one in each group.
+        Whether the fused layer is in the state of this part: of one in each group.
     """
 
     def __init__(self, sharing: _Sharing, begin: int, end: int, owner: bool) -> None:

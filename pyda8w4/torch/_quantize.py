@@ -58,7 +58,7 @@ def quantize_(
     symmetric_activation, symmetric_weight : bool
         See `DA8W4Linear` and `pyda8w4.quantize_weight`.
     filter_fn : callable, optional
-        ``filter_fn(module, name)``: whether to replace this one. Asked for each Linear; None means all.
+        ``filter_fn(module, name)``: whether to replace this one. Called for each Linear; None means all.
 
     Returns
     -------

@@ -29,10 +29,11 @@ public:
                     .rows = plan_.private_rows ? own + thread * plan_.thread_bytes : shared,
                     .tiles = own + thread * plan_.thread_bytes,
                 };
-                if (plan_.private_rows) quantize_rows(first_row, {0, rows}, memory.rows);
+                if (plan_.private_rows) quantize_rows(first_row, {.begin = 0, .end = rows}, memory.rows);
                 WorkItems items(&plan_, &rows, 1, thread, count);
-                for (WorkItem item; items.next(&item);) multiply(first_row, item, memory);
-                if (kernel_.release) kernel_.release();
+                size_t state = 0;
+                for (WorkItem item; items.next(&item);) multiply(first_row, item, memory, &state);
+                if (kernel_.release) kernel_.release(state);
             });
         }
     }
@@ -71,7 +72,7 @@ private:
                       plan_.problem.has_offsets ? plan_.rows.group_sums.in(memory) + to : nullptr, plan_.sums_stride);
     }
 
-    void multiply(size_t first_row, const WorkItem &item, const Memory &memory) const {
+    void multiply(size_t first_row, const WorkItem &item, const Memory &memory, size_t *state) const {
         const Grouping &grouping = plan_.problem.grouping;
         const size_t groups = grouping.groups(), rows = item.rows.end - item.rows.begin;
         const RowTiles tiles(item.rows, form_.mr);
@@ -97,7 +98,7 @@ private:
             });
             for (size_t tile = 0, end; tile < tiles.count(); tile = end) {
                 end = last ? lesser(tile + kEpilogueTiles, tiles.count()) : tiles.count();
-                const Range batch = {tiles.first_row(tile), tiles.first_row(end)};
+                const Range batch = {.begin = tiles.first_row(tile), .end = tiles.first_row(end)};
                 if (last) prefetch_out(step.block, first_row, batch);
                 const size_t at = (step.turn * rows + batch.begin - item.rows.begin) * kBlock;
                 float *acc = plan_.tiles.acc.in(memory.tiles) + at;
@@ -109,6 +110,7 @@ private:
                         .k = step.k,
                         .acc = acc,
                         .carried = plan_.tiles.carried.in(memory.tiles) + at,
+                        .state = state,
                     },
                     panel);
                 if (last) epilogue(step.block, first_row, batch, memory.rows, acc);
@@ -130,7 +132,8 @@ private:
         return static_cast<char *>(call_.out) + row * call_.out_stride + block * kBlock * size_of(call_.out_type);
     }
 
-    void prefetch_out(size_t block, size_t first_row, Range rows) const {
+    // Always inlined: GCC takes a function that only prefetches for one without effect, and drops calls of it.
+    DA8W4_INLINE void prefetch_out(size_t block, size_t first_row, Range rows) const {
         for (size_t row = rows.begin; row < rows.end; row++) __builtin_prefetch(out_at(block, first_row + row), 0, 2);
     }
 

@@ -129,13 +129,13 @@ bool WorkItems::next(WorkItem *item) {
         if (unit_ < last) {
             const size_t part = unit_ / units.blocks, block = unit_ % units.blocks;
             const size_t end = lesser(units.blocks, block + (last - unit_));
-            const RowTiles tiles({0, rows_[problem_]}, plans_[problem_].form->mr);
+            const RowTiles tiles({.begin = 0, .end = rows_[problem_]}, plans_[problem_].form->mr);
             const size_t tile = part * units.tiles + lesser(part, units.higher);
             const size_t tile_end = tile + units.tiles + (part < units.higher);
             *item = {
                 .problem = problem_,
-                .rows = {tiles.first_row(tile), tiles.first_row(tile_end)},
-                .blocks = {block, end},
+                .rows = {.begin = tiles.first_row(tile), .end = tiles.first_row(tile_end)},
+                .blocks = {.begin = block, .end = end},
             };
             unit_ += end - block;
             return true;
@@ -159,9 +159,10 @@ void Steps::advance() {
 
 Step Steps::after(const Step &step) const {
     const size_t pass = step.block - step.turn;
-    if (step.block + 1 < lesser(pass + pass_blocks_, blocks_.end)) return {step.block + 1, step.turn + 1, step.k};
-    if (!k_blocks_.is_last(step.k)) return {pass, 0, k_blocks_.after(step.k)};
-    return {step.block + 1, 0, k_blocks_.first()};
+    if (step.block + 1 < lesser(pass + pass_blocks_, blocks_.end))
+        return {.block = step.block + 1, .turn = step.turn + 1, .k = step.k};
+    if (!k_blocks_.is_last(step.k)) return {.block = pass, .turn = 0, .k = k_blocks_.after(step.k)};
+    return {.block = step.block + 1, .turn = 0, .k = k_blocks_.first()};
 }
 
 }  // namespace da8w4

@@ -119,7 +119,7 @@ struct WorkItem {
     Range rows, blocks;
 };
 
-// What thread `thread` of `threads` multiplies of a list of problems, `rows` of whose rows are at hand: an even part of
+// What thread `thread` of `threads` multiplies of a list of problems, `rows` of whose rows are given: an even part of
 // all micro-tiles, weighted by k. Rows are split only where column blocks alone are too few.
 class WorkItems {
 public:

@@ -98,6 +98,7 @@ struct MicroTiles {
     const KBlock &k;
     float *acc;        // [rows][kBlock]
     int32_t *carried;  // [rows][kBlock]
+    size_t *state;     // the thread's, for the kernel to keep from call to call; 0 at first
 };
 
 // The last step of some rows of one column block: zero point, scale, bias, conversion.
@@ -118,7 +119,7 @@ struct WeightForm {
     size_t mr;           // most rows of a micro-tile
     size_t mc;           // most rows of a row block
     size_t kc;           // longest K block; a multiple of kChunk
-    size_t pass_blocks;  // column blocks that take turns over one K block, so that its activations stay in L2
+    size_t pass_blocks;  // column blocks that alternate over one K block, so that its activations stay in L2
 
     // Bytes of panel codes for a K block of this length; 0 where packed codes are read in place.
     size_t (*panel_bytes)(size_t length, size_t group);
@@ -144,7 +145,8 @@ struct Kernel {
     void (*quantize_row)(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act,
                          float *scale, int32_t *zp);
     void (*epilogue)(const Epilogue &epilogue);
-    void (*release)();  // at the end of each thread's part of a product; or null
+    // Gives back what a thread's state says that it holds, at the end of its part of a product; or null.
+    void (*release)(size_t state);
 };
 
 }  // namespace da8w4

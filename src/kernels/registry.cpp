@@ -51,8 +51,8 @@ const Reasons reasons;
 KernelChoice choose(const char *name) {
     size_t index = 0;
     while (index < kCount && std::strcmp(kernels[index]->name, name) != 0) index++;
-    if (index == kCount) return {DA8W4_UNKNOWN_KERNEL, index};
-    return {!lacking(*kernels[index]) ? DA8W4_OK : DA8W4_KERNEL_UNAVAILABLE, index};
+    if (index == kCount) return {.status = DA8W4_UNKNOWN_KERNEL, .index = index};
+    return {.status = lacking(*kernels[index]) ? DA8W4_KERNEL_UNAVAILABLE : DA8W4_OK, .index = index};
 }
 
 KernelChoice choose_default() {
@@ -60,7 +60,7 @@ KernelChoice choose_default() {
     if (name && *name) return choose(name);
     size_t index = 0;
     while (lacking(*kernels[index])) index++;  // the last one, scalar, always is
-    return {DA8W4_OK, index};
+    return {.status = DA8W4_OK, .index = index};
 }
 
 }  // namespace
@@ -81,7 +81,10 @@ KernelChoice default_kernel() {
         status.store(choice.status, std::memory_order_relaxed);
         known.store(true, std::memory_order_release);
     }
-    return {status.load(std::memory_order_relaxed), index.load(std::memory_order_relaxed)};
+    return {
+        .status = status.load(std::memory_order_relaxed),
+        .index = index.load(std::memory_order_relaxed),
+    };
 }
 
 da8w4_status find_kernel(const char *name, const Kernel **kernel) {

@@ -74,7 +74,7 @@ Panel prepare(const PanelJob &job) {
 // Sum of a' * (code - zp) of one column from k = begin to end of the K block; act is at its first k.
 int64_t dot(const int8_t *act, const uint8_t *codes, size_t n, int zp, size_t begin, size_t end) {
     int64_t sum = 0;
-    for (size_t k = begin; k < end; k++) sum += act[k] * ((codes[code_byte(n, k)] >> code_shift(n) & 15) - zp);
+    for (size_t k = begin; k < end; k++) sum += int64_t{act[k]} * ((codes[code_byte(n, k)] >> code_shift(n) & 15) - zp);
     return sum;
 }
 

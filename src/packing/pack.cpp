@@ -148,13 +148,13 @@ Floats look_at(const float *values, size_t count) {
         if (!finite) all_finite = false;
         all_types &= types;
     });
-    return {all_finite, all_types};
+    return {.finite = all_finite, .types = all_types};
 }
 
 // The least and the greatest zero point, of codes as the caller has them.
 Extremes zero_points(const da8w4_weight &weight, size_t count) {
-    if (!weight.zps) return {weight.zp, weight.zp};
-    Extremes found = {weight.zps[0], weight.zps[0]};
+    if (!weight.zps) return {.least = weight.zp, .most = weight.zp};
+    Extremes found = {.least = weight.zps[0], .most = weight.zps[0]};
     for (size_t i = 1; i < count; i++) {
         found.least = weight.zps[i] < found.least ? weight.zps[i] : found.least;
         found.most = weight.zps[i] > found.most ? weight.zps[i] : found.most;

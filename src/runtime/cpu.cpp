@@ -77,7 +77,7 @@ uint32_t cpuid_word(const CpuidBits &at) {
 
 // Register states that the operating system saves (XCR0); 0 where it does not say.
 uint64_t saved_states() {
-    if (!(cpuid_word({1, 0, kEcx, 0}) & bit_OSXSAVE)) return 0;
+    if (!(cpuid_word({.leaf = 1, .subleaf = 0, .word = kEcx, .mask = 0}) & bit_OSXSAVE)) return 0;
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return static_cast<uint64_t>(high) << 32 | low;

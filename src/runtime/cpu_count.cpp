@@ -71,7 +71,7 @@ size_t cpus_of_line(Text line, const char *root) {
     const char *path = controllers ? behind_colon(controllers) : nullptr;
     if (!path) return 0;
     const bool v2 = controllers + 1 == path;
-    if (!v2 && !names_cpu({controllers, path - 1})) return 0;
+    if (!v2 && !names_cpu({.begin = controllers, .end = path - 1})) return 0;
     char folder[PATH_MAX];
     const int length = std::snprintf(folder, sizeof folder, "%s/sys/fs/cgroup%s%.*s", root, v2 ? "" : "/cpu",
                                      static_cast<int>(line.end - path), path);
@@ -108,7 +108,7 @@ size_t cgroup_cpus(const char *root) {
     if (length < 0 || static_cast<size_t>(length) >= sizeof path || !read_text(path, text)) return 0;
     size_t least = 0;
     for (const char *begin = text; *begin;) {
-        const Text line{begin, begin + std::strcspn(begin, "\n")};
+        const Text line{.begin = begin, .end = begin + std::strcspn(begin, "\n")};
         const size_t cpus = cpus_of_line(line, root);
         if (cpus && (!least || cpus < least)) least = cpus;
         begin = line.end + (*line.end == '\n');

@@ -37,7 +37,7 @@ int visit_library(dl_phdr_info *info, size_t, void *data) {
         if (std::strncmp(name, known, std::strlen(known)) != 0) continue;
         if (search.skip-- > 0) break;
         search.found = std::strlen(info->dlpi_name) < sizeof search.path;
-        if (search.found) std::strcpy(search.path, info->dlpi_name);
+        if (search.found) std::memcpy(search.path, info->dlpi_name, std::strlen(info->dlpi_name) + 1);
         return 1;
     }
     return 0;
@@ -65,7 +65,8 @@ OpenMp *open_runtime(const char *path) {
         resolve(library, "omp_get_max_threads", &runtime.max_threads) &&
         resolve(library, "omp_get_num_threads", &runtime.num_threads) &&
         resolve(library, "omp_get_thread_num", &runtime.thread_num) &&
-        resolve(library, "omp_in_parallel", &runtime.in_parallel) && dlinfo(library, RTLD_DI_LINKMAP, &map) == 0) {
+        resolve(library, "omp_in_parallel", &runtime.in_parallel) &&
+        dlinfo(library, RTLD_DI_LINKMAP, static_cast<void *>(&map)) == 0) {
         runtime.path = map->l_name;
         if (OpenMp *found = new (std::nothrow) OpenMp(runtime)) return found;
     }
@@ -123,7 +124,7 @@ bool grants_threads(size_t count) {
     struct Rest {
         size_t count;
         bool granted;
-    } rest{count - 1, false};
+    } rest{.count = count - 1, .granted = false};
     auto main = [](void *argument) -> void * {
         Rest &rest = *static_cast<Rest *>(argument);
         rest.granted = grants_threads(rest.count);
@@ -147,6 +148,8 @@ bool grants_team(size_t team) {
     const void *const known = has_granted_team ? pthread_getspecific(granted_team) : nullptr;
     if (team <= reinterpret_cast<uintptr_t>(known)) return true;
     if (!grants_threads(team - 1)) return false;
+    // The key's value is the number itself, as a pointer that nothing follows.
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
     if (has_granted_team) pthread_setspecific(granted_team, reinterpret_cast<void *>(team));
     return true;
 }
@@ -175,7 +178,7 @@ bool run_on_openmp(const OpenMp &runtime, size_t wanted, Work work, void *contex
     const size_t team = usual > wanted ? usual : wanted;
     // Inside a region of the application the runtime decides, and usually starts no threads.
     if (!runtime.in_parallel() && !grants_team(team)) return false;
-    Region region{runtime, wanted, work, context};
+    Region region{.runtime = runtime, .wanted = wanted, .work = work, .context = context};
     runtime.parallel(region_main, &region, static_cast<unsigned>(team), 0);
     return true;
 }

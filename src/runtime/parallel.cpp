@@ -50,7 +50,7 @@ size_t num_threads() {
 }
 
 void parallel(size_t wanted, Work work, void *context) {
-    Region region{work, context};
+    Region region{.work = work, .context = context};
     if (wanted <= 1) return run_part(&region, 0, 1);
     if (const OpenMp *runtime = usable_openmp()) {
         if (!run_on_openmp(*runtime, wanted, run_part, &region)) run_part(&region, 0, 1);

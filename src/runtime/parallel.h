@@ -32,7 +32,7 @@ struct Range {
 inline Range part_of(size_t count, size_t part, size_t parts) {
     const size_t each = count / parts, more = count % parts;
     const size_t begin = part * each + (part < more ? part : more);
-    return {begin, begin + each + (part < more)};
+    return {.begin = begin, .end = begin + each + (part < more)};
 }
 
 }  // namespace da8w4

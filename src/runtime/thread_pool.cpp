@@ -89,7 +89,7 @@ private:
     std::mutex mutex_;
     std::condition_variable posted_;
     std::atomic<bool> waiting_{false};
-    Job job_;
+    Job job_ = {};
 };
 
 void ThreadPool::run(size_t wanted, Work work, void *context) {
@@ -98,7 +98,7 @@ void ThreadPool::run(size_t wanted, Work work, void *context) {
     std::atomic<size_t> unfinished{helpers};
     Worker *last = nullptr;
     for (Worker *worker = first_; worker && worker->thread <= helpers; worker = worker->next)
-        (last = worker)->post({work, context, helpers + 1, &unfinished});
+        (last = worker)->post({.work = work, .context = context, .threads = helpers + 1, .unfinished = &unfinished});
     work(context, 0, helpers + 1);
     // A thread that sleeps, or whose CPU is busy with something else, may take longer to begin than all the rest.
     for (Worker *worker = last; worker; worker = worker->before) worker->work();

@@ -25,7 +25,7 @@ NOT_CHECKED = {
     "EX01": "test_examples says where examples must be",
     "PR07": "a name and a type can say all",
     "RT03": "a summary and a type can say all",
-    "SA01": "names in the text are links",
+    "SA01": "names in a docstring are links",
     "SS05": "it takes plurals for verbs: 'Names of the kernels'",
     "YD01": "what is written as a generator is a context manager, which gives nothing",
 }

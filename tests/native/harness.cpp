@@ -57,7 +57,7 @@ void crashed(int signal) {
     sigaction(signal, &standard, nullptr);  // the instruction is run again, and ends the process
 }
 
-// Chooses kernels; false if the one that the options name cannot run.
+// Chooses kernels; false if the one that was requested cannot run.
 bool choose_kernels() {
     check_scalar = options.kernel.empty() || options.kernel == "scalar";
     bool found = check_scalar;

@@ -362,7 +362,7 @@ def test_calls_from_a_parallel_region(libgomp):
 
 @linux
 def test_a_system_that_refuses_threads_to_an_openmp_runtime(libgomp):
-    # It would end the process, so it is not asked for a team until the system has granted one.
+    # It would end the process, so no team is requested of it until the system has granted one.
     code = """
     import resource, threading
     y = alone()

@@ -1,5 +1,5 @@
 /* The C interface from start to end: packs a 2 x 4 weight, multiplies two rows by it, and compares
- * with a result worked out by hand. Build and run:
+ * with a result computed in advance. Build and run:
  *
  *     cc -I INCLUDE abi_program.c LIBRARY -Wl,-rpath,FOLDER -o abi_program && ./abi_program
  *

@@ -1,6 +1,6 @@
 /* Compares tests/tools/amx_emulator.c, which is linked in, with plain C: what every instruction computes, how operands
-   are encoded, and that each misuse ends in the right signal and says why. On a CPU with AMX the same program
-   compares the hardware with both. Assembly, because the intrinsics of GCC 12 do not say that they read memory. */
+   are encoded, and that each misuse ends in the right signal and says why. On a CPU with AMX the same program compares
+   the hardware with both. Assembly, because the intrinsics of GCC 12 do not say that they read memory. */
 #define _GNU_SOURCE
 #include <cpuid.h>
 #include <errno.h>

@@ -83,7 +83,7 @@ def test_small_weights_share_huge_pages():
     start = address(stored_arrays(packed)["codes"])
     regions = re.findall(r"^(\w+)-(\w+) [^$]*?^VmFlags: (.*)", Path("/proc/self/smaps").read_text(), re.M)
     (flags,) = [flags.split() for low, high, flags in regions if int(low, 16) <= start < int(high, 16)]
-    assert "hg" in flags  # asked for; granting is up to the system
+    assert "hg" in flags  # requested; granting is up to the system
 
 
 # ---- copies ------------------------------------------------------------------------------------

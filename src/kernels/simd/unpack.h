@@ -92,7 +92,8 @@ void store_zp_terms(const ZeroPoints &zps, size_t count, int32_t *to) {
     for (size_t i = 0; i < count; i += V::kLanes) V::store(to + i, V::low_int16(V::sub(V::zero(), zps.load<V>(i))));
 }
 
-inline void prefetch_bytes(const void *from, size_t bytes) {
+// Always inlined: GCC takes a function that only prefetches for one without effect, and drops calls of it.
+DA8W4_INLINE void prefetch_bytes(const void *from, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char *>(from) + i);
 }
 
@@ -104,29 +105,40 @@ const void *floats_of(const void *from, da8w4_type type, size_t count, float *bu
     return buffer;
 }
 
-// All of a panel but its codes and zp_terms. What the next panel needs beside its codes is prefetched here.
+// What the next panel needs beside its codes is prefetched in two parts, with the work of this preparation between
+// them: where groups are short, one burst would hold up the loads behind it.
+DA8W4_INLINE void prefetch_next_floats(const PanelJob &job) {
+    if (!job.next_block) return;
+    const PackedBlock &next = *job.next_block;
+    const size_t bytes = groups_touched(job) * kBlock * size_of(next.scale_type);
+    prefetch_bytes(next.scales_at(job.next_k->group), bytes);
+    if (next.offsets) prefetch_bytes(next.offsets_at(job.next_k->group), bytes);
+}
+
+// The second part, and the codes, which micro-tiles of at most mr rows prefetch.
+inline Prefetch prefetch_next(const PanelJob &job, size_t mr, size_t step_quads) {
+    if (!job.next_block) return {};
+    const PackedBlock &next = *job.next_block;
+    if (next.zps) prefetch_bytes(next.zps_at(job.next_k->group), groups_touched(job) * kBlock);
+    return {
+        .codes = next.codes_at(job.next_k->begin),
+        .end = next.codes_at(job.next_k->end),
+        .lines = ceil_div(step_quads * kLineBytes / 64, ceil_div(job.rows, mr)),
+    };
+}
+
+// All of a panel but its codes and zp_terms.
 template <class V>
-Panel prepare_floats(const PanelJob &job, bool in_place, size_t mr, size_t step_quads) {
+Panel prepare_floats(const PanelJob &job, bool in_place) {
     const PackedBlock &block = job.block;
     const size_t count = groups_touched(job) * kBlock, group = job.k.group;
+    prefetch_next_floats(job);
     in_place = in_place || block.scale_type == DA8W4_F32;
     Panel panel = {};
     panel.scale_type = in_place ? block.scale_type : DA8W4_F32;
     panel.scales = floats_of<V>(block.scales_at(group), block.scale_type, count, job.buffer.scales, in_place);
     if (block.offsets)
         panel.offsets = floats_of<V>(block.offsets_at(group), block.scale_type, count, job.buffer.offsets, in_place);
-    if (!job.next_block) return panel;
-
-    const PackedBlock &next = *job.next_block;
-    const size_t float_bytes = count * size_of(block.scale_type);
-    prefetch_bytes(next.scales_at(job.next_k->group), float_bytes);
-    if (next.offsets) prefetch_bytes(next.offsets_at(job.next_k->group), float_bytes);
-    if (next.zps) prefetch_bytes(next.zps_at(job.next_k->group), count);
-    panel.prefetch = {
-        .codes = next.codes_at(job.next_k->begin),
-        .end = next.codes_at(job.next_k->end),
-        .lines = ceil_div(step_quads * kLineBytes / 64, ceil_div(job.rows, mr)),
-    };
     return panel;
 }
 
@@ -137,12 +149,13 @@ inline ZeroPoints zero_points(const PanelJob &job) {
 // Micro-kernels read the packed codes. One micro-tile alone also converts scales where it uses them.
 template <class V>
 Panel prepare_packed(const PanelJob &job) {
-    Panel panel = prepare_floats<V>(job, job.rows <= V::kRows, V::kRows, kStepQuads);
+    Panel panel = prepare_floats<V>(job, job.rows <= V::kRows);
     const ZeroPoints zps = zero_points(job);
     panel.codes = job.block.codes_at(job.k.begin);
     panel.zp_terms = job.buffer.zp_terms;
     panel.zp_stride = zps.each ? kBlock : 0;
     store_zp_terms<V>(zps, zps.each ? groups_touched(job) * kBlock : kBlock, job.buffer.zp_terms);
+    panel.prefetch = prefetch_next(job, V::kRows, kStepQuads);
     return panel;
 }
 
@@ -170,7 +183,7 @@ void unpack_low_zps(const PanelJob &job, const ZeroPoints &zps, Panel *panel) {
 template <class V, size_t kKc>
 Panel prepare_panel(const PanelJob &job) {
     constexpr Encoding kEncoding = panel_encoding<V>;
-    Panel panel = prepare_floats<V>(job, false, V::kRows, kStepQuads);
+    Panel panel = prepare_floats<V>(job, false);
     panel.codes = job.buffer.codes;
     const ZeroPoints zps = zero_points(job);
     const size_t count = groups_touched(job) * kBlock;
@@ -183,6 +196,7 @@ Panel prepare_panel(const PanelJob &job) {
         unpack_codes<V, kEncoding, 1>(job, zps);
     else
         unpack_low_zps<V, kEncoding, 1, kKc>(job, zps, &panel);
+    panel.prefetch = prefetch_next(job, V::kRows, kStepQuads);
     return panel;
 }
 

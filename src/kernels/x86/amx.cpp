@@ -21,12 +21,10 @@ constexpr size_t kTileRows = 16, kTileK = 64, kTileQuads = kTileK / kQuad;
 // One tile of avx512vnni: beyond, its dot products alone take longer than unpacking the panel for AMX.
 constexpr size_t kAmxPackedMax = 6;
 
-// Rows that this thread's configuration is for; 0 if tiles are released. Other code of the process may use tiles
-// in between, so the driver has them released at the end of each thread's part.
-thread_local size_t configured_rows = 0;
-
-void configure(size_t rows) {
-    if (rows == configured_rows) return;
+// The thread's state is the number of rows that its configuration is for; 0 if it has none. Other code of the process
+// may use tiles in between, so they are released at the end of each thread's part.
+void configure(size_t rows, size_t *state) {
+    if (rows == *state) return;
     TileConfig config = {};
     config.palette = 1;
     const size_t upper = rows < kTileRows ? rows : kTileRows, lower = rows - upper;
@@ -36,20 +34,20 @@ void configure(size_t rows) {
         config.row_bytes[tile] = tile_rows[tile] ? kTileK : 0;
     }
     load_config(config);
-    configured_rows = rows;
+    *state = rows;
 }
 
-void release() {
-    if (configured_rows) release_tiles();
-    configured_rows = 0;
+void release(size_t state) {
+    if (state) release_tiles();
 }
 
 Panel prepare_panel_amx(const PanelJob &job) {
     const ZeroPoints zps = zero_points(job);
     if (!fit_a_byte(zps, groups_touched(job) * kBlock)) return avx512vnni::prepare_panel(job);
-    Panel panel = prepare_floats<Vec512>(job, false, 2 * kTileRows, kTileQuads);
+    Panel panel = prepare_floats<Vec512>(job, false);
     panel.codes = job.buffer.codes;
     unpack_codes<Vec512, Encoding::signed_, kTileQuads>(job, zps);
+    panel.prefetch = prefetch_next(job, 2 * kTileRows, kTileQuads);
     return panel;
 }
 
@@ -130,8 +128,11 @@ void run_tile_amx(const MicroTiles &tiles, size_t row, size_t rows, Panel &panel
     float *acc = tiles.acc + row * kBlock;
     int32_t *carried = tiles.carried + row * kBlock;
     const uint8_t *codes = panel.codes;
-    GroupEnd scaled = {static_cast<const float *>(panel.scales), static_cast<const float *>(panel.offsets),
-                       tiles.act.group_sums + row};
+    GroupEnd scaled = {
+        .scales = static_cast<const float *>(panel.scales),
+        .offsets = static_cast<const float *>(panel.offsets),
+        .group_sums = tiles.act.group_sums + row,
+    };
     const int32_t *waiting = nullptr;  // sums of the group before, not scaled yet
     const auto scale_waiting = [&] {
         if (panel.offsets) {
@@ -171,7 +172,7 @@ void run_panel_amx(const MicroTiles &tiles, Panel &panel) {
     const size_t count = ceil_div(tiles.rows, 2 * kTileRows), height = tiles.rows / count, higher = tiles.rows % count;
     for (size_t tile = 0, row = 0, rows; tile < count; tile++, row += rows) {
         rows = height + (tile < higher);
-        configure(rows);
+        configure(rows, tiles.state);
         run_tile_amx(tiles, row, rows, panel);
     }
 }

@@ -1,5 +1,5 @@
-// The tile instructions of Intel AMX as functions. As text with memory clobbered, because GCC 12's intrinsics do
-// not say what they read: it deletes the stores that fill a configuration or a matrix.
+// The tile instructions of Intel AMX as functions. They are inline assembly that clobbers memory, because GCC 12's
+// intrinsics do not say what they read: it deletes the stores that fill a configuration or a matrix.
 //
 // tmm0..3: sums of 2 x 2 tiles, row by row; tmm4, 5: activations; tmm6, 7: weights.
 #pragma once

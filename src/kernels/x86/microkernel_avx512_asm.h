@@ -219,37 +219,39 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
 #define SCALES(USE) USE("3", "(%[scales])", "%%zmm24", "%%zmm25")
 #define OFFSETS(USE) USE("4", "(%[scales],%[n])", "%%zmm26", "%%zmm27")
 
-// The lines of one K step into L2, for L1 is full. A micro-tile that is alone prefetches as many as it reads, in line.
-// Panels have several, of which most prefetch nothing.
-#define PREFETCH                                    \
-    "mov " ARG(prefetch_lines) ", %[n]\n"          \
-    ".if %c[packed]\n"                             \
-    "cmp $8, %[n]\n"                               \
-    "jne 50f\n"                                    \
-    "prefetcht1 (%[prefetch])\n"                   \
-    "prefetcht1 64*1(%[prefetch])\n"               \
-    "prefetcht1 64*2(%[prefetch])\n"               \
-    "prefetcht1 64*3(%[prefetch])\n"               \
-    "prefetcht1 64*4(%[prefetch])\n"               \
-    "prefetcht1 64*5(%[prefetch])\n"               \
-    "prefetcht1 64*6(%[prefetch])\n"               \
-    "prefetcht1 64*7(%[prefetch])\n"               \
-    "add $64*8, %[prefetch]\n"                     \
-    ".else\n"                                      \
-    "test %[n], %[n]\n"                            \
-    "jnz 51f\n"                                    \
-    ".endif\n"                                     \
-    "52:\n"
-#define OTHER_PREFETCH                              \
-    "50:\n"                                        \
-    "test %[n], %[n]\n"                            \
-    "jz 52b\n"                                     \
-    "51:\n"                                        \
-    "prefetcht1 (%[prefetch])\n"                   \
-    "add $64, %[prefetch]\n"                       \
-    "dec %[n]\n"                                   \
-    "jnz 51b\n"                                    \
-    "jmp 52b\n"
+// A K step. AHEAD(quad) is what each quad prefetches.
+#define STEP(AHEAD)                                                              \
+    AHEAD(0) EVEN(0) AHEAD(1) ODD(1) AHEAD(2) EVEN(2) AHEAD(3) ODD(3)            \
+    AHEAD(4) EVEN(4) AHEAD(5) ODD(5) AHEAD(6) EVEN(6) AHEAD(7) ODD(7)            \
+    "add $4*8, %[act]\n"                                                         \
+    "add $128*8 >> %c[packed], %[codes]\n"
+#define NO_LINE(quad)
+#define ONE_LINE(quad) "prefetcht1 64*" #quad "(%[prefetch])\n"
+
+// Prefetches go into L2, for L1 is full. A micro-tile that is alone prefetches as many lines as it reads, one with each
+// quad: in a burst they would wait for each other.
+#define LONE_STEPS                                  \
+    "2:\n"                                          \
+    STEP(ONE_LINE)                                  \
+    "add $64*8, %[prefetch]\n"                      \
+    "dec %[step]\n"                                 \
+    "jnz 2b\n"
+
+// Of several micro-tiles, each prefetches a few lines at a K step, or none.
+#define STEPS                                       \
+    "50:\n"                                         \
+    "mov " ARG(prefetch_lines) ", %[n]\n"           \
+    "test %[n], %[n]\n"                             \
+    "jz 52f\n"                                      \
+    "51:\n"                                         \
+    "prefetcht1 (%[prefetch])\n"                    \
+    "add $64, %[prefetch]\n"                        \
+    "dec %[n]\n"                                    \
+    "jnz 51b\n"                                     \
+    "52:\n"                                         \
+    STEP(NO_LINE)                                   \
+    "dec %[step]\n"                                 \
+    "jnz 50b\n"
 
 struct AsmFastPath {
     template <class V, size_t kRows, bool kPacked>
@@ -289,21 +291,16 @@ struct AsmFastPath {
             EACH_ROW(START)
             EACH_ROW_OF_3(START_SECOND)
             "mov " ARG(steps) ", %[step]\n"
+            ".if %c[packed]\n"
+            "cmpq $8, " ARG(prefetch_lines) "\n"
+            "jne 5f\n"
             ".p2align 5\n"
-            "2:\n"  // a K step
-            PREFETCH
-            EVEN(0)
-            ODD(1)
-            EVEN(2)
-            ODD(3)
-            EVEN(4)
-            ODD(5)
-            EVEN(6)
-            ODD(7)
-            "add $4*8, %[act]\n"
-            "add $128*8 >> %c[packed], %[codes]\n"
-            "dec %[step]\n"
-            "jnz 2b\n"
+            LONE_STEPS
+            ".else\n"
+            ".p2align 5\n"
+            STEPS
+            ".endif\n"
+            "6:\n"
             SCALES(FLOATS)
             EACH_ROW_OF_3(JOIN_SECOND)
             EACH_ROW(CONVERT)
@@ -326,7 +323,12 @@ struct AsmFastPath {
             "jmp 7b\n"
             SCALES(OTHER_FLOATS)
             OFFSETS(OTHER_FLOATS)
-            OTHER_PREFETCH
+            ".if %c[packed]\n"
+            ".p2align 5\n"
+            "5:\n"
+            STEPS
+            "jmp 6b\n"
+            ".endif\n"
             "9:\n"
             : [act] "+r"(act), [codes] "+r"(codes), [chunk_sums] "+r"(chunk_sums), [scales] "+r"(scales),
               [zp_terms] "+r"(zp_terms), [prefetch] "+r"(prefetch), [step] "=&r"(step), [n] "=&r"(n)
@@ -413,8 +415,11 @@ static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compa
 #undef OTHER_FLOATS
 #undef SCALES
 #undef OFFSETS
-#undef PREFETCH
-#undef OTHER_PREFETCH
+#undef STEP
+#undef NO_LINE
+#undef ONE_LINE
+#undef LONE_STEPS
+#undef STEPS
 
 }  // namespace
 }  // namespace da8w4
