@@ -49,7 +49,7 @@ void check_row_blocks(const Trial &trial) {
 }
 
 // Tiles of different heights, whose sums are carried over several K blocks: a row too many would count twice.
-void check_spans(const Trial &trial) {
+void check_k_blocks(const Trial &trial) {
     const Weight weight = random_weight(trial.random, {33, 2100, 2100});
     for (size_t m : {17, 33, 49, 69, 81}) check_either_product(trial.random.child(uint64_t{m}), weight, m);
 }
@@ -65,7 +65,7 @@ std::vector<Test> gemm_tests() {
         {"tiles", "1 to 36 rows with whole groups", 8, 1, true, check_tiles},
         {"scale_types", "1 to 6 rows with each type of scales", 6, 1, true, check_scale_types},
         {"row_blocks", "up to 513 rows", 2, 1, true, check_row_blocks},
-        {"spans", "sums that are carried over several K blocks", 1, 1, true, check_spans},
+        {"k_blocks", "sums that are carried over several K blocks", 1, 1, true, check_k_blocks},
     };
 }
 

@@ -1,9 +1,9 @@
-// Compares every kernel of the library with the kernel "scalar", bit for bit, and "scalar" with a plain evaluation
-// of docs/numbers.md; and what else the C interface promises. It uses the C interface only.
+// Compares every kernel of the library with the kernel "scalar", bit for bit, and "scalar" with a plain evaluation of
+// docs/numbers.md, and checks what else the C interface promises. It uses the C interface only.
 //
 // Every operand ends exactly at a page that cannot be touched, or begins right after one. Outputs and workspaces start
-// out full of garbage, and what lies between the rows of an output must stay. Each call has its own number of threads,
-// size of workspace and floating-point mode.
+// out full of garbage, and what lies between the rows of an output must stay. Each call has its own number of threads
+// and floating-point mode, and a workspace of exactly the bytes that it needs.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
