@@ -5,9 +5,10 @@
 #include <link.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
-#include <mutex>
-#include <new>
+
+#include "runtime/mutex.h"
 
 namespace da8w4 {
 namespace {
@@ -17,7 +18,7 @@ namespace {
 // Held while the loader's list of libraries is read. dl_iterate_phdr locks that list, and fork does not make the lock
 // anew: in the child of a fork that fell into it, the next dlopen would wait for ever. So a fork waits until no thread
 // of ours is in there. The dlopen below is not covered: a library's constructor may fork, and it holds the loader.
-std::mutex reading_libraries;
+Mutex reading_libraries;
 
 struct Search {
     unsigned long long adds = 0;  // libraries loaded so far
@@ -48,14 +49,14 @@ int visit_library(dl_phdr_info *info, size_t, void *data) {
 }
 
 void read_libraries(Search &search) {
-    const std::lock_guard<std::mutex> lock(reading_libraries);
+    const Lock lock(reading_libraries);
     dl_iterate_phdr(visit_library, &search);
 }
 
 // The runtime whose names are global, which every library that is loaded from then on gets: torch makes its own global,
 // and a runtime that came with another package is not.
 void find_global(Search &search) {
-    const std::lock_guard<std::mutex> lock(reading_libraries);
+    const Lock lock(reading_libraries);
     void *function = dlsym(RTLD_DEFAULT, "GOMP_parallel");
     Dl_info library;
     if (function && dladdr(function, &library) != 0) search.take(library.dli_fname);
@@ -81,7 +82,8 @@ OpenMp *open_runtime(const char *path) {
         resolve(library, "omp_in_parallel", &runtime.in_parallel) &&
         dladdr(reinterpret_cast<void *>(runtime.parallel), &where) != 0) {
         runtime.path = where.dli_fname;
-        if (OpenMp *found = new (std::nothrow) OpenMp(runtime)) return found;
+        if (void *found = std::malloc(sizeof runtime))
+            return static_cast<OpenMp *>(std::memcpy(found, &runtime, sizeof runtime));
     }
     dlclose(library);
     return nullptr;
@@ -123,7 +125,7 @@ const OpenMp *loaded_openmp() {
         found = open_runtime(search.path);
     }
     if (found && !runtime.compare_exchange_strong(known, found, std::memory_order_acq_rel)) {
-        delete found;  // another thread was faster
+        std::free(found);  // another thread was faster
         return known;
     }
     searched.store(adds, std::memory_order_release);
