@@ -13,7 +13,7 @@ from pyda8w4._core import CoreError, quantize_rows
 from pyda8w4._format import check_group_size, group_count
 from pyda8w4._runtime import forced_kernel, translate
 
-_EPSILON = np.float32(2.0**-23)
+_LEAST_SCALE = np.float32(2.0**-126)  # the least normal number: its inverse is finite
 
 
 def quantize_weight(
@@ -51,8 +51,9 @@ def quantize_weight(
     Notes
     -----
     Round to nearest, in float32, with the formulas of torchao's ``choose_qparams_affine`` and
-    ``quantize_affine``. Asymmetric: ``s = max((max(0, max w) - min(0, min w)) / 15, 2**-23)``,
-    ``z = clip(-rint(min(0, min w) / s), 0, 15)``. Symmetric: ``s = max(max|w| / 7.5, 2**-23)``,
+    ``quantize_affine`` but for the least scale, which is 2**-23 there. Asymmetric:
+    ``s = max((max(0, max w) - min(0, min w)) / 15, 2**-126)``,
+    ``z = clip(-rint(min(0, min w) / s), 0, 15)``. Symmetric: ``s = max(max|w| / 7.5, 2**-126)``,
     ``z = 8``. Code: ``clip(rint(w * (1 / s)) + z, 0, 15)``.
 
     Examples
@@ -99,7 +100,7 @@ def _quantize_rows(
         s = np.maximum(-low, high) / np.float32(7.5) if symmetric else (high - low) / np.float32(15)
     if not np.isfinite(s).all():
         raise ValueError("w must have groups whose range fits float32, got one that overflows")
-    s = np.maximum(s, _EPSILON)
+    s = np.maximum(s, _LEAST_SCALE)
     z = np.full_like(s, 8) if symmetric else np.clip(-np.rint(low / s), 0, 15)
     grouped *= (np.float32(1) / s)[:, :, None]
     np.rint(grouped, out=grouped)
@@ -142,9 +143,10 @@ def quantize_activation(
     Notes
     -----
     In float32 with each operation rounded, as in torchao's ``choose_qparams_affine`` and
-    ``quantize_affine``, and the same bits from every kernel. Asymmetric: ``mn = min(0, min x)``,
-    ``mx = max(0, max x)``, ``s = max((mx - mn) / 255, 2**-23)``, ``z = clip(-rint(mn / s), 0, 255)``,
-    ``a = clip(rint(x * (1 / s)) + z, 0, 255)``. Symmetric: ``s = max(max|x| / 127, 2**-23)``,
+    ``quantize_affine`` but for the least scale, which is 2**-23 there, and the same bits from every
+    kernel. Asymmetric: ``mn = min(0, min x)``, ``mx = max(0, max x)``,
+    ``s = max((mx - mn) / 255, 2**-126)``, ``z = clip(-rint(mn / s), 0, 255)``,
+    ``a = clip(rint(x * (1 / s)) + z, 0, 255)``. Symmetric: ``s = max(max|x| / 127, 2**-126)``,
     ``a = clip(rint(x * (1 / s)), -127, 127)``.
 
     A row with NaN or infinity, or whose range exceeds float32, gets the scale NaN and is all zero

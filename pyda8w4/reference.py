@@ -24,7 +24,7 @@ import numpy.typing as npt
 __all__ = ["convert", "fma", "gemm", "linear", "quantize_activation"]
 
 _F32 = np.float32
-_EPSILON = _F32(2.0**-23)
+_LEAST_SCALE = _F32(2.0**-126)
 
 
 def fma(a: npt.NDArray[Any], b: npt.NDArray[Any], c: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -88,7 +88,7 @@ def quantize_activation(
         low, high = np.minimum(x.min(axis=1), _F32(0)), np.maximum(x.max(axis=1), _F32(0))
         s = np.maximum(-low, high) / _F32(127) if symmetric else (high - low) / _F32(255)
         bad = ~np.isfinite(x).all(axis=1) | ~np.isfinite(s)
-        s = np.maximum(s, _EPSILON)
+        s = np.maximum(s, _LEAST_SCALE)
         z = np.zeros_like(s) if symmetric else np.clip(-np.rint(low / s), 0, 255)
         a = np.rint(x * (_F32(1) / s)[:, None]) + z[:, None]
     a = np.clip(a, -127, 127) if symmetric else np.clip(a, 0, 255)

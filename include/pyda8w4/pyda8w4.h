@@ -129,8 +129,8 @@ DA8W4_API void da8w4_free(void *memory);
 
 /* Quantizes m rows of k floats (x_type F32, F16 or BF16), each row by itself, to uint8 with a zero
  * point or, if symmetric, to int8. A row with NaN, with Inf, or of a range beyond float32 gets the
- * scale NaN, the zero point 128 (symmetric: 0), and values that all equal it. `kernel` NULL is the
- * default. */
+ * scale NaN, the zero point 128 (symmetric: 0), and values that all equal it. No scale is below 2^-126.
+ * `kernel` NULL is the default. */
 DA8W4_API da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da8w4_type x_type, size_t x_stride,
                                            size_t m, size_t k, int symmetric, void *act, size_t act_stride,
                                            float *act_scales, int32_t *act_zps);

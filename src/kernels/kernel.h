@@ -23,6 +23,9 @@ namespace da8w4 {
 // zero point compensates for it: 256 * -128 = -32768.
 constexpr size_t kChunk = 256;
 
+// Of a row of activations: the least normal number, because the inverse of a subnormal one may be infinite.
+constexpr float kLeastActScale = 0x1p-126f;
+
 // How k is cut into groups, and those into chunks.
 struct Grouping {
     size_t k, group;

@@ -21,7 +21,6 @@ void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, ui
         low = fminf(low, value);
         high = fmaxf(high, value);
     }
-    const float epsilon = 0x1p-23f;
     float s = symmetric ? fmaxf(-low, high) / 127.0f : (high - low) / 255.0f;
     if (!finite || !__builtin_isfinite(s)) {
         memset(bytes, flip, k);
@@ -29,7 +28,7 @@ void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, ui
         *zp = 0;
         return;
     }
-    s = fmaxf(s, epsilon);
+    s = fmaxf(s, kLeastActScale);
     float z = symmetric ? 0.0f : clamp(-nearbyintf(low / s), 0.0f, 255.0f);
     float c = symmetric ? 0.0f : 128.0f, a_low = symmetric ? -127.0f : 0.0f, a_high = symmetric ? 127.0f : 255.0f;
     float inverse = 1.0f / s;

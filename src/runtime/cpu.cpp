@@ -12,7 +12,7 @@
 #endif
 #define DA8W4_X86 1
 #endif
-#ifdef __SSE__
+#ifdef __x86_64__
 #include <xmmintrin.h>
 #endif
 
@@ -138,7 +138,7 @@ uint64_t cpu_bits() {
     return bits & ~kDetected;
 }
 
-#ifdef __SSE__
+#ifdef __x86_64__
 
 DefaultRounding::DefaultRounding() : saved_(_mm_getcsr()) {
     // The control bits of the reset state, all exceptions masked; keep the exception flags.

@@ -42,8 +42,8 @@ public:
     DefaultRounding &operator=(const DefaultRounding &) = delete;
 
 private:
-#ifdef __SSE__
-    uint32_t saved_;  // MXCSR: fenv.h would save the slow x87 state, too
+#ifdef __x86_64__
+    uint32_t saved_;  // MXCSR: fenv.h would save the slow x87 state, too, in which only a 32-bit libm computes
 #else
     fenv_t saved_;
 #endif

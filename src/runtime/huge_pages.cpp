@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <new>
 
 #include "pyda8w4/pyda8w4.h"
+#include "runtime/mutex.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -86,17 +86,18 @@ private:
 };
 
 // Never destroyed: weights may be freed while the process exits.
-std::mutex arenas_mutex;
+Mutex arenas_mutex;
 HugePageArena *first_arena = nullptr;
 
 void *take(size_t bytes) {
     const size_t units = (bytes + kUnit - 1) / kUnit;
-    const std::lock_guard<std::mutex> lock(arenas_mutex);
+    const Lock lock(arenas_mutex);
     for (HugePageArena *arena = first_arena; arena; arena = arena->next)
         if (void *memory = arena->take(units)) return memory;
     void *memory = allocate(kUnits * kUnit);
-    HugePageArena *arena = memory ? new (std::nothrow) HugePageArena(memory) : nullptr;
-    if (!arena) return std::free(memory), nullptr;
+    void *place = memory ? std::malloc(sizeof(HugePageArena)) : nullptr;
+    if (!place) return std::free(memory), nullptr;
+    HugePageArena *arena = new (place) HugePageArena(memory);
     arena->next = first_arena;
     first_arena = arena;
     return arena->take(units);
@@ -104,7 +105,7 @@ void *take(size_t bytes) {
 
 // False if no arena holds it.
 bool release(void *memory) {
-    const std::lock_guard<std::mutex> lock(arenas_mutex);
+    const Lock lock(arenas_mutex);
     for (HugePageArena **link = &first_arena; *link; link = &(*link)->next) {
         HugePageArena *arena = *link;
         if (!arena->holds(memory)) continue;
@@ -112,7 +113,8 @@ bool release(void *memory) {
         // The only arena stays, for the next weight: asking the system for pages takes longer than packing one.
         if (arena->empty() && (arena != first_arena || arena->next)) {
             *link = arena->next;
-            delete arena;
+            arena->~HugePageArena();
+            std::free(arena);
         }
         return true;
     }

@@ -12,6 +12,7 @@ struct OpenMp {
     int (*num_threads)();
     int (*thread_num)();
     int (*in_parallel)();
+    bool global = false;  // whether its names are, so that libraries loaded later use it
 };
 
 // The runtime, if one is loaded by now; else null.

@@ -2,12 +2,14 @@
 
 #include <sched.h>
 #include <signal.h>
+#include <time.h>
 
-#include <chrono>
-#include <condition_variable>
-#include <mutex>
+#include <cstdint>
+#include <cstdlib>
 #include <new>
 #include <type_traits>
+
+#include "runtime/mutex.h"
 
 namespace da8w4 {
 namespace {
@@ -20,21 +22,26 @@ void pause() {
 #endif
 }
 
+int64_t nanoseconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
 // Waits for a short while without sleeping: layers follow each other within microseconds, or some hundreds
 // where attention lies between, and waking a sleeping thread takes longer than many layers do, on a virtual
 // machine much longer. It yields now and then, because the thread that it waits for, or another, may be
 // waiting for this very CPU.
 template <class Done>
 bool spin(Done done) {
-    using Clock = std::chrono::steady_clock;
-    const Clock::time_point end = Clock::now() + std::chrono::milliseconds(1);
+    const int64_t end = nanoseconds() + 1'000'000;
     do {
         for (int i = 0; i < 32; i++) {
             if (done()) return true;
             pause();
         }
         sched_yield();
-    } while (Clock::now() < end);
+    } while (nanoseconds() < end);
     return done();
 }
 
@@ -55,11 +62,11 @@ public:
 
     void post(const Job &job) {
         {
-            std::lock_guard<std::mutex> lock(mutex_);
+            const Lock lock(mutex_);
             job_ = job;
             waiting_.store(true, std::memory_order_release);
         }
-        posted_.notify_one();
+        pthread_cond_signal(&posted_);
     }
 
     // Does what is waiting, if the other has not.
@@ -75,8 +82,8 @@ public:
         for (;;) {
             auto posted = [&] { return waiting_.load(std::memory_order_relaxed); };
             if (!spin(posted)) {
-                std::unique_lock<std::mutex> lock(mutex_);
-                posted_.wait(lock, posted);
+                const Lock lock(mutex_);
+                while (!posted()) pthread_cond_wait(&posted_, mutex_.get());
             }
             work();
         }
@@ -86,8 +93,8 @@ public:
     Worker *next = nullptr, *before = nullptr;
 
 private:
-    std::mutex mutex_;
-    std::condition_variable posted_;
+    Mutex mutex_;
+    pthread_cond_t posted_ = PTHREAD_COND_INITIALIZER;
     std::atomic<bool> waiting_{false};
     Job job_ = {};
 };
@@ -111,15 +118,16 @@ void ThreadPool::run(size_t wanted, Work work, void *context) {
 // Up to `count` workers; fewer where the system refuses threads.
 size_t ThreadPool::start_workers(size_t count) {
     while (started_ < count) {
-        Worker *const worker = new (std::nothrow) Worker(started_ + 1);
-        if (!worker) break;
+        void *const place = std::malloc(sizeof(Worker));
+        if (!place) break;
+        Worker *const worker = new (place) Worker(started_ + 1);
         auto main = [](void *self) -> void * {
             static_cast<Worker *>(self)->work_forever();
             return nullptr;
         };
         pthread_t thread;
         if (!start_thread(&thread, main, worker)) {
-            delete worker;
+            std::free(place);
             break;
         }
         pthread_detach(thread);

@@ -105,6 +105,14 @@ def leaks(source: str, allowed: set[str]) -> set[tuple[str, str, str]]:
     return {(source, function, mnemonic) for mnemonic, _, function, needs in instructions()[source] if needs - allowed}
 
 
+def test_the_library_needs_no_libstdcxx():
+    # Of which each compiler brings a newer version than the machines have on which a build is to run.
+    needed = [line.split()[1] for line in objdump("--private-headers") if line.split()[:1] == ["NEEDED"]]
+    if any("san.so" in name or "clang_rt" in name for name in needed):
+        pytest.skip("sanitizers need it")
+    assert needed and not [name for name in needed if "c++" in name or "libgcc" in name]
+
+
 def test_baseline_code_has_no_avx():
     kernels = {kernel_source(name) for name in DESCRIPTIONS}
     assert set(instructions()) > kernels

@@ -1,4 +1,4 @@
-"""Both quantizers against torchao's choose_qparams_affine and quantize_affine, written out here."""
+"""Both quantizers against torchao's choose_qparams_affine and quantize_affine, written out here with a smaller eps."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ import pyda8w4
 from pyda8w4 import reference
 
 F32 = np.float32
-EPS = np.finfo(F32).eps
+LEAST_SCALE = np.finfo(F32).tiny  # torchao: np.finfo(F32).eps
 
 
 def choose_qparams(values, low, high, symmetric):
@@ -31,7 +31,7 @@ def choose_qparams(values, low, high, symmetric):
     else:
         scale = (most - least) / F32(high - low)
         zero_point = None
-    scale = max(scale, EPS)
+    scale = max(scale, LEAST_SCALE)
     if zero_point is None:
         zero_point = low - int(np.rint(least / scale))
         zero_point = min(max(zero_point, low), high)
@@ -101,6 +101,54 @@ def test_large_and_small_rows(kernel, symmetric):
         assert_like_torchao(np.clip(scaled, -1.6e38, 1.6e38).astype(F32), symmetric)
 
 
+@both
+def test_rows_about_the_least_scale(kernel, symmetric):
+    x = floats(41)[:10].astype(np.float64)
+    for exponent in range(-150, -105):
+        assert_like_torchao(np.ldexp(x, exponent).astype(F32), symmetric)
+
+
+@both
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_powers_of_two_change_no_code(kernel, symmetric, dtype):
+    # A row is as exact as any other of its direction, however small or large it is: only exponents differ.
+    x = np.round(floats(67, dtype)[:7].astype(F32), 3).astype(DTYPES[dtype])  # no value so small that it loses bits
+    weight = pack(Weight(33, 67, 32))
+    a, scales, zps = pyda8w4.quantize_activation(x, symmetric)
+    y = pyda8w4.linear(x, weight, symmetric=symmetric, out_dtype=F32)
+    for exponent in (*range(-100, 0, 9), *range(1, 100, 9)):
+        power = F32(2.0**exponent)
+        scaled = (x.astype(F32) * power).astype(x.dtype)
+        got = pyda8w4.quantize_activation(scaled, symmetric)
+        for array, expected in zip(got, (a, scales * power, zps), strict=True):
+            assert_same_bits(array, expected, exponent)
+        assert_same_bits(pyda8w4.linear(scaled, weight, symmetric=symmetric, out_dtype=F32), y * power, exponent)
+
+
+@both
+def test_the_relative_error_does_not_depend_on_the_size_of_rows(kernel, symmetric):
+    x = floats(256)[:5].astype(np.float64)
+    w = floats(256)[5:40]
+    packed = pyda8w4.prepack(*pyda8w4.quantize_weight(w, 32))
+    codes, scales, zps = packed.unpack()
+    restored = ((codes - zps.astype(F32).repeat(32, 1)) * scales.repeat(32, 1)).astype(np.float64)
+    for exponent in range(-30, 31):
+        scaled = (x * 10.0**exponent).astype(F32)
+        expected = scaled.astype(np.float64) @ restored.T
+        error = pyda8w4.linear(scaled, packed, symmetric=symmetric) - expected
+        assert np.linalg.norm(error) < 0.02 * np.linalg.norm(expected), exponent
+
+
+@both
+def test_subnormal_float16_rows_keep_their_values(kernel, symmetric):
+    values = np.arange(128, dtype=np.uint16) | np.where(np.arange(128) % 2, 0x8000, 0).astype(np.uint16)
+    x = values.view(np.float16)[None]
+    a, scales, zps = pyda8w4.quantize_activation(x, symmetric)
+    restored = (a.astype(np.float64) - zps[:, None]) * scales[:, None]
+    np.testing.assert_allclose(restored, x.astype(np.float64), atol=0.51 * scales[0])
+    assert scales[0] < 2.0**-23
+
+
 def test_multiplies_by_the_rounded_inverse(kernel):
     # x * (1 / s), both rounded, is not x / s.
     rng = np.random.default_rng(5)
@@ -142,7 +190,7 @@ def test_negative_zero_is_zero(kernel, symmetric):
     x = np.zeros((3, 19), F32)
     x[0], x[1, ::2] = -0.0, -0.0
     a, scales, zps = pyda8w4.quantize_activation(x, symmetric)
-    assert (a == 0).all() and (scales == EPS).all() and (zps == 0).all()
+    assert (a == 0).all() and (scales == LEAST_SCALE).all() and (zps == 0).all()
 
 
 @pytest.mark.pitfall("torchao #4713", "all-zero row")
@@ -151,7 +199,7 @@ def test_a_row_of_zeros(kernel, symmetric):
     x = floats(67)[:9].copy()
     x[4] = 0
     a, a_scales, a_zps = pyda8w4.quantize_activation(x, symmetric)
-    assert (a[4] == 0).all() and a_scales[4] == 2.0**-23 and a_zps[4] == 0
+    assert (a[4] == 0).all() and a_scales[4] == LEAST_SCALE and a_zps[4] == 0
     y = pyda8w4.linear(x, pack(Weight(33, 67, 32)), bias_of(33), symmetric=symmetric)
     assert_same_bits(y[4], bias_of(33))
 
@@ -171,9 +219,9 @@ def test_a_constant_row_is_restored(kernel, symmetric, value):
 @pytest.mark.pitfall("general", "subnormal row, 1 / scale overflows")
 @both
 def test_a_tiny_row_is_zero(kernel, symmetric):
-    x = np.array([[1e-40] * 9, [-1e-40] * 9, [1e-45, -1e-45, *[0] * 7], [2.0**-24] * 9], F32)
+    x = np.array([[1e-40] * 9, [-1e-40] * 9, [1e-45, -1e-45, *[0] * 7], [2.0**-127] * 9], F32)
     a, a_scales, a_zps = pyda8w4.quantize_activation(x, symmetric)
-    assert (a == 0).all() and (a_scales == 2.0**-23).all() and (a_zps == 0).all()
+    assert (a == 0).all() and (a_scales == LEAST_SCALE).all() and (a_zps == 0).all()
     assert_same_bits(pyda8w4.linear(x, prepack(np.full((1, 9), 15, np.uint8))), np.zeros((4, 1), F32))
 
 
@@ -252,6 +300,23 @@ def test_weight(symmetric, dtype, k, group):
 def test_weight_groups_of_one_kind(symmetric):
     w = np.array([np.zeros(8), np.full(8, 3), np.full(8, -3), np.full(8, 1e-40), np.full(8, -0.0)], F32)
     assert_weight_like_torchao(w, 4, symmetric)
+
+
+@both
+def test_powers_of_two_change_no_code_of_a_weight(symmetric):
+    w = np.round(floats(70)[:30], 3)
+    codes, scales, zps = pyda8w4.quantize_weight(w, 32, symmetric)
+    for exponent in (*range(-100, 0, 9), *range(1, 100, 9)):
+        power = F32(2.0**exponent)
+        got = pyda8w4.quantize_weight(w * power, 32, symmetric)
+        for array, expected in zip(got, (codes, scales * power, zps), strict=True):
+            assert_same_bits(array, expected, exponent)
+
+
+@both
+def test_weight_groups_about_the_least_scale(symmetric):
+    for exponent in range(-150, -115):
+        assert_weight_like_torchao(np.ldexp(floats(8)[:5].astype(np.float64), exponent).astype(F32), 4, symmetric)
 
 
 @both

@@ -21,7 +21,7 @@ std::vector<float> random_row(Random &random, size_t k) {
             case 4: value = ordinary * 1e-40f; break;
             case 5: value = ordinary * 1e38f; break;                                          // the range may overflow
             case 6: value = step * static_cast<float>(random.between(-255, 255)) / 2; break;  // ties of rounding
-            case 7: value = ordinary * 1e-6f; break;                                          // about the least scale
+            case 7: value = ordinary * 0x1p-118f; break;                                      // about the least scale
             case 8: value = any_finite(random, DA8W4_F32); break;
             default: value = ordinary;
         }

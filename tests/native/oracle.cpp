@@ -19,7 +19,7 @@ Row quantized(const std::vector<float> &x, bool symmetric) {
     float s = symmetric ? std::max(-low, high) / 127.0f : (high - low) / 255.0f;
     const int neutral = symmetric ? 0 : 128;
     if (!finite || !std::isfinite(s)) return {std::vector<int>(x.size(), neutral), float_of(0x7fc00000), neutral};
-    s = std::max(s, 0x1p-23f);
+    s = std::max(s, 0x1p-126f);
     const float z = symmetric ? 0.0f : std::clamp(-std::nearbyint(low / s), 0.0f, 255.0f);
     const float inverse = 1.0f / s;
     Row row = {{}, s, static_cast<int>(z)};

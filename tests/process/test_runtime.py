@@ -138,6 +138,21 @@ def test_import_is_light():
     assert run(code) == ["[]"]
 
 
+def test_the_import_leaves_subnormal_numbers_alone():
+    # A build with -ffast-math in CXXFLAGS set flush-to-zero for the importing thread and those that it starts.
+    code = """
+    import threading
+    import numpy as np
+    def kept():
+        print(np.float32(1e-40) * np.float32(1) != 0)
+    kept()
+    thread = threading.Thread(target=kept)
+    thread.start()
+    thread.join()
+    """
+    assert run(code) == ["True", "True"]
+
+
 def test_float32_needs_no_optional_package():
     code = """
     import sys
@@ -309,6 +324,52 @@ def test_libgomp_is_found_behind_a_library_of_a_similar_name(libgomp, tmp_path):
     print(pyda8w4.cpu_info()["thread_runtime"])
     """
     assert "libgomp" in run(code)[0]
+
+
+# As from another package: not global, under a name of its own.
+OTHER_RUNTIME = """
+void GOMP_parallel(void (*function)(void *), void *argument, unsigned threads, unsigned flags) { function(argument); }
+int omp_get_max_threads(void) { return 3; }
+int omp_get_num_threads(void) { return 1; }
+int omp_get_thread_num(void) { return 0; }
+int omp_in_parallel(void) { return 0; }
+"""
+
+
+@pytest.fixture(scope="module")
+def other_runtime(tmp_path_factory):
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if not compiler:
+        pytest.skip("there is no C compiler")
+    library = tmp_path_factory.mktemp("openmp") / "libgomp-other.so"
+    command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", library]
+    subprocess.run(command, check=True, input=OTHER_RUNTIME.encode())
+    return library
+
+
+@linux
+@pytest.mark.parametrize(
+    "order", ["global, other", "other, global", "other, product, global", "product, other, global"]
+)
+def test_of_two_runtimes_that_of_the_application_is_used(libgomp, other_runtime, order):
+    """torch makes the names of its runtime global; scikit-learn, imported before it, brings one that is not."""
+    code = f"""
+    import ctypes
+    y = alone()
+    steps = {{
+        "product": lambda: print(product() == y),
+        "other": lambda: ctypes.CDLL({str(other_runtime)!r}),
+        "global": lambda: ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL),
+    }}
+    for step in {order!r}.split(", "):
+        steps[step]()
+    print(product() == y)
+    print(os.path.basename(pyda8w4.cpu_info()["thread_runtime"]).startswith("libgomp.so"))
+    pyda8w4.set_num_threads(None)
+    ctypes.CDLL("libgomp.so.1").omp_set_num_threads(1)
+    print(pyda8w4.get_num_threads() == 1, product() == y)
+    """
+    assert set(run(code, product=True, OMP_NUM_THREADS="2")) == {"True", "True True"}
 
 
 @linux

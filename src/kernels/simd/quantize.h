@@ -39,8 +39,7 @@ void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, ui
         *zp = 0;
         return;
     }
-    const float epsilon = 0x1p-23f;
-    const float s = range > epsilon ? range : epsilon;
+    const float s = range > kLeastActScale ? range : kLeastActScale;
     int32_t z = symmetric ? 0 : -V::nearest(mn / s);
     z = z > 255 ? 255 : z;
     // Clamping to 0..255 and subtracting c = 128 is subtracting first and saturating to int8. A symmetric row needs no
