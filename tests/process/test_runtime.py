@@ -146,14 +146,14 @@ def test_float32_needs_no_optional_package():
     import tempfile
     with tempfile.TemporaryDirectory() as folder:
         pyda8w4.save(folder + "/w", {"w": packed})
-        for needs in (lambda: pyda8w4.load(folder + "/w"), lambda: pyda8w4.linear(x, packed, out_dtype="bfloat16")):
-            try:
-                needs()
-            except ImportError as error:
-                print(error)
+        print(*pyda8w4.load(folder + "/w"))
+    try:
+        pyda8w4.linear(x, packed, out_dtype="bfloat16")
+    except ImportError as error:
+        print(error)
     """
     lines = run(code, product=True)
-    assert len(lines) == 2 and "safetensors" in lines[0] and "ml_dtypes" in lines[1]
+    assert lines[0] == "w" and len(lines) == 2 and "ml_dtypes" in lines[1]
 
 
 def test_paths_for_c_programs():
