@@ -175,6 +175,21 @@ def test_set_num_threads(threads):
     assert pyda8w4.get_num_threads() == before
 
 
+@pytest.mark.parametrize("rows", [1, 300, 3000])
+def test_more_threads_than_cpus_take_little_memory(rows):
+    code = f"""
+    import numpy as np
+    packed = pyda8w4.prepack(np.zeros((4096, 4096), np.uint8), np.ones(4096, np.float32))
+    x = np.ones(({rows}, 4096), np.float32)
+    expected = pyda8w4.linear(x, packed)
+    pyda8w4.set_num_threads(65536)
+    assert (pyda8w4.linear(x, packed) == expected).all()
+    print(len(memoryview(pyda8w4._core._workspaces.memory)))
+    """
+    (size,) = run(code)
+    assert int(size) < 2**29
+
+
 @pytest.mark.parametrize("text, count", [("1", 1), ("3", 3), ("4,2", 4), (" 5", 5)])
 def test_omp_num_threads(text, count):
     assert run("print(pyda8w4.get_num_threads())", OMP_NUM_THREADS=text) == [str(count)]
