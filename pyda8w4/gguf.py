@@ -112,6 +112,8 @@ class File:
                 return np.require(_floats(tensor), np.float32, ["C", "W"])
         except NotImplementedError:
             raise self._refused(f"name must be of a tensor of floats, got {name} of {self.types[name]}") from None
+        except ValueError as error:  # gguf's, such as for tensors without rows
+            raise self._refused(f"{name} of {self.types[name]} cannot be dequantized: {error}") from None
 
     def packed(self, name: str, bits: int = 4) -> PackedWeight:
         """A matrix as a packed weight.
