@@ -19,9 +19,16 @@ _ACL = "system.posix_acl_access"  # permissions beyond those of owner, group and
 
 def check_path(path: Any) -> Path:
     try:
-        return Path(path)
+        found = Path(path)
     except TypeError:
         raise TypeError(f"path must be a str or path-like, got {type(path).__name__}") from None
+    try:
+        name = os.fsencode(found)
+    except UnicodeEncodeError:
+        name = b"\0"
+    if b"\0" in name:
+        raise ValueError(f"path must be a name that files can have, got {str(path)!r}")
+    return found
 
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
@@ -55,7 +62,7 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         old = _status_of_writable(path)
-        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        target = Path(os.path.realpath(path, strict=old is not None)) if path.is_symlink() else path
         # Names are relative to the open folder: a temporary one is never too long, and is never left in another.
         folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY)
         temporary = f".pyda8w4-{secrets.token_hex(8)}.tmp"

@@ -100,6 +100,15 @@ def test_save_through_a_link_to_nothing_makes_its_target(tmp_path):
     assert_holds(tmp_path / "folder" / "target", NEW)
 
 
+def test_a_link_to_a_file_that_has_no_name_any_more(tmp_path):
+    with open(tmp_path / "file", "w") as file:
+        (tmp_path / "file").unlink()
+        path = f"/proc/self/fd/{file.fileno()}"
+        with pytest.raises(FileNotFoundError, match=path):
+            pyda8w4.save(path, NEW)
+    assert not list(tmp_path.iterdir())
+
+
 def test_links_in_a_circle_are_an_error(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
@@ -275,6 +284,13 @@ else:
 def test_a_path_that_is_none_is_named(function):
     for path in (None, 3, b"file", [], 1.5):
         with pytest.raises(TypeError, match=f"path must be a str or path-like, got {type(path).__name__}"):
+            function(path)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", Path("a\0b")], ids=ascii)
+def test_a_path_that_no_file_can_have_is_named(path):
+    for function in (pyda8w4.load, lambda path: pyda8w4.save(path, {})):
+        with pytest.raises(ValueError, match="path must be a name that files can have, got '"):
             function(path)
 
 
