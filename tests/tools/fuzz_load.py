@@ -344,7 +344,8 @@ def change_array(rng: random.Random, array: Any) -> Any:
             return np.broadcast_to(array[:1], (rng.choice([0, 1, 2**10]), *array.shape[1:]))
         case _:
             changed = array.copy()
-            changed.reshape(-1).view(np.uint8)[rng.randrange(array.nbytes)] = rng.randrange(256)
+            if not changed.dtype.hasobject:
+                changed.reshape(-1).view(np.uint8)[rng.randrange(array.nbytes)] = rng.randrange(256)
             return changed
 
 

@@ -334,6 +334,16 @@ def test_float64(one):
     np.testing.assert_array_equal(one(large, Q.F64).array("w"), [[np.inf, -np.inf, 1, 0] * 8])
 
 
+@pytest.mark.parametrize("kind", [Q.Q4_0, Q.Q4_1, Q.Q8_0, Q.Q6_K, Q.F32, Q.F64], ids=str)
+def test_a_matrix_without_rows(tmp_path, kind):
+    # gguf has errors of its own for some.
+    data = np.zeros(ggml.quant_shape_to_byte_shape((0, 512), kind), np.uint8)
+    file = pyda8w4.gguf.File(write(tmp_path / "model.gguf", ("w", data, kind)))
+    for bits in (4, 8):
+        with pytest.raises(ValueError, match=rf"model.gguf: w of {kind.name} cannot be "):
+            file.packed("w", bits)
+
+
 def test_every_error_names_file_and_tensor(tmp_path):
     path = write(
         tmp_path / "model.gguf",
