@@ -27,24 +27,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 1 where the self-test finds a difference. Arguments that make no sense
-        exit with 2.
+        Exit status: 0, or 1 where the self-test finds a difference or output cannot be written. Arguments
+        that make no sense exit with 2. As in shells, a signal gives 128 and its number: 130 for an
+        interrupt, 141 where whoever reads the output, such as ``head``, has stopped.
     """
     parser = _parser()
-    args = parser.parse_args(argv)
     try:
-        run: Callable[[argparse.Namespace], int] = args.run
-        return run(args)
+        try:
+            args = parser.parse_args(argv)
+            run: Callable[[argparse.Namespace], int] = args.run
+            return run(args)
+        finally:
+            _flush()
     except _UsageError as error:
         parser.error(str(error))
+    except BrokenPipeError:
+        return 141
     except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     except MemoryError:
         message = "there is not enough memory"
     except KeyboardInterrupt:
         return 130
     print(f"{parser.prog}: error: {message}", file=sys.stderr)
     return 1
+
+
+def _flush() -> None:
+    """Write all output now, where an error can still be told."""
+    if sys.stdout is None:  # closed
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What is left in the buffer goes nowhere: Python would try again at its end, and print a traceback.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        raise
 
 
 class _UsageError(Exception):
@@ -54,7 +74,8 @@ class _UsageError(Exception):
 def _parser() -> argparse.ArgumentParser:
     by_module = os.path.basename(sys.argv[0]) == "__main__.py"
     name = "python -m pyda8w4" if by_module else "pyda8w4"
-    parser = argparse.ArgumentParser(prog=name, description=pyda8w4.__doc__.splitlines()[0])
+    summary = pyda8w4.__doc__ and pyda8w4.__doc__.splitlines()[0]  # python -OO keeps no docstrings
+    parser = argparse.ArgumentParser(prog=name, description=summary)
     parser.add_argument("--version", action="version", version=f"pyda8w4 {pyda8w4.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 

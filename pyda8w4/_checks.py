@@ -51,16 +51,19 @@ def one_of(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def wrong_type(name: str, allowed: tuple[str, ...], found: str) -> TypeError:
-    hint = f"; np.asarray({name}, np.float32) makes one" if found == "float64" and "float32" in allowed else ""
-    return TypeError(f"{name} must be an array of {one_of(allowed)}, got {found}{hint}")
+def wrong_type(name: str, allowed: tuple[str, ...], found: str, value: Any = None) -> TypeError:
+    """`value` is what was given, where it need not be an array."""
+    made = "" if value is None or hasattr(value, "dtype") else f"{type(value).__name__}, which numpy makes "
+    for_numbers = "float32" in allowed and (found == "float64" or (made and found.startswith(("int", "float"))))
+    hint = f"; np.asarray({name}, np.float32) makes one" if for_numbers else ""
+    return TypeError(f"{name} must be an array of {one_of(allowed)}, got {made}{found}{hint}")
 
 
-def check_dtype(name: str, array: npt.NDArray[Any], allowed: tuple[str, ...]) -> str:
+def check_dtype(name: str, array: npt.NDArray[Any], allowed: tuple[str, ...], value: Any = None) -> str:
     """-> the name of the array's type."""
     found = type_name(array.dtype)
     if found not in allowed:
-        raise wrong_type(name, allowed, found)
+        raise wrong_type(name, allowed, found, value)
     return found
 
 
@@ -76,7 +79,9 @@ def as_array(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
         array = value if type(value) is np.ndarray else np.asarray(value)
     except ValueError as error:  # nested sequences of different lengths
         raise ValueError(f"{name} must be an array: {error}") from None
-    except (TypeError, RuntimeError) as error:  # those of torch, of types that numpy lacks or with gradients
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever __array__ raises, such as torch for types that numpy lacks, or gradients
         kind = type(value)
         hint = " (layers for torch are in pyda8w4.torch)" if kind.__module__.startswith("torch") else ""
         raise TypeError(f"{name} must be an array, got {kind.__name__}{hint}: {error}") from None
@@ -92,7 +97,7 @@ def as_array_of(name: str, value: npt.ArrayLike, allowed: tuple[str, ...]) -> tu
         if found in allowed:
             return value, found
     array = as_array(name, value)
-    return array, check_dtype(name, array, allowed)
+    return array, check_dtype(name, array, allowed, value)
 
 
 def plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -13,13 +13,15 @@ from pyda8w4._packed import PackedWeight, empty_arrays
 from pyda8w4._prepack import prepack
 
 
-def concat(weights: Sequence[PackedWeight]) -> PackedWeight:
+def concat(weights: Sequence[PackedWeight], *more: PackedWeight) -> PackedWeight:
     """Join packed weights along N: one product instead of several for layers that share an input.
 
     Parameters
     ----------
     weights : sequence of PackedWeight
         At least one; all with the same K and group size.
+    *more : PackedWeight
+        None: all weights belong into `weights`.
 
     Returns
     -------
@@ -29,7 +31,7 @@ def concat(weights: Sequence[PackedWeight]) -> PackedWeight:
     Raises
     ------
     TypeError
-        If `weights` is not a sequence of PackedWeight.
+        If `weights` is not a sequence of PackedWeight, or there are `more`.
     ValueError
         If it is empty, or K or group sizes differ.
 
@@ -49,6 +51,8 @@ def concat(weights: Sequence[PackedWeight]) -> PackedWeight:
     >>> pyda8w4.concat([q, k]).shape
     (96, 16)
     """
+    if more:
+        raise TypeError(f"weights must be one sequence, as in concat([a, b]), got {1 + len(more)} arguments")
     if isinstance(weights, PackedWeight) or not isinstance(weights, Iterable):
         raise TypeError(f"weights must be a sequence of PackedWeight, got {type(weights).__name__}")
     weights = list(weights)

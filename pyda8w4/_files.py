@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._checks import FLOATS, check_flag, one_of, plain
+from pyda8w4._filesystem import check_path, map_file, replaced_file
 from pyda8w4._format import LAYOUT, LAYOUT_VERSION, Format
 from pyda8w4._packed import PackedWeight
+
+_MOST_HEADER_BYTES = 100_000_000  # that the package safetensors reads
 
 # Element types as safetensors names them.
 _KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "int8": "I8"}
@@ -28,16 +30,18 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     Parameters
     ----------
     path : path-like
-        Replaced only once the new file is complete.
+        Replaced only once the new file is complete and on the disk. A symbolic link stays: its target is
+        replaced. A file that exists keeps its owner and permissions, and must be writable.
     weights : mapping of str to PackedWeight
         The layers of a model, by name.
 
     Raises
     ------
     TypeError
-        If `weights` is something else.
+        If `path` is not a path, or `weights` something else.
     ValueError
-        If a name has characters that UTF-8 cannot hold.
+        If `path` is a device, a FIFO or a socket, a name has characters that UTF-8 cannot hold, or names and
+        numbers take more than 100 MB.
     OSError
         If the file cannot be written.
 
@@ -101,19 +105,15 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
         begin, end = end, end + array.nbytes
         header[key] = {"dtype": kind, "shape": array.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
+    if len(text) > _MOST_HEADER_BYTES - 64:
+        raise ValueError(f"weights must have names for a header of at most 100 MB, got {len(text)} bytes")
     text += b" " * (-(len(text) + 8) % 64)
 
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(len(text).to_bytes(8, "little"))
-            file.write(text)
-            for _, _, array in tensors:
-                file.write(_bytes(array))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced_file(check_path(path)) as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for _, _, array in tensors:
+            file.write(_bytes(array))
 
 
 def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, PackedWeight]:
@@ -135,15 +135,13 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
 
     Raises
     ------
-    ImportError
-        If the package safetensors is missing.
     OSError
         If the file cannot be read.
     TypeError
-        If `verify` is not a bool.
+        If `path` is not a path, or `verify` not a bool.
     ValueError
-        If it is not a safetensors file, of another layout or layout version, its contents do not
-        fit each other, or they do not have their checksums.
+        If `path` is a device, a FIFO or a socket. If the file is not a safetensors file, of another layout or
+        layout version, its contents do not fit each other, or they do not have their checksums.
 
     Notes
     -----
@@ -160,39 +158,15 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
     ...     list(pyda8w4.load(path))
     ['lm_head']
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError('load needs safetensors: pip install "pyda8w4[safetensors]"') from error
     verify = check_flag("verify", verify)
-    path = Path(path)
-    with open(path, "rb") as file:
-        try:
-            # Checks the whole header against the size of the file.
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from None
-        # All else comes from the open file: another one may have taken its path by now.
-        file_data = np.memmap(file, np.uint8, mode="r")
+    path = check_path(path)
+    data = map_file(path)
     try:
-        data_begin = 8 + int.from_bytes(file_data[:8], "little")
-        header = json.loads(file_data[8:data_begin].tobytes())
-        metadata = header.get("__metadata__", {})
-        found = (metadata.get("layout"), metadata.get("layout_version"))
-        if found != (LAYOUT, str(LAYOUT_VERSION)):
-            raise ValueError(
-                f"{path} must hold layout {LAYOUT} version {LAYOUT_VERSION}, got {found[0]} version {found[1]}"
-            )
-        description = metadata["weights"]
-        if verify and metadata["weights_crc32"] != str(zlib.crc32(description.encode())):
-            raise ValueError(f"{path} is damaged: its list of weights does not have its checksum")
-        weights = {}
-        for name, fields in json.loads(description).items():
-            weights[name] = _weight(name, fields, header, file_data[data_begin:], verify)
-    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        return _weights(data, verify)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header: {error!r}") from None
-    return weights
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:
@@ -202,6 +176,53 @@ def _bytes(array: npt.NDArray[Any]) -> memoryview:
 def _crc32(kind: str, array: npt.NDArray[Any]) -> int:
     """Of the name of the type, since other types take the same bytes for other numbers, and then the data."""
     return zlib.crc32(_bytes(array), zlib.crc32(kind.encode()))
+
+
+def _weights(data: npt.NDArray[np.uint8], verify: bool) -> dict[str, PackedWeight]:
+    header, data = _parts(data)
+    metadata = header.get("__metadata__", {})
+    found = (metadata.get("layout"), metadata.get("layout_version"))
+    if found != (LAYOUT, str(LAYOUT_VERSION)):
+        raise ValueError(f"it must hold layout {LAYOUT} version {LAYOUT_VERSION}, got {found[0]} version {found[1]}")
+    description = metadata["weights"]
+    if verify and metadata["weights_crc32"] != str(zlib.crc32(description.encode())):
+        raise ValueError("it is damaged: its list of weights does not have its checksum")
+    return {name: _weight(name, fields, header, data, verify) for name, fields in _json(description).items()}
+
+
+def _parts(data: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """Header and tensors of a safetensors file: tensors that follow each other to the end of the file."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    if not 8 < begin <= min(len(data), 8 + _MOST_HEADER_BYTES):
+        raise ValueError("it is not a safetensors file, or is cut off")
+    header, data = _json(data[8:begin].tobytes().decode()), data[begin:]
+    end = 0
+    for extent in sorted(entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"):
+        begin, after = extent
+        if type(begin) is not int or type(after) is not int or begin != end or after < end:
+            raise ValueError(f"it is no safetensors file: after byte {end} comes a tensor at bytes {extent}")
+        end = after
+    if end != len(data):
+        raise ValueError(f"it is no complete safetensors file: it must have {end} bytes of tensors, got {len(data)}")
+    return header, data
+
+
+def _json(text: str) -> Any:
+    """Strictly: without names that come twice, of which readers may take one or the other."""
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"its header has {name!r} twice")
+        found[name] = value
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"its header has {name}, which is no JSON")
 
 
 def _weight(
@@ -231,6 +252,8 @@ def _weight(
         if entry["dtype"] != kind or entry["shape"] != size:
             raise ValueError(f"{name}.{part} must be {kind} {size}, got {entry['dtype']} {entry['shape']}")
         begin, end = entry["data_offsets"]
+        if end - begin != prod(size) * spec.dtype.itemsize:
+            raise ValueError(f"{name}.{part} must be {kind} {size}, got {end - begin} bytes")
         # A copy where the file has it at an odd place, which `save` never does.
         arrays[part] = plain(data[begin:end].view(spec.dtype).reshape(spec.shape))
         if verify and fields["crc32"][part] != _crc32(kind, arrays[part]):

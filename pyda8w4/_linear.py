@@ -194,7 +194,7 @@ def _check_rows(name: str, act: npt.NDArray[Any], packed: PackedWeight) -> tuple
 def _operand(name: str, value: npt.ArrayLike, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     array = as_array(name, value)
     if array.dtype != dtype:
-        raise wrong_type(name, (dtype,), str(array.dtype))
+        raise wrong_type(name, (dtype,), str(array.dtype), value)
     check_shape(name, array, shape)
     return plain(array)
 

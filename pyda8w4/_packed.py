@@ -216,6 +216,9 @@ def _rebuild(layout_version: int, fields: dict[str, Any], arrays: dict[str, Any]
     """From a pickle, whose contents are checked as those of a file are."""
     if layout_version != LAYOUT_VERSION:
         raise ValueError(f"layout_version must be {LAYOUT_VERSION}, got {layout_version!r}")
+    for name, mapping in (("fields", fields), ("arrays", arrays)):
+        if not isinstance(mapping, dict):
+            raise TypeError(f"{name} must be a dict, got {type(mapping).__name__}")
     for name, array in arrays.items():
         if type(array) is not np.ndarray:
             raise TypeError(f"{name} must be an ndarray, got {type(array).__name__}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4._filesystem import check_path, map_file
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
@@ -51,7 +52,7 @@ class File:
     OSError
         If the file cannot be read.
     ValueError
-        If it is not a complete GGUF file.
+        If it is not a complete GGUF file, or has two tensors or two values of the same name.
 
     Examples
     --------
@@ -77,10 +78,12 @@ class File:
     types: dict[str, str]
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = check_path(path)
+        data = map_file(self._path)
         try:
-            self.metadata, self._tensors = _read(np.asarray(np.memmap(path, mode="r")))
+            self.metadata, self._tensors = _read(data)
         except (ValueError, RecursionError) as error:  # arrays may hold arrays
-            raise ValueError(f"path must be a GGUF file, got {os.fspath(path)!r}: {error}") from None
+            raise ValueError(f"path must be a GGUF file, got {str(path)!r}: {error}") from None
         self.types = {name: tensor.type.name for name, tensor in self._tensors.items()}
 
     def array(self, name: str) -> npt.NDArray[Any]:
@@ -103,11 +106,14 @@ class File:
         """
         tensor = self._tensor(name)
         try:
-            return np.require(
-                gguf.dequantize(tensor.data, tensor.type), np.float32, ["C", "W"]
-            )  # F32 is the file itself
+            # Scales that are not finite, and numbers beyond float32, give what such operations give.
+            with np.errstate(all="ignore"):
+                # F32 is the file itself, which cannot be written to.
+                return np.require(_floats(tensor), np.float32, ["C", "W"])
         except NotImplementedError:
-            raise ValueError(f"name must be of a tensor of floats, got {name} of {self.types[name]}") from None
+            raise self._refused(f"name must be of a tensor of floats, got {name} of {self.types[name]}") from None
+        except ValueError as error:  # gguf's, such as for tensors without rows
+            raise self._refused(f"{name} of {self.types[name]} cannot be dequantized: {error}") from None
 
     def packed(self, name: str, bits: int = 4) -> PackedWeight:
         """A matrix as a packed weight.
@@ -130,30 +136,32 @@ class File:
         Raises
         ------
         ValueError
-            If there is no such matrix, its type is not one of floats, its values are not finite, `bits` is
-            neither 4 nor 8, or 8 with a K that is no multiple of 32.
+            If there is no such matrix, its type is not one of floats, its values or scales are not finite or
+            too large, `bits` is neither 4 nor 8, or 8 with a K that is no multiple of 32.
         """
         tensor = self._tensor(name)
         if len(tensor.shape) != 2:
-            raise ValueError(f"name must be of a matrix, got {name} of shape {tensor.shape}")
-        if bits == 4:
-            if tensor.type == _Type.Q4_0:
-                return _q4_0(tensor.data)
-            if tensor.type == _Type.Q4_1:
-                return _q4_1(tensor.data)
-            return prepack(*quantize_weight(self.array(name), _GROUP), group_size=_GROUP)
-        if bits == 8:
-            if tensor.type == _Type.Q8_0:
-                return _q8_0(tensor.data)
-            if tensor.shape[1] % _GROUP:
-                raise ValueError(f"name must be of a matrix of whole groups of 32, got {name} of shape {tensor.shape}")
-            return _q8_0(gguf.quantize(self.array(name), _Type.Q8_0))
-        raise ValueError(f"bits must be 4 or 8, got {bits!r}")
+            raise self._refused(f"name must be of a matrix, got {name} of shape {tensor.shape}")
+        if bits not in (4, 8):
+            raise ValueError(f"bits must be 4 or 8, got {bits!r}")
+        if bits == 8 and tensor.shape[1] % _GROUP:
+            raise self._refused(f"name must be of a matrix of whole groups of 32, got {name} of shape {tensor.shape}")
+        pack = _EXACT.get((tensor.type, bits))
+        array = tensor.data if pack else self.array(name)
+        try:
+            return pack(array) if pack else _quantized(array, bits)
+        except ValueError as error:
+            raise self._refused(f"{name} of {self.types[name]} cannot be packed: {error}") from None
 
     def _tensor(self, name: str) -> _Tensor:
         if name not in self._tensors:
-            raise ValueError(f"name must be of a tensor in the file, got {name!r}")
+            no, count = (self.metadata.get(f"split.{key}") for key in ("no", "count"))
+            hint = "" if count in (None, 1) else f"; it is one of {count} parts (split.no is {no}): others may have it"
+            raise self._refused(f"name must be of a tensor in the file, got {name!r}{hint}")
         return self._tensors[name]
+
+    def _refused(self, why: str) -> ValueError:
+        return ValueError(f"{self._path}: {why}")
 
 
 # ---- the file --------------------------------------------------------------------------------
@@ -212,13 +220,15 @@ def _read(data: npt.NDArray[Any]) -> tuple[dict[str, Any], dict[str, _Tensor]]:
     if (version := cursor.number("<I")) not in (2, 3):
         raise ValueError(f"version 2 or 3, little-endian, can be read, not {version}")
     tensor_count, count = cursor.number("<Q"), cursor.number("<Q")
-    metadata = {cursor.string(): cursor.value(cursor.number("<I")) for _ in range(count)}
+    metadata: dict[str, Any] = {}
+    for _ in range(count):
+        _add("value", metadata, cursor.string(), cursor.value(cursor.number("<I")))
 
-    infos = {}
+    infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensor_count):
         name = cursor.string()
         shape = tuple(cursor.number("<Q") for _ in range(cursor.number("<I")))[::-1]
-        infos[name] = (shape, _Type(cursor.number("<I")), cursor.number("<Q"))
+        _add("tensor", infos, name, (shape, cursor.number("<I"), cursor.number("<Q")))
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1:
         raise ValueError(f"its alignment is {alignment!r}")
@@ -226,11 +236,45 @@ def _read(data: npt.NDArray[Any]) -> tuple[dict[str, Any], dict[str, _Tensor]]:
     tensors = {}
     for name, (shape, kind, offset) in infos.items():
         if not shape:
-            raise ValueError(f"{name!r} has no dimensions")
-        data_shape = gguf.quant_shape_to_byte_shape(shape, kind)
-        cursor.at = start + offset
-        tensors[name] = _Tensor(kind, shape, np.frombuffer(cursor.take(prod(data_shape)), np.uint8).reshape(data_shape))
+            raise ValueError(f"its tensor {name!r} has no dimensions")
+        try:
+            cursor.at = start + offset
+            tensors[name] = _tensor(cursor, shape, _Type(kind))
+        except ValueError as error:
+            raise ValueError(f"its tensor {name!r}: {error}") from None
     return metadata, tensors
+
+
+def _add(what: str, known: dict[str, Any], name: str, value: Any) -> None:
+    if name in known:
+        raise ValueError(f"it has a {what} {name!r} twice")
+    known[name] = value
+
+
+def _tensor(cursor: _Cursor, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> _Tensor:
+    data_shape = gguf.quant_shape_to_byte_shape(shape, kind)
+    return _Tensor(kind, shape, np.frombuffer(cursor.take(prod(data_shape)), np.uint8).reshape(data_shape))
+
+
+# ---- its floats ------------------------------------------------------------------------------
+
+
+def _floats(tensor: _Tensor) -> npt.NDArray[Any]:
+    # gguf has no function for F64, the plain numbers.
+    return tensor.data.view("<f8") if tensor.type == _Type.F64 else gguf.dequantize(tensor.data, tensor.type)
+
+
+def _finite(what: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} must be finite, got NaN or infinity")
+    return array
+
+
+def _quantized(w: npt.NDArray[Any], bits: int) -> PackedWeight:
+    if bits == 4:
+        return prepack(*quantize_weight(w, _GROUP), group_size=_GROUP)
+    with np.errstate(over="ignore"):  # scales beyond float16, which _q8_0 refuses
+        return _q8_0(gguf.quantize(_finite("values", w), _Type.Q8_0))
 
 
 # ---- its blocks ------------------------------------------------------------------------------
@@ -240,12 +284,12 @@ def _read(data: npt.NDArray[Any]) -> tuple[dict[str, Any], dict[str, _Tensor]]:
 
 def _q4_0(data: npt.NDArray[Any]) -> PackedWeight:
     blocks = data.reshape(len(data), -1, 18)
-    return prepack(_codes(blocks[:, :, 2:]), _halves(blocks)[:, :, 0])
+    return prepack(_codes(blocks[:, :, 2:]), _finite("scales", _halves(blocks)[:, :, 0]))
 
 
 def _q4_1(data: npt.NDArray[Any]) -> PackedWeight:
     blocks = data.reshape(len(data), -1, 20)
-    halves = _halves(blocks)
+    halves = _finite("scales and offsets", _halves(blocks)[:, :, :2])
     scales, offsets = halves[:, :, 0], halves[:, :, 1]
     return prepack(_codes(blocks[:, :, 4:]), scales, np.zeros(scales.shape, np.int8), offsets)
 
@@ -253,7 +297,7 @@ def _q4_1(data: npt.NDArray[Any]) -> PackedWeight:
 def _q8_0(data: npt.NDArray[Any]) -> PackedWeight:
     blocks = data.reshape(len(data), -1, 34)
     w = blocks[:, :, 2:].view(np.int8).reshape(len(data), -1)
-    scales = _halves(blocks)[:, :, 0].astype(np.float32)
+    scales = _finite("scales", _halves(blocks)[:, :, 0]).astype(np.float32)
     high = (w >> 4) + np.int8(8)
     codes = np.concatenate([high, w & 15], axis=1).view(np.uint8)
     zps = np.repeat(np.array([8, 0], np.int8), scales.shape[1])
@@ -268,3 +312,7 @@ def _codes(nibbles: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _halves(blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The first two bytes of each block, and the next two, as float16."""
     return np.ascontiguousarray(blocks[:, :, :4]).view("<f2")
+
+
+# What is read exactly, by type and bits.
+_EXACT = {(_Type.Q4_0, 4): _q4_0, (_Type.Q4_1, 4): _q4_1, (_Type.Q8_0, 8): _q8_0}

@@ -7,6 +7,8 @@ namespace {
 constexpr size_t kPrivateRows = 4;
 // Multiplications that are worth a thread: a few microseconds, like the hand-over itself.
 constexpr size_t kMinWorkPerThread = 1 << 17;
+// As many as large machines have CPUs. Each thread that a call may use takes scratch memory, whether it runs or not.
+constexpr size_t kMostThreads = 1024;
 // Units of work for each thread, where rows can be split to make them.
 constexpr size_t kUnitsPerThread = 4;
 
@@ -86,7 +88,8 @@ ProblemPlan plan_problem(const Problem &problem, const Kernel &kernel) {
 
 size_t useful_threads(const Problem &problem, size_t threads) {
     // In integers: floating point would leave its exception flags with the caller.
-    return lesser(threads, problem.m * problem.n / ceil_div(kMinWorkPerThread, problem.grouping.k) + 1);
+    const size_t busy = problem.m * problem.n / ceil_div(kMinWorkPerThread, problem.grouping.k) + 1;
+    return lesser(lesser(threads, kMostThreads), busy);
 }
 
 WorkItems::WorkItems(const ProblemPlan *plans, const size_t *rows, size_t count, size_t thread, size_t threads)

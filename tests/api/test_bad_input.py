@@ -364,6 +364,43 @@ def test_messages_say_what_was_given_and_what_is_taken():
         pyda8w4.linear(swapped(ones(1, 64)), pack(WEIGHT))
 
 
+@pytest.mark.parametrize("numbers, found", [([0.0] * 33, "float64"), ([0] * 33, "int64"), ((0.5,) * 33, "float64")])
+def test_lists_are_called_lists(numbers, found):
+    kind = type(numbers).__name__
+    text = rf"got {kind}, which numpy makes {found}; np\.asarray\(%s, np\.float32\) makes one$"
+    with pytest.raises(TypeError, match="^bias must be an array of float32, " + text % "bias"):
+        pyda8w4.linear(ones(1, 64), pack(WEIGHT), bias=numbers)
+    with pytest.raises(TypeError, match="^x must be an array of float32, float16 or bfloat16, " + text % "x"):
+        pyda8w4.linear(numbers, pack(WEIGHT))
+    with pytest.raises(TypeError, match="^scales must be .* " + text % "scales"):
+        pyda8w4.prepack(CODES, numbers)
+
+
+@pytest.mark.parametrize(
+    "number, found", [(0.0, "float, which numpy makes float64"), (True, "bool, which numpy makes bool")]
+)
+def test_numbers_are_called_numbers(number, found):
+    with pytest.raises(TypeError, match=f"^bias must be an array of float32, got {found}"):
+        pyda8w4.linear(ones(1, 64), pack(WEIGHT), bias=number)
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, NotImplementedError, AttributeError, KeyError, BufferError])
+def test_what_cannot_become_an_array_is_named(error):
+    class Holder:
+        def __array__(self, dtype=None, copy=None):
+            raise error("of another library")
+
+    with pytest.raises(TypeError, match=r"^x must be an array, got Holder: .*of another library"):
+        pyda8w4.linear(Holder(), pack(WEIGHT))
+    with pytest.raises(TypeError, match=r"^w must be an array, got Holder: .*of another library"):
+        pyda8w4.quantize_weight(Holder())
+
+
+def test_concat_of_several_arguments_says_how_it_is_called():
+    with pytest.raises(TypeError, match=r"^weights must be one sequence, as in concat\(\[a, b\]\), got 3 arguments"):
+        pyda8w4.concat(pack(WEIGHT), pack(WEIGHT), pack(WEIGHT))
+
+
 def test_inputs_that_are_not_arrays_but_arrays_can_be_made_of():
     class Holder:
         def __array__(self, dtype=None, copy=None):

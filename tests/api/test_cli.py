@@ -175,6 +175,55 @@ def test_bench_times_the_same_layer_on_both_sides():
     np.testing.assert_array_equal(w, (codes.astype(np.float32) - each[1]) * each[0])
 
 
+# ---- output that goes nowhere ------------------------------------------------------------------
+
+COMMANDS = [
+    ["info"], ["selftest", "--kernel", "scalar"], ["bench", "--shapes", "64x64", "--m", "1,2", "--seconds", "0.01"],
+    ["--help"], ["bench", "--help"], ["--version"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_reader_that_stops_is_no_error_message(command, unbuffered):
+    # pyda8w4 info | head -1
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "pyda8w4", *command]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    os.close(writer)
+    # argparse itself ignores that what it prints is not read, where nothing is buffered.
+    assert (done.returncode, done.stderr) in ([(141, "")] if not unbuffered else [(141, ""), (0, "")])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_output_that_has_no_room_is_one_line(command):
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-m", "pyda8w4", *command]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    assert (done.returncode, done.stderr) == (1, "python -m pyda8w4: error: No space left on device\n")
+
+
+def test_output_that_is_closed():
+    command = f"exec {sys.executable} -m pyda8w4 info >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "options", [("-O",), ("-OO",), ("-I",), ("-X", "utf8=0"), ("-W", "error"), ("-bb",)], ids=" ".join
+)
+def test_every_command_with_options_of_python(options):
+    for command in COMMANDS:
+        command = [sys.executable, *options, "-m", "pyda8w4", *command]
+        environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+
+
 # ---- mistakes --------------------------------------------------------------------------------
 
 

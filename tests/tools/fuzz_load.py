@@ -1,10 +1,10 @@
-"""Hostile files for `pyda8w4.load` and `pyda8w4.gguf.File`.
+"""Hostile files for `pyda8w4.load` and `pyda8w4.gguf.File`, and hostile contents of pickles.
 
-    python tests/tools/fuzz_load.py [--format load|gguf] [--seed SEED] [--count COUNT] [--first NUMBER]
+    python tests/tools/fuzz_load.py [--format load|gguf|pickle] [--seed SEED] [--count COUNT] [--first NUMBER]
 
-Input NUMBER depends on the seed and the number alone. Each one must load, or raise ValueError or OSError; what
-loads is used. The first that does something else is left in a file, with its number. Address space is limited, so
-that no allocation can follow a size that the file merely claims.
+Input NUMBER depends on the seed and the number alone. Each one must load, or raise ValueError or OSError (what
+a pickle holds also TypeError); what loads is used. The first that does something else is left in a file, with its
+number. Address space is limited, so that no allocation can follow a size that the file merely claims.
 """
 
 from __future__ import annotations
@@ -140,6 +140,8 @@ def change_header(rng: random.Random, data: bytes, _: int) -> bytes:
     text = json.dumps(header).encode()
     if rng.random() < 0.1:
         text = replaced(rng, text)
+    if rng.random() < 0.1:
+        text = given_twice(rng, text)
     text += b" " * rng.randrange(70)
     if payload and rng.random() < 0.2:
         payload[rng.randrange(len(payload))] ^= 1 << rng.randrange(8)
@@ -168,6 +170,13 @@ def replaced(rng: random.Random, text: bytes) -> bytes:
     """A piece of JSON in another one's place, or beside it."""
     at = rng.choice([i for i, byte in enumerate(text) if byte in b'{[:,"'] or [0])
     return text[: at + 1] + rng.choice(TEXTS) + text[at + rng.choice([1, 2, 3, len(text)]) :]
+
+
+def given_twice(rng: random.Random, text: bytes) -> bytes:
+    """A key of the header a second time, with another value."""
+    keys = [b'"' + name + b'"' for name in (b"a.codes", b"b.scales", b"w.sums", b"__metadata__", b"dtype", b"shape")]
+    key = rng.choice([key for key in keys if key in text] or [b"{"])
+    return text.replace(key, key + b": " + rng.choice(TEXTS) + b", " + key, 1)
 
 
 def saved(folder: Path) -> list[bytes]:
@@ -208,11 +217,17 @@ def written(folder: Path) -> list[bytes]:
     path = folder / "seed"
     rng = np.random.default_rng(0)
     files = []
-    for kinds in ((types.Q4_0, types.F32), (types.Q4_1, types.F16, types.Q8_0), (types.BF16, types.Q6_K, types.Q5_0)):
+    for kinds in (
+        (types.Q4_0, types.F32, types.F64),
+        (types.Q4_1, types.F16, types.Q8_0),
+        (types.BF16, types.Q6_K, types.Q5_0, types.I32),
+    ):
         writer = gguf.GGUFWriter(path, "llama")
         writer.add_array("words", ["a", "b", "c"])
         writer.add_array("numbers", [1, 2, 3])
         writer.add_float32("epsilon", 1e-5)
+        writer.add_uint16("split.no", 1)
+        writer.add_uint16("split.count", 2)
         writer.add_custom_alignment(32)
         for kind in kinds:
             shape = gguf.quant_shape_to_byte_shape((3, 256), kind)
@@ -245,23 +260,134 @@ def nest(rng: random.Random, data: bytes, _: int) -> bytes:
     return data[:at] + struct.pack("<I", 9) + struct.pack("<IQ", 9, rng.choice([1, 2])) * depth + data[at + 4 :]
 
 
+def repeat(rng: random.Random, data: bytes, _: int) -> bytes:
+    """Some value or tensor twice, or more often."""
+    what = rng.choice([b"words", b"epsilon", b"split.count", b"Q4_0", b"F16", b"BF16", b"F64"])
+    at = data.find(struct.pack("<Q", len(what)) + what)
+    if at < 0:
+        return data
+    size = rng.choice([len(what) + 8 + 4 + size for size in (2, 4, 16, 28, 4 + 8 + 3 * 9)])
+    copies = rng.choice([1, 1, 2, 100])
+    counts = list(struct.unpack("<QQ", data[8:24]))
+    counts[what in (b"words", b"epsilon", b"split.count")] += copies
+    return data[:8] + struct.pack("<QQ", *counts) + data[24:at] + data[at : at + size] * copies + data[at:]
+
+
+def change_scales(rng: random.Random, data: bytes, _: int) -> bytes:
+    """NaN, infinities, the largest and the least, as float16, float32 or float64, somewhere in the tensors."""
+    data = bytearray(data)
+    for _ in range(rng.choice([1, 5, 50])):
+        form = rng.choice("efd")
+        size = struct.calcsize(form)
+        at = rng.randrange(500, len(data) - size) // 2 * 2
+        value = rng.choice(["nan", "-nan", "inf", "-inf", "65504", "6e-8", "-0.0"])
+        data[at : at + size] = rng.choice(
+            [struct.pack("<" + form, float(value)), b"\xff" * size, b"\x01\x7d" * (size // 2)]
+        )
+    return bytes(data)
+
+
 def use_gguf(rng: random.Random, path: Path) -> None:
     file = pyda8w4.gguf.File(path)
-    for name in file.types:
+    for name in [*file.types, "nothing"]:
         for read in (file.array, file.packed, lambda name: file.packed(name, bits=8)):
             try:
                 result = read(name)
-            except ValueError:
+            except ValueError as error:
+                assert str(path) in str(error) and name in str(error), error
                 continue
             if isinstance(result, pyda8w4.PackedWeight):
                 pyda8w4.linear(np.ones((1, result.shape[1]), np.float32), result)
+
+
+# ---- pickles ------------------------------------------------------------------------------------------------
+
+
+class Rebuilt:
+    """Pickled as a packed weight with these contents."""
+
+    def __init__(self, *state: Any) -> None:
+        self.state = state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.state
+
+
+def pickled(folder: Path) -> list[bytes]:
+    weights = [
+        Weight(33, 70, 32),
+        Weight(65, 64, 16, "bfloat16", 3, True),
+        Weight(1, 1),
+        Weight(40, 100, None, "float16"),
+    ]
+    return [pickle.dumps(pack(weight).__reduce__()) for weight in weights]
+
+
+def change_array(rng: random.Random, array: Any) -> Any:
+    """Another shape, type, byte order, memory layout or kind of array."""
+    match rng.randrange(9):
+        case 0:
+            return array[tuple(slice(rng.choice([0, 0, 1]), size - rng.choice([0, 0, 1])) for size in array.shape)]
+        case 1:
+            return array.reshape(rng.choice([(-1,), array.shape[::-1], (1, *array.shape)]))
+        case 2:
+            return array.astype(rng.choice(["i1", "u1", "<u2", ">u2", "<f2", "<f4", ">f4", "<f8", "O", "S4", "?"]))
+        case 3:
+            return array.astype(array.dtype.newbyteorder())
+        case 4:
+            return rng.choice([None, 0, "", [], array.tolist(), bytes(array), np.float32(1), np.zeros(())])
+        case 5:
+            return array.view(np.recarray) if array.itemsize == 1 else np.ma.masked_array(array)
+        case 6:
+            return np.asfortranarray(array)[::-1]
+        case 7:
+            return np.broadcast_to(array[:1], (rng.choice([0, 1, 2**10]), *array.shape[1:]))
+        case _:
+            changed = array.copy()
+            if not changed.dtype.hasobject:
+                changed.reshape(-1).view(np.uint8)[rng.randrange(array.nbytes)] = rng.randrange(256)
+            return changed
+
+
+def change_pickle(rng: random.Random, data: bytes, _: int) -> bytes:
+    rebuild, (version, fields, arrays) = pickle.loads(data)
+    for _ in range(rng.choice([1, 1, 2])):
+        match rng.randrange(5):
+            case 0 | 1:
+                change_tree(rng, fields)
+            case 2 | 3:
+                name = rng.choice(list(arrays) or ["codes"])
+                if isinstance(arrays.get(name), np.ndarray) and arrays[name].size:
+                    arrays[name] = change_array(rng, arrays[name])
+            case 4:
+                change_tree(rng, arrays)
+    if rng.random() < 0.1:
+        version, fields, arrays = (rng.choice([part, part, None, 2, [], {}, "1"]) for part in (version, fields, arrays))
+    return pickle.dumps(Rebuilt(rebuild, (version, fields, arrays)))
+
+
+def use_pickle(rng: random.Random, path: Path) -> None:
+    try:
+        weight = pickle.loads(path.read_bytes())
+    except TypeError as error:
+        raise ValueError(error) from None
+    n, k = weight.shape
+    assert weight.unpack()[0].shape == (n, k)
+    results = []
+    for kernel in pyda8w4.kernels():
+        with pyda8w4.use_kernel(kernel):
+            results.append(pyda8w4.linear(np.ones((3, k), np.float32), weight))
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    pickle.loads(pickle.dumps(weight))
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------
 
 FORMATS: dict[str, tuple[Callable, list[Callable], Callable]] = {
     "load": (saved, [change_header, change_header, change_bytes], use_loaded),
-    "gguf": (written, [change_numbers, change_numbers, nest, change_bytes], use_gguf),
+    "gguf": (written, [change_numbers, change_numbers, nest, repeat, change_scales, change_bytes], use_gguf),
+    "pickle": (pickled, [change_pickle], use_pickle),
 }
 
 

@@ -1,5 +1,7 @@
 """Weights from GGUF files: what they stand for is what ggml says they do, exactly."""
 
+import os
+import re
 import struct
 
 import numpy as np
@@ -237,3 +239,133 @@ def test_8_bits_take_whole_groups(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         pyda8w4.gguf.File(tmp_path / "nothing.gguf")
+
+
+# ---- errors name the file and the tensor -------------------------------------------------------
+
+
+def header_with_twice(path, what):
+    """With the first value, or the only tensor, given a second time."""
+    data = path.read_bytes()
+    (tensors, values) = struct.unpack("<QQ", data[8:24])
+    if what == "value":
+        key = b"general.architecture"
+        end = data.index(key) + len(key) + 4 + 8 + len("llama")
+        return data[:8] + struct.pack("<QQ", tensors, values + 1) + data[24:end] + data[24:end] + data[end:]
+    begin = data.index(b"\1\0\0\0\0\0\0\0w")
+    end = begin + 9 + 4 + 2 * 8 + 4 + 8
+    return data[:8] + struct.pack("<QQ", tensors + 1, values) + data[24:end] + data[begin:end] + data[end:]
+
+
+@pytest.mark.parametrize("what, name", [("value", "general.architecture"), ("tensor", "w")])
+def test_a_name_that_comes_twice(tmp_path, what, name):
+    path = write(tmp_path / "model.gguf", ("w", random_blocks(Q.Q4_0), Q.Q4_0))
+    path.write_bytes(header_with_twice(path, what))
+    with pytest.raises(ValueError, match=rf"path must be a GGUF file, got '{path}': it has a {what} '{name}' twice"):
+        pyda8w4.gguf.File(path)
+
+
+def test_a_part_of_a_split_file_says_so(tmp_path):
+    split = {"split.no": (1, ggml.GGUFValueType.UINT16), "split.count": (3, ggml.GGUFValueType.UINT16)}
+    norm = ("norm", np.ones(32, np.float32), Q.F32)
+    path = write(tmp_path / "model-00002-of-00003.gguf", norm, **split)
+    for read in (pyda8w4.gguf.File(path).array, pyda8w4.gguf.File(path).packed):
+        with pytest.raises(ValueError, match=rf"{path}: .*got 'w'; it is one of 3 parts \(split.no is 1\)"):
+            read("w")
+    split["split.count"] = (1, ggml.GGUFValueType.UINT16)
+    with pytest.raises(ValueError, match=r"got 'w'$"):
+        pyda8w4.gguf.File(write(path, norm, **split)).array("w")
+
+
+def with_half(kind, at, value):
+    data = random_blocks(kind, 3, 512)
+    data.reshape(3, -1, ggml.GGML_QUANT_SIZES[kind][1])[2, -1, at : at + 2] = np.array([value], "<u2").view(np.uint8)
+    return data
+
+
+# Quiet and signalling NaN, infinities.
+@pytest.mark.parametrize("value", [0x7E00, 0x7D01, 0xFFFF, 0x7C00, 0xFC00], ids=hex)
+@pytest.mark.parametrize("kind, at", [(Q.Q4_0, 0), (Q.Q4_1, 0), (Q.Q4_1, 2), (Q.Q8_0, 0), (Q.Q6_K, 208)], ids=str)
+def test_scales_that_are_not_finite(one, tmp_path, kind, at, value):
+    # Also without a warning, which pytest makes an error.
+    file = one(with_half(kind, at, value), kind)
+    assert not np.isfinite(file.array("w")[2]).all()
+    assert np.isfinite(file.array("w")[:2]).all()
+    for bits in (4, 8):
+        with pytest.raises(ValueError, match=rf"{tmp_path}/one.gguf: w of {kind.name} cannot be packed: .*finite"):
+            file.packed("w", bits)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(one, tmp_path, dtype, value):
+    w = np.ones((3, 64), dtype)
+    w[1, 5] = value
+    kind = {np.float32: Q.F32, np.float16: Q.F16, np.float64: Q.F64}[dtype]
+    file = one(w, kind)
+    for bits in (4, 8):
+        with pytest.raises(ValueError, match=rf"{tmp_path}/one.gguf: w of {kind.name} cannot be packed: .*finite"):
+            file.packed("w", bits)
+    np.testing.assert_array_equal(file.array("w"), w.astype(np.float32))
+
+
+@pytest.mark.parametrize("value", [3e38, 1e8])
+def test_values_that_are_too_large(one, value):
+    w = np.full((3, 64), value, np.float32)
+    w[:, ::2] *= -1
+    file = one(w, Q.F32)
+    with pytest.raises(ValueError, match=r"one.gguf: w of F32 cannot be packed: scales must be finite"):
+        file.packed("w", bits=8)
+    if value > 1e38:
+        with pytest.raises(ValueError, match=r"one.gguf: w of F32 cannot be packed: .*range"):
+            file.packed("w")
+
+
+def test_float64(one):
+    w = np.random.default_rng(3).standard_normal((N, K)) * np.logspace(-300, 30, K)
+    array = one(w, Q.F64).array("w")
+    assert_same_bits(array, w.astype(np.float32))
+    array += 1  # the caller's own
+    w = np.random.default_rng(3).standard_normal((N, K))
+    packed = one(w, Q.F64).packed("w")
+    for part, expected in zip(packed.unpack(), pyda8w4.quantize_weight(w.astype(np.float32), 32)):
+        assert_same_bits(part, expected)
+    large = np.array([[1e300, -1e300, 1.0, 1e-320] * 8])
+    np.testing.assert_array_equal(one(large, Q.F64).array("w"), [[np.inf, -np.inf, 1, 0] * 8])
+
+
+@pytest.mark.parametrize("kind", [Q.Q4_0, Q.Q4_1, Q.Q8_0, Q.Q6_K, Q.F32, Q.F64], ids=str)
+def test_a_matrix_without_rows(tmp_path, kind):
+    # gguf has errors of its own for some.
+    data = np.zeros(ggml.quant_shape_to_byte_shape((0, 512), kind), np.uint8)
+    file = pyda8w4.gguf.File(write(tmp_path / "model.gguf", ("w", data, kind)))
+    for bits in (4, 8):
+        with pytest.raises(ValueError, match=rf"model.gguf: w of {kind.name} cannot be "):
+            file.packed("w", bits)
+
+
+def test_every_error_names_file_and_tensor(tmp_path):
+    path = write(
+        tmp_path / "model.gguf",
+        ("norm", np.ones(32, np.float32), Q.F32),
+        ("odd", np.ones((2, 40), np.float32), Q.F32),
+        ("ints", np.ones((2, 32), np.int32), Q.I32),
+    )
+    file = pyda8w4.gguf.File(path)
+    calls = [(file.array, "nothing"), (file.packed, "nothing"), (file.packed, "norm"), (file.array, "ints")]
+    calls += [(file.packed, "ints"), (lambda name: file.packed(name, bits=8), "odd")]
+    for read, name in calls:
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: .*\b{name}\b"):
+            read(name)
+    whole = path.read_bytes()
+    for change in (lambda data: data[:-40], lambda data: data.replace(b"ints\2\0\0\0 ", b"ints\2\0\0\0\xff", 1)):
+        path.write_bytes(change(whole))
+        assert path.read_bytes() != whole
+        with pytest.raises(ValueError, match=rf"{re.escape(str(path))}.*its tensor 'ints': it ends too early"):
+            pyda8w4.gguf.File(os.fspath(path))
+
+
+@pytest.mark.parametrize("path", [None, 3, b"model.gguf"])
+def test_a_path_that_is_none(path):
+    with pytest.raises(TypeError, match="path must be a str or path-like"):
+        pyda8w4.gguf.File(path)

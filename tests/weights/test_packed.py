@@ -233,15 +233,19 @@ def test_things_that_are_no_slice(rows):
         {"arrays": {"zps": np.zeros((2, 3, 32), np.uint8)}},
         {"arrays": {"offsets": np.zeros((2, 3, 32), np.float16)}},
         {"version": 2},
+        *({"version": value} for value in (None, "1", [])),
+        *({"whole": {name: value}} for name in ("fields", "arrays") for value in (None, 3, [], (), "codes")),
     ],
 )
 def test_hostile_pickle(change):
     rebuild, (version, fields, arrays) = pack(Weight(33, 70, 32, offsets=True)).__reduce__()
     rebuild(version, fields, arrays)
+    change = dict(change)
     version, array_changes = change.pop("version", version), change.pop("arrays", {})
+    whole = change.pop("whole", {})
     arrays = {name: array for name, array in {**arrays, **array_changes}.items() if array is not None}
     with pytest.raises((TypeError, ValueError)):
-        rebuild(version, {**fields, **change}, arrays)
+        rebuild(version, whole.get("fields", {**fields, **change}), whole.get("arrays", arrays))
 
 
 def test_hostile_pickle_whose_sums_could_leave_int32():
