@@ -10,6 +10,7 @@ from torch import nn
 from pyda8w4._concat import concat
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._quantize import Report
+from pyda8w4.torch._weight import WeightStandIn
 
 
 def fuse_linears(model: nn.Module, groups: Sequence[Sequence[str]]) -> Report:
@@ -114,7 +115,10 @@ def _parts(layers: Sequence[DA8W4Linear]) -> list[FusedPart]:
     biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
     whole = DA8W4Linear.from_packed(
-        concat([layer.packed for layer in layers]), bias, symmetric_activation=first.symmetric_activation
+        concat([layer.packed for layer in layers]),
+        bias,
+        symmetric_activation=first.symmetric_activation,
+        dtype=first.weight.dtype,
     )
     whole.train(first.training)
     sharing = _Sharing(whole, len(layers))
@@ -158,6 +162,18 @@ class FusedPart(nn.Module):
         self.in_features, self.out_features = sharing.whole.in_features, end - begin
         if owner:
             self.fused = sharing.whole
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """See `DA8W4Linear`."""
+        whole = self._sharing.whole.weight
+        return WeightStandIn((self.out_features, self.in_features), whole.dtype, whole.device)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The part of these outputs."""
+        bias = self._sharing.whole.bias
+        return None if bias is None else bias[self._begin : self._end]
 
     def extra_repr(self) -> str:
         """Return what is printed of it.

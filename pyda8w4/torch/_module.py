@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from operator import attrgetter, is_
 from typing import Any
@@ -17,8 +18,9 @@ from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
 from pyda8w4.torch._ops import Arguments, Product, arguments_of
 from pyda8w4.torch._state import check_found, format_of, layout_of, tensors_of, zeros_of
-from pyda8w4.torch._tensors import aligned_copy, array_of, check_float, tensor_of
+from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, check_float, tensor_of
 from pyda8w4.torch._torchao import int4_of
+from pyda8w4.torch._weight import WeightStandIn
 
 # Looked up once: a small product waits for them.
 _address, _nbytes = torch.Tensor.data_ptr, attrgetter("nbytes")
@@ -45,6 +47,8 @@ class DA8W4Linear(nn.Module):
         Quantize activations to int8 instead of uint8 with a zero point.
     device : torch.device, optional
         ``"cpu"``, or ``"meta"`` for a layer without memory.
+    dtype : torch.dtype, optional
+        What `weight` says: float32, bfloat16 or float16. None means torch's default.
 
     Attributes
     ----------
@@ -52,6 +56,9 @@ class DA8W4Linear(nn.Module):
     symmetric_activation : bool
     packed : PackedWeight
         The weight, sharing memory with the layer.
+    weight : (out_features, in_features) tensor
+        Stands for the weight of a `torch.nn.Linear`: it says dtype, device and shape, and raises where its numbers are
+        needed.
     bias : (out_features,) tensor of float32, or None
 
     Raises
@@ -65,7 +72,7 @@ class DA8W4Linear(nn.Module):
     -----
     For inference: it has buffers, no parameters, and its outputs have no gradient. Inputs may be float32,
     bfloat16 or float16, with any leading dimensions; outputs have the type of the input. The
-    result is that of `pyda8w4.linear`, bit for bit. ``.to(dtype)`` leaves it as it is.
+    result is that of `pyda8w4.linear`, bit for bit. ``.to(dtype)`` changes what `weight` says, and nothing else.
 
     The state dict holds plain tensors in the layout of docs/packed-format.md, the same for every CPU:
     ``layout`` (its version, N, K, group size), ``codes``, ``scales``, ``sums``, ``zps`` (of no dimensions where
@@ -92,6 +99,7 @@ class DA8W4Linear(nn.Module):
     bias: torch.Tensor | None
     _layout: list[int]  # `layout`, for graphs: while they are traced, tensors hold no numbers
     _last_product: _LayerProduct | None = None
+    _weight: WeightStandIn
 
     def __init__(
         self,
@@ -102,6 +110,7 @@ class DA8W4Linear(nn.Module):
         group_size: int = 128,
         symmetric_activation: bool = False,
         device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("in_features", in_features), ("out_features", out_features)):
@@ -115,6 +124,14 @@ class DA8W4Linear(nn.Module):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None)
         self._layout = layout_of(format)
+        if dtype is None:
+            dtype = torch.get_default_dtype() if torch.get_default_dtype() in FLOATS else torch.float32
+        self._set_weight(dtype)
+
+    def _set_weight(self, dtype: torch.dtype) -> None:
+        if dtype not in FLOATS:
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+        self._weight = WeightStandIn((self.out_features, self.in_features), dtype, self.codes.device)
 
     @classmethod
     def from_linear(
@@ -155,7 +172,10 @@ class DA8W4Linear(nn.Module):
         weight, bias = linear.weight.detach(), linear.bias
         int4 = int4_of(weight)
         if int4 is not None:
-            return cls.from_int4(**int4, bias=bias, symmetric_activation=symmetric_activation)
+            self = cls.from_int4(**int4, bias=bias, symmetric_activation=symmetric_activation)
+            if weight.dtype in FLOATS:
+                self._set_weight(weight.dtype)
+            return self
         check_float("weight", weight)
         n, k = weight.shape
         group = check_group_size(group_size, k)
@@ -167,9 +187,8 @@ class DA8W4Linear(nn.Module):
             part = slice(top, top + rows)
             floats = weight[part].float().numpy()
             codes[part], scales[part], zps[part] = quantize_weight(floats, group, symmetric_weight)
-        return cls.from_packed(
-            prepack(codes, scales, zps, group_size=group), bias, symmetric_activation=symmetric_activation
-        )
+        packed = prepack(codes, scales, zps, group_size=group)
+        return cls.from_packed(packed, bias, symmetric_activation=symmetric_activation, dtype=weight.dtype)
 
     @classmethod
     def from_int4(
@@ -236,7 +255,12 @@ class DA8W4Linear(nn.Module):
 
     @classmethod
     def from_packed(
-        cls, packed: PackedWeight, bias: torch.Tensor | None = None, *, symmetric_activation: bool = False
+        cls,
+        packed: PackedWeight,
+        bias: torch.Tensor | None = None,
+        *,
+        symmetric_activation: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> DA8W4Linear:
         """Make a layer of a packed weight, without copying that.
 
@@ -247,6 +271,8 @@ class DA8W4Linear(nn.Module):
         bias : (N,) tensor of float32, bfloat16 or float16, optional
             Copied.
         symmetric_activation : bool
+            See the class.
+        dtype : torch.dtype, optional
             See the class.
 
         Returns
@@ -271,8 +297,17 @@ class DA8W4Linear(nn.Module):
             bias = bias.detach().to(torch.float32, copy=True)
         format = packed._format
         arrays = {name: tensor_of(packed._arrays[name], spec.type) for name, spec in format.arrays.items()}
-        self = cls(k, n, False, group_size=packed.group_size, symmetric_activation=symmetric_activation, device="meta")
+        self = cls(
+            k,
+            n,
+            False,
+            group_size=packed.group_size,
+            symmetric_activation=symmetric_activation,
+            device="meta",
+            dtype=dtype,
+        )
         self._buffers.update(tensors_of(format, arrays), bias=bias)
+        self._set_weight(self._weight.dtype)
         return self
 
     def sharing_weight(self, bias: torch.Tensor | None) -> DA8W4Linear:
@@ -288,9 +323,45 @@ class DA8W4Linear(nn.Module):
         DA8W4Linear
             Like this one but for the bias.
         """
-        new = DA8W4Linear.from_packed(self.packed, bias, symmetric_activation=self.symmetric_activation)
+        new = DA8W4Linear.from_packed(
+            self.packed, bias, symmetric_activation=self.symmetric_activation, dtype=self.weight.dtype
+        )
         new._buffers.update({name: old for name, old in self._buffers.items() if name != "bias"})
         return new
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """What stands for the weight of a `torch.nn.Linear`: dtype, device and shape."""
+        # Loaders put tensors in one by one, on another device. Compilers cannot make a new stand-in.
+        if not torch.compiler.is_compiling() and self._weight.device != self.codes.device:
+            self._set_weight(self._weight.dtype)
+        return self._weight
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, as assigning one does; as `weight` none is taken.
+
+        Parameters
+        ----------
+        name : str
+            Of the attribute.
+        param : torch.nn.Parameter or None
+            As `weight`, it must have the shape of the weight: the layer keeps its packed one, and warns.
+
+        Raises
+        ------
+        ValueError
+            If a `weight` has another shape.
+        """
+        if name != "weight" or param is None:
+            super().register_parameter(name, param)
+            return
+        shape = (self.out_features, self.in_features)
+        if param.shape != shape:
+            raise ValueError(
+                f"weight must have shape {shape}, got {tuple(param.shape)}; a layer is resized before it is quantized"
+            )
+        # As code does that ties an output head to an embedding.
+        warnings.warn("a DA8W4Linear keeps its packed weight; the one that was assigned is not used", stacklevel=3)
 
     @property
     def group_size(self) -> int:
@@ -390,6 +461,9 @@ class DA8W4Linear(nn.Module):
                 raise ValueError(f"a DA8W4Linear runs on the CPU only, cannot be moved to {new_bytes.device}")
             if new_bytes is not old_bytes and new_bytes.dtype is torch.uint8:
                 self._buffers[name] = new_bytes.view(old.dtype).reshape(old.shape)
+        dtype = fn(torch.empty(0, dtype=self._weight.dtype, device="cpu")).dtype
+        if dtype in FLOATS:
+            self._set_weight(dtype)
         return self
 
     def _load_from_state_dict(
@@ -419,6 +493,7 @@ class DA8W4Linear(nn.Module):
             new = new.detach()
             self._buffers[name] = new if local_metadata.get("assign_to_params_buffers") else aligned_copy(new)
         self._layout = self.layout.tolist()
+        self._set_weight(self._weight.dtype)
 
 
 class _LayerProduct(Product):
