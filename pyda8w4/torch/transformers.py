@@ -185,7 +185,13 @@ class _Quantizer(HfQuantizer):
             )
         symmetric = self.quantization_config.symmetric_activation
         layer = DA8W4Linear(
-            k, n, stored["bias"], group_size=group_size, symmetric_activation=symmetric, device="meta"
+            k,
+            n,
+            stored["bias"],
+            group_size=group_size,
+            symmetric_activation=symmetric,
+            device="meta",
+            dtype=linear.weight.dtype,
         )
         format = Format(n, k, group_size, stored["scales"], None if stored["zps"] else 0, stored["offsets"])
         layer._buffers.update(zeros_of(format, "meta"))

@@ -90,17 +90,25 @@ def tiny(cls: Any, widths: bool = True) -> Any:
     default = cls()
     parts = getattr(cls, "sub_configs", None) or {}
     made: dict[str, Any] = {}
-    for name, value in default.to_dict().items():
+    values = default.to_dict()
+    depth = values.get("num_hidden_layers")
+    # Lists that say what each layer is: one layer of each kind stays, two at least.
+    lists = {name: list(map(str, value)) for name, value in values.items() if isinstance(value, (list, tuple)) and len(value) == depth}
+    kinds = dict(zip(zip(*lists.values()), range(depth or 0)))
+    chosen = sorted(kinds.values()) if len(kinds) > 1 else list(range(min(depth or 0, 2)))
+    for name in lists:
+        made[name] = [values[name][index] for index in chosen]
+    for name, value in values.items():
         if name in parts or name in ("transformers_version", "architectures", "dtype", "model_type", "id2label"):
             continue
         new = shrink(name, value)
         if new != value and (widths or re.search("layers|vocab|experts|n_layer|depth", name)):
             made[name] = new
-        if isinstance(value, (list, tuple)) and re.search("layer_types|mlp_layer_types|layers_block_type", name):
-            made[name] = list(value)[:2]
         if re.search("tie_word", name):
             made[name] = value
-    for name, part in parts.items():
+    if lists:
+        made["num_hidden_layers"] = len(chosen)
+    for name in parts:
         value = getattr(default, name, None)
         if isinstance(value, transformers.PreTrainedConfig):
             made[name] = tiny(type(value), widths)
@@ -134,6 +142,14 @@ def inputs_of(model: Any) -> dict[str, Any]:
         inputs = {"input_features": torch.randn(shape)}
     elif name in ("input_values", "audio_values"):
         inputs = {name: torch.randn(1, 4000)}
+    try:
+        model(**inputs)
+    except Exception:
+        if name == "input_ids" or not hasattr(config, "text_config"):
+            pixels = torch.randn(1, getattr(vision, "num_channels", 3), size, size)
+            inputs = {**inputs, "pixel_values": pixels, "input_ids": ids} if hasattr(config, "text_config") else inputs
+        else:
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **inputs}
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids[:, :5]
     return inputs
