@@ -1,7 +1,7 @@
 """Layers whose weight the code of a model reads: found in its source.
 
 ``F.linear(x, self.proj.weight)`` needs the numbers, and a replaced layer has none to give. Reading the type or the
-device is no obstacle. What this does not find (code without source, a layer handed to a function) raises when it is run.
+device is no obstacle. What this does not find (code without source, a layer handed to a function) raises when it runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from torch import nn
 
@@ -23,7 +23,9 @@ _ANSWERED = {
 }  # fmt: skip
 _ABOUT = {"getattr", "hasattr", "id", "isinstance", "is_tensor", "type"}
 # Methods that no forward pass calls, and those for another device.
-_NOT_FORWARD = re.compile(r"_*(init|reset|resize|tie|load|set|cuda|fuse|prune|merge|copy|convert|extra_repr|get_resized)")
+_NOT_FORWARD = re.compile(
+    r"_*(init|reset|resize|tie|load|set|cuda|fuse|prune|merge|copy|convert|extra_repr|get_resized)"
+)
 
 _Path = tuple[str, ...]  # attributes from the module to the layer; "*" for all of a list
 
@@ -54,7 +56,7 @@ def _at(module: nn.Module, path: _Path) -> Iterator[nn.Module]:
             yield from _at(child, path[1:])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _reads(cls: type) -> tuple[tuple[_Path, str], ...]:
     """Paths to the layers whose weight the methods of a class read, and the methods."""
     reads = []

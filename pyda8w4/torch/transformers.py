@@ -99,6 +99,7 @@ def set_config(model: nn.Module, config: DA8W4Config) -> None:
     config : DA8W4Config
         How they were quantized. The configs of parts get it too: a part can be loaded by itself.
     """
+    module: Any
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             packed = {name for name, layer in module.named_modules() if isinstance(layer, DA8W4Linear)}
@@ -133,8 +134,8 @@ class _Quantizer(HfQuantizer):
             return device_map
         if device_map != "auto":
             warnings.warn(
-                f"device_map {device_map!r} is not followed while a model is quantized, which needs all of it on the CPU; "
-                "save the model, and what is loaded again may be mapped",
+                f"device_map {device_map!r} is not followed while a model is quantized, which needs all of it on the "
+                "CPU; save the model, and what is loaded again may be mapped",
                 stacklevel=2,
             )
         return {"": "cpu"}
@@ -160,22 +161,24 @@ class _Quantizer(HfQuantizer):
         if not self.pre_quantized:
             return
         own = {name: module for name, module in model.named_modules(remove_duplicate=False) if is_linear(module)}
-        found, foreign = {}, []
+        found: dict[int, DA8W4Linear] = {}  # by the float module; modules that are one stay one
+        foreign = []
         name_of = _Names(model, own)
         for stored, shapes in _packed_layers(checkpoint_files):
             name = name_of(stored)
             if name is None:
                 foreign.append(stored)
             else:
-                found[name] = self._empty(name, plain_linear(own[name]), shapes)
+                found[id(own[name])] = self._empty(name, plain_linear(own[name]), shapes)
         if foreign and not found and own:
             raise ValueError(
-                f"{type(model).__name__} has none of the packed layers of the checkpoint, such as {foreign[0]}: it would "
-                "have random weights; load it with the class that it was saved with"
+                f"{type(model).__name__} has none of the packed layers of the checkpoint, such as {foreign[0]}: it "
+                "would have random weights; load it with the class that it was saved with"
             )
-        for name, layer in found.items():
+        packed = {name: found[id(module)] for name, module in own.items() if id(module) in found}
+        for name, layer in packed.items():
             model.set_submodule(name, layer)
-        _untie(model, set(found))
+        _untie(model, set(packed))
 
     def _empty(self, name: str, linear: nn.Linear, stored: dict[str, Any]) -> DA8W4Linear:
         n, k, group_size = stored["layout"]
@@ -200,18 +203,15 @@ class _Quantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         config = self.quantization_config
         if not self.pre_quantized:
-            # Names and not parts of names: those of the output head and of what the class says needs float32.
-            kept = self.get_modules_to_not_convert(
-                model, config.modules_to_not_convert, list(model._keep_in_fp32_modules or ())
-            )
-            unwanted = config.modules_to_not_convert or ()
+            unwanted, float32 = config.modules_to_not_convert or [], list(model._keep_in_fp32_modules or [])
+            kept = self.get_modules_to_not_convert(model, config.modules_to_not_convert, float32)
 
             def keep(module: nn.Module, name: str) -> str | None:
                 if should_convert_module(name, kept):
                     return None
-                if not should_convert_module(name, list(unwanted)):
+                if not should_convert_module(name, unwanted):
                     return "modules_to_not_convert"
-                if not should_convert_module(name, list(model._keep_in_fp32_modules or ())):
+                if not should_convert_module(name, float32):
                     return f"{type(model).__name__} keeps it in float32"
                 return "the output head; modules_to_not_convert=[] includes it"
 
@@ -257,13 +257,16 @@ def _packed_layers(files: Sequence[str] | None) -> Iterator[tuple[str, dict[str,
             name, _, last = key.rpartition(".")
             scales, zps = f"{name}.scales", f"{name}.zps"
             if last == "layout" and f"{name}.codes" in tensors and scales in tensors and zps in tensors:
-                yield name, {
-                    "layout": tensors[key].get_tensor(key).tolist()[1:],
-                    "scales": _FLOATS[tensors[scales].get_slice(scales).get_dtype()],
-                    "zps": bool(tensors[zps].get_slice(zps).get_shape()),
-                    "offsets": f"{name}.offsets" in tensors,
-                    "bias": f"{name}.bias" in tensors,
-                }
+                yield (
+                    name,
+                    {
+                        "layout": tensors[key].get_tensor(key).tolist()[1:],
+                        "scales": _FLOATS[tensors[scales].get_slice(scales).get_dtype()],
+                        "zps": bool(tensors[zps].get_slice(zps).get_shape()),
+                        "offsets": f"{name}.offsets" in tensors,
+                        "bias": f"{name}.bias" in tensors,
+                    },
+                )
 
 
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
