@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -99,15 +99,35 @@ def set_config(model: nn.Module, config: DA8W4Config) -> None:
     config : DA8W4Config
         How they were quantized. The configs of parts get it too: a part can be loaded by itself.
     """
-    module: Any
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             packed = {name for name, layer in module.named_modules() if isinstance(layer, DA8W4Linear)}
             other = getattr(module, "hf_quantizer", None)
             if packed and (other is None or isinstance(other, _Quantizer)):
-                module.hf_quantizer = _Quantizer(config)
+                module.__dict__["hf_quantizer"] = _Quantizer(config)
                 module.config.quantization_config = config
                 _untie(module, packed)
+
+
+def _keep_whole(model: Any) -> None:
+    """Forget conversions for files that would cut or join the tensors of packed layers, as those of a fused q, k and v.
+
+    Such layers are saved under the names that they have in the model.
+    """
+    transforms = getattr(model, "_weight_conversions", None)
+    if transforms is None:  # as transformers does for a model that was not loaded
+        transforms = [
+            one for one in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(one, PrefixChange)
+        ]
+    keys = [f"{name}.codes" for name, layer in model.named_modules() if isinstance(layer, DA8W4Linear)]
+
+    def cuts(transform: Any) -> bool:
+        if not isinstance(transform, WeightConverter):
+            return False
+        reverse = transform.reverse_transform()
+        return any(reverse.rename_source_key(key)[1] is not None for key in keys)
+
+    model._weight_conversions = [one for one in transforms if not cuts(one)]
 
 
 def _untie(model: Any, packed: set[str]) -> None:
@@ -140,9 +160,10 @@ class _Quantizer(HfQuantizer):
             )
         return {"": "cpu"}
 
-    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         if any(isinstance(module, FusedPart) for module in model.modules()):
             raise ValueError("model must be saved before fuse_linears; what is loaded again can be joined again")
+        _keep_whole(model)
         state = model.state_dict()
         seen: set[int] = set()
         for name, layer in model.named_modules(remove_duplicate=False):

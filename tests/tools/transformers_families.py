@@ -227,17 +227,21 @@ def build(name: str, model_class: str) -> tuple[Any, dict[str, Any]]:
     raise NotTried(reasons[0])
 
 
+def load(cls: Any, config_class: Any, folder: str, **options: Any) -> Any:
+    # The class of the config, since some families have the models of others.
+    return cls.from_pretrained(folder, config=config_class.from_pretrained(folder), **options)
+
+
 def check(name: str, model_class: str, direct: bool, folder: str) -> tuple[str, str]:
     try:
         model, inputs = build(name, model_class)
-        cls = type(model)
+        cls, config_class = type(model), type(model.config)
         try:
             can_generate = generate(model, inputs) is not None
         except Exception:
             can_generate = False
         model.save_pretrained(f"{folder}/float")
-        model = cls.from_pretrained(f"{folder}/float")
-        run(model, inputs)
+        model = load(cls, config_class, f"{folder}/float")
     except Exception as error:
         return "not tried", f"{type(error).__name__}: {error}"
     stage = "quantize"
@@ -248,7 +252,7 @@ def check(name: str, model_class: str, direct: bool, folder: str) -> tuple[str, 
         else:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                model = cls.from_pretrained(f"{folder}/float", quantization_config=DA8W4Config(32))
+                model = load(cls, config_class, f"{folder}/float", quantization_config=DA8W4Config(32))
             lines = [line.strip() for w in caught for line in str(w.message).splitlines() if "bytes" not in line]
             kept = {line: line.partition(" % ")[2] for line in lines}
             left = [m for m in model.modules() if isinstance(m, nn.Linear)]
@@ -261,7 +265,7 @@ def check(name: str, model_class: str, direct: bool, folder: str) -> tuple[str, 
         stage = "save"
         model.save_pretrained(f"{folder}/packed")
         stage = "load"
-        again = aligned(cls.from_pretrained(f"{folder}/packed"))
+        again = aligned(load(cls, config_class, f"{folder}/packed"))
         stage = "compare"
         if sum(isinstance(module, DA8W4Linear) for module in again.modules()) != layers:
             return "wrong", "other layers are packed after loading"
