@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from pyda8w4._concat import concat
-from pyda8w4.torch._module import DA8W4Linear
+from pyda8w4.torch._module import DA8W4Linear, autocast_dtype, needs_operator
 from pyda8w4.torch._quantize import Report
 from pyda8w4.torch._weight import WeightStandIn
 
@@ -40,11 +42,11 @@ def fuse_linears(model: nn.Module, groups: Sequence[Sequence[str]]) -> Report:
     Notes
     -----
     The children stay callable by their names. The first one that is given an input computes all outputs, the
-    others hand out theirs when they are given the same tensor (the same object, not changed in place
-    since), else compute anew. So results are those of the separate layers, bit for bit, in any order of calls.
-    Outputs are views into one tensor. Under ``torch.inference_mode``, where tensors do not tell whether they
-    were changed, each layer multiplies its own part of the weight in eager mode. ``torch.compile`` and export
-    cannot see it either: there, the input must not be changed in place between the calls of one group.
+    others hand out theirs when they are given the same tensor with the same numbers, else compute anew. So results are
+    those of the separate layers, bit for bit, in any order of calls. Outputs are views into one tensor, which is
+    let go of once all have theirs, or the input is.
+    ``torch.compile`` and export see no numbers: there, the input must not be changed in place between the calls
+    of one group.
 
     In the state dict, all of a group is under the name of its first layer.
 
@@ -130,17 +132,66 @@ def _parts(layers: Sequence[DA8W4Linear]) -> list[FusedPart]:
     return parts
 
 
+class _Outputs(NamedTuple):
+    """What one part has computed for all, and what of."""
+
+    input: weakref.ref[torch.Tensor]
+    copy: torch.Tensor  # nothing else tells that an input was changed through numpy or `.data`
+    autocast: torch.dtype | None
+    product: object
+    versions: list[int] | None
+    out: torch.Tensor
+    left: int  # parts that have not taken theirs
+
+
 class _Sharing:
     """What the parts of a group have in common. No Module, so that only one part has it in its state."""
 
     def __init__(self, whole: DA8W4Linear, count: int) -> None:
         self.whole, self.count = whole, count
-        # The input, its version, the outputs, and how many parts have not taken theirs; None between inputs. One
-        # tuple, so that other threads never see half of it.
-        self.entry: tuple[torch.Tensor, int, torch.Tensor, int] | None = None
+        # None between inputs. Tuples, so that other threads never see half of one.
+        self.outputs: _Outputs | None = None
+        # The same of graphs while they are traced: input, outputs, first columns of the parts that have taken theirs.
+        self.traced: tuple[torch.Tensor, torch.Tensor, tuple[int, ...]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "entry": None}
+        return {"whole": self.whole, "count": self.count, "outputs": None, "traced": None}
+
+    def multiply(self, input: torch.Tensor) -> torch.Tensor:
+        """The outputs of all parts; computed for the first one that comes with an input."""
+        product, autocast = self.whole._product(), autocast_dtype()
+        found, versions = self.outputs, product.versions()
+        if (
+            found is not None
+            and found.input() is input
+            and found.product is product
+            and found.versions == versions
+            and found.autocast is autocast
+            and found.copy.dtype is input.dtype
+            and torch.equal(found.copy, input)
+        ):
+            self.outputs = found._replace(left=found.left - 1) if found.left > 1 else None
+            return found.out
+        out: torch.Tensor = self.whole(input)
+        reference = weakref.ref(input, self._forget)
+        self.outputs = _Outputs(reference, input.detach().clone(), autocast, product, versions, out, self.count - 1)
+        return out
+
+    def trace(self, input: torch.Tensor, part: int) -> torch.Tensor:
+        """The same for inputs that hold no numbers: only the object tells one from another, once for each part."""
+        found = self.traced
+        taken: tuple[int, ...] = (part,)
+        if found is not None and found[0] is input and part not in found[2]:
+            out, taken = found[1], (*found[2], part)
+        else:
+            out = self.whole(input)
+        self.traced = (input, out, taken) if len(taken) < self.count else None
+        return out
+
+    def _forget(self, reference: weakref.ref[torch.Tensor]) -> None:
+        found = self.outputs
+        if found is not None and found.input is reference:
+            self.outputs = None
 
 
 class FusedPart(nn.Module):
@@ -199,15 +250,6 @@ class FusedPart(nn.Module):
             A view into the outputs of the whole group, or a tensor of its own.
         """
         sharing = self._sharing
-        version = 0
-        if not torch.compiler.is_compiling():
-            if input.is_inference():
-                return sharing.whole.columns(input, self._begin, self._end)
-            version = input._version
-        entry = sharing.entry
-        if entry is not None and entry[0] is input and entry[1] == version:
-            out, left = entry[2], entry[3] - 1
-        else:
-            out, left = sharing.whole(input), sharing.count - 1
-        sharing.entry = (input, version, out, left) if left else None
+        traced = torch.compiler.is_compiling() or needs_operator(input)
+        out = sharing.trace(input, self._begin) if traced else sharing.multiply(input)
         return out[..., self._begin : self._end]

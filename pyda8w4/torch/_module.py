@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import attrgetter, is_
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from pyda8w4._checks import check_flag
 from pyda8w4._format import Format, check_group_size, group_count
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
-from pyda8w4.torch._ops import Arguments, Product, arguments_of
+from pyda8w4.torch._ops import Arguments, Product, arguments_of, refuse_gradients
 from pyda8w4.torch._state import check_found, format_of, layout_of, tensors_of, zeros_of
 from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, check_float, tensor_of
 from pyda8w4.torch._torchao import int4_of
 from pyda8w4.torch._weight import WeightStandIn
 
 # Looked up once: a small product waits for them.
-_address, _nbytes = torch.Tensor.data_ptr, attrgetter("nbytes")
+_address, _nbytes, _version = torch.Tensor.data_ptr, attrgetter("nbytes"), attrgetter("_version")
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_tracing = torch._C._is_tracing
+_transform = torch._C._functorch.peek_interpreter_stack
+_is_any_autocast_enabled: Callable[[], bool] = getattr(
+    torch._C, "_is_any_autocast_enabled", partial(torch.is_autocast_enabled, "cpu")
+)
+_is_compiling = torch.compiler.is_dynamo_compiling  # other compilers are seen by the type of their tensors
 _Tensor = torch.Tensor
 
 
@@ -122,6 +129,8 @@ class DA8W4Linear(nn.Module):
         format = Format(out_features, in_features, group, "float32", 0, False)
         for name, tensor in zeros_of(format, device).items():
             self.register_buffer(name, tensor)
+        if self.codes.device.type not in ("cpu", "meta"):
+            raise ValueError(f"device must be cpu or meta, got {self.codes.device.type}")
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None)
         self._layout = layout_of(format)
         if dtype is None:
@@ -366,7 +375,7 @@ class DA8W4Linear(nn.Module):
     @property
     def group_size(self) -> int:
         """Weights of consecutive input features that share a scale."""
-        return int(self.layout[3])
+        return self._layout[3] if _is_compiling() else int(self.layout[3])
 
     @property
     def packed(self) -> PackedWeight:
@@ -396,7 +405,11 @@ class DA8W4Linear(nn.Module):
         ValueError
             If it has another shape or is not on the CPU, or the buffers of the layer do not fit each other.
         """
-        if torch.compiler.is_compiling() or _needs_operator(input):
+        if _is_any_autocast_enabled():
+            input = _autocast(input)
+        if _is_compiling() or needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
+            if not _is_compiling() and isinstance(input, torch.Tensor):
+                refuse_gradients(input)
             out: torch.Tensor = torch.ops.pyda8w4.linear(input, *self._arguments())
             return out
         return self._product().multiply(input, self.symmetric_activation)
@@ -416,8 +429,10 @@ class DA8W4Linear(nn.Module):
         (..., end - begin) tensor
             Of the type of `input`.
         """
+        if _is_any_autocast_enabled():
+            input = _autocast(input)
         product = self._product()
-        if not product.format.is_sliceable(begin, end) or _needs_operator(input):
+        if not product.format.is_sliceable(begin, end) or needs_operator(input) or input.requires_grad:
             out: torch.Tensor = self(input)
             return out[..., begin:end]
         return product.columns(begin, end).multiply(input, self.symmetric_activation)
@@ -441,9 +456,9 @@ class DA8W4Linear(nn.Module):
         str
             Its sizes and how it quantizes.
         """
-        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-        text += f"group_size={self.group_size}"
-        return text + ", symmetric_activation=True" if self.symmetric_activation else text
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        activation = ", symmetric_activation=True" if self.symmetric_activation else ""
+        return f"{text}, group_size={self.group_size}{activation}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last_product": None}
@@ -522,6 +537,13 @@ class _LayerProduct(Product):
             part = self._columns[begin, end] = Product(*self.format.slice(begin, end, self.arrays), bias)
         return part
 
+    def versions(self) -> list[int] | None:
+        """How often the tensors were changed in place; None where tensors do not count that."""
+        try:
+            return list(map(_version, self._tensors))
+        except RuntimeError:  # inference tensors
+            return None
+
     def is_of(self, buffers: Mapping[str, torch.Tensor | None]) -> bool:
         """Whether these are the same tensors in the same memory.
 
@@ -535,12 +557,25 @@ class _LayerProduct(Product):
         )
 
 
-def _needs_operator(input: torch.Tensor) -> bool:
-    """Whether torch must see the call: tracers, dispatch modes, subclasses, autograd, lazy negation."""
+def needs_operator(input: torch.Tensor) -> bool:
+    """Whether torch must see the call: tracers, modes, transforms, subclasses, forward mode, lazy negation."""
     return (
         type(input) is not _Tensor
-        or (input.requires_grad and torch.is_grad_enabled())
         or _dispatch_modes() > 0
         or _is_tracing()
+        or _transform() is not None
+        or forward_ad._current_level >= 0
         or input.is_neg()
     )
+
+
+def autocast_dtype() -> torch.dtype | None:
+    """Of products on the CPU now; None where nothing is cast."""
+    on = _is_any_autocast_enabled() and torch.is_autocast_enabled("cpu")
+    return torch.get_autocast_dtype("cpu") if on else None
+
+
+def _autocast(input: torch.Tensor) -> torch.Tensor:
+    """As `torch.autocast` has the input of a `torch.nn.Linear`."""
+    dtype = autocast_dtype()
+    return input if dtype is None or input.dtype not in FLOATS else input.to(dtype)

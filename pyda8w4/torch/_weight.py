@@ -45,7 +45,7 @@ class WeightStandIn(torch.Tensor):
     ) -> Any:
         raise NotImplementedError(_refusal(func))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override, unused-ignore]
         return f"<packed weight: shape={tuple(self.shape)}, dtype={self.dtype}, device={str(self.device)!r}>"
 
     def __deepcopy__(self, memo: object) -> WeightStandIn:

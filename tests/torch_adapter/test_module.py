@@ -304,12 +304,50 @@ def test_a_layer_that_was_moved_keeps_no_memory() -> None:
     assert codes() is None
 
 
-def test_default_device() -> None:
-    linear, x = nn.Linear(64, 40), torch.randn(2, 64)
-    want = DA8W4Linear.from_linear(linear, 32, symmetric_weight=True)(x)
+@pytest.mark.parametrize("symmetric_weight", [False, True])
+def test_default_device(symmetric_weight: bool) -> None:
+    def make() -> tuple[nn.Module, torch.Tensor]:
+        linear, x = nn.Linear(64, 64, device="cpu"), torch.ones(2, 64, device="cpu")
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
+        layer = DA8W4Linear.from_linear(linear, 32, symmetric_weight=symmetric_weight)
+        codes, scales, zps = (torch.from_numpy(array) for array in layer.packed.unpack()[:3])
+        layers = {
+            "linear": layer,
+            "int4": DA8W4Linear.from_int4(codes, scales, zps, linear.bias),
+            "packed": DA8W4Linear.from_packed(layer.packed, linear.bias),
+            "shared": layer.sharing_weight(linear.bias),
+            "copy": copy.deepcopy(layer),
+            "moved": copy.deepcopy(layer).half().share_memory(),
+        }
+        empty = DA8W4Linear(64, 64, device="cpu")
+        empty.load_state_dict(layer.state_dict())
+        model = nn.ModuleDict({**layers, "loaded": empty, "a": linear, "b": copy.deepcopy(linear)})
+        quantize_(model, 32, symmetric_weight=symmetric_weight)
+        fuse_linears(model, [("a", "b")])
+        return model, torch.stack([layer(x) for layer in model.values()])
+
+    weight, bias = torch.randn(64, 64), torch.randn(64)
+    want = make()[1]
+    assert all(same(row, want[0]) for row in want)
     with torch.device("meta"):
-        layer = DA8W4Linear.from_linear(linear, 32, symmetric_weight=True)
-        assert same(layer(x), want)
+        model, out = make()
+    assert same(out, want)
+    assert all(tensor.is_cpu for tensor in model.state_dict().values())
+    torch.set_default_device("meta")
+    try:
+        assert same(make()[1], want)
+        assert DA8W4Linear(64, 64).codes.is_meta  # as nn.Linear is
+    finally:
+        torch.set_default_device(None)
+
+
+def test_device_that_is_not_the_cpu() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), pytest.raises(ValueError, match=r"device must be cpu or meta, got cuda"):
+        DA8W4Linear(64, 64, device="cuda")
 
 
 # ---- what it says of a weight -------------------------------------------------------------------
