@@ -27,7 +27,7 @@ _NOT_FORWARD = re.compile(
     r"_*(init|reset|resize|tie|load|set|cuda|fuse|prune|merge|copy|convert|extra_repr|get_resized)"
 )
 
-_Path = tuple[str, ...]  # attributes from the module to the layer; "*" for all of a list
+_Path = tuple[str, ...]  # attributes from the module, or from a parameter, to the layer; "*" for all of a list
 
 
 def weight_readers(model: nn.Module) -> dict[int, str]:
@@ -59,12 +59,21 @@ def _at(module: nn.Module, path: _Path) -> Iterator[nn.Module]:
 @cache
 def _reads(cls: type) -> tuple[tuple[_Path, str], ...]:
     """Paths to the layers whose weight the methods of a class read, and the methods."""
-    reads = []
-    for node in _definitions(cls):
-        for method in node.body:
-            if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)) and not _NOT_FORWARD.match(method.name):
-                reads += [(path, method.name) for path in _Method(method).reads()]
-    return tuple(dict.fromkeys(reads))
+    methods = {
+        method.name: _Method(method)
+        for node in _definitions(cls)
+        for method in node.body
+        if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)) and not _NOT_FORWARD.match(method.name)
+    }
+    own: list[tuple[_Path, str]] = []
+    given: list[tuple[_Path, str]] = []
+    for name, method in methods.items():
+        for path in method.reads():
+            (given if path[0] in method.parameters else own).append((path, name))
+    for path, name in given:  # of a layer that other methods give it
+        for method in methods.values():
+            own += [(one + path[1:], name) for one in method.arguments(name, methods[name].parameters.index(path[0]))]
+    return tuple(dict.fromkeys(own))
 
 
 def _definitions(cls: type) -> list[ast.ClassDef]:
@@ -107,8 +116,9 @@ class _Method:
     def __init__(self, method: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self._nodes = list(ast.walk(method))
         self._parents = {child: node for node in self._nodes for child in ast.iter_child_nodes(node)}
-        arguments = method.args.posonlyargs + method.args.args
-        self._names: dict[str, _Path] = {arguments[0].arg: ()} if arguments else {}
+        self.parameters = [argument.arg for argument in method.args.posonlyargs + method.args.args]
+        self._names: dict[str, _Path] = {name: (name,) for name in self.parameters[1:]}
+        self._names.update(dict.fromkeys(self.parameters[:1], ()))
         for node in self._nodes:
             if isinstance(node, ast.Assign) and len(node.targets) == 1:
                 self._name(node.targets[0], node.value, ())
@@ -136,6 +146,15 @@ class _Method:
             path = self._path(node.value)
             return None if path is None else (*path, "*")
         return None
+
+    def arguments(self, method: str, index: int) -> Iterator[_Path]:
+        """What this one gives another as its argument `index`: layers of the module."""
+        for node in self._nodes:
+            if isinstance(node, ast.Call) and self._path(node.func) == (method,):
+                parts = [*node.args[index - 1 : index], *(one.value for one in node.keywords)]
+                for path in map(self._path, parts):
+                    if path and path[0] not in self.parameters:
+                        yield path
 
     def reads(self) -> Iterator[_Path]:
         for node in self._nodes:

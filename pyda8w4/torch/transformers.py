@@ -109,25 +109,37 @@ def set_config(model: nn.Module, config: DA8W4Config) -> None:
                 _untie(module, packed)
 
 
-def _keep_whole(model: Any) -> None:
-    """Forget conversions for files that would cut or join the tensors of packed layers, as those of a fused q, k and v.
+def _keep_names(model: Any) -> None:
+    """Have a model saved under the names of its modules where those of its original format do not serve.
 
-    Such layers are saved under the names that they have in the model.
+    transformers renames tensors as it saves, and joins some, such as q, k and v; it undoes that as it loads. Tensors of
+    packed layers cannot be joined, and some of their names do not come back.
     """
     transforms = getattr(model, "_weight_conversions", None)
     if transforms is None:  # as transformers does for a model that was not loaded
         transforms = [
             one for one in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(one, PrefixChange)
         ]
-    keys = [f"{name}.codes" for name, layer in model.named_modules() if isinstance(layer, DA8W4Linear)]
+    forth, back = _Transforms(transforms), _Transforms([one.reverse_transform() for one in transforms[::-1]])
+    for name, layer in model.named_modules():
+        if isinstance(layer, DA8W4Linear):
+            stored, joined = back.rename(f"{name}.codes", reverse=True)
+            if joined or forth.rename(stored) != (f"{name}.codes", False):
+                model._weight_conversions = []
+                return
 
-    def cuts(transform: Any) -> bool:
-        if not isinstance(transform, WeightConverter):
-            return False
-        reverse = transform.reverse_transform()
-        return any(reverse.rename_source_key(key)[1] is not None for key in keys)
 
-    model._weight_conversions = [one for one in transforms if not cuts(one)]
+class _Transforms:
+    """What transformers does to the names of tensors."""
+
+    def __init__(self, transforms: Sequence[Any]) -> None:
+        self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+        self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
+
+    def rename(self, key: str, prefix: str | None = None, own: Any = None, reverse: bool = False) -> tuple[str, bool]:
+        """The new name, and whether tensors are cut or joined."""
+        renamed, pattern = rename_source_key(key, self._renamings, self._converters, prefix, own, reverse)
+        return renamed, pattern is not None
 
 
 def _untie(model: Any, packed: set[str]) -> None:
@@ -163,7 +175,7 @@ class _Quantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         if any(isinstance(module, FusedPart) for module in model.modules()):
             raise ValueError("model must be saved before fuse_linears; what is loaded again can be joined again")
-        _keep_whole(model)
+        _keep_names(model)
         state = model.state_dict()
         seen: set[int] = set()
         for name, layer in model.named_modules(remove_duplicate=False):
@@ -251,15 +263,12 @@ class _Names:
     """What the layers of a checkpoint are called in a model: as transformers renames what it loads."""
 
     def __init__(self, model: Any, own: dict[str, nn.Module]) -> None:
-        transforms = get_model_conversion_mapping(model)
-        self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-        self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
-        self._prefix = model.base_model_prefix
+        self._transforms, self._prefix = _Transforms(get_model_conversion_mapping(model)), model.base_model_prefix
         self._own = {f"{name}.codes": name for name in own}
 
     def __call__(self, stored: str) -> str | None:
         key = f"{stored}.codes"
-        renamed, _ = rename_source_key(key, self._renamings, self._converters, self._prefix, self._own)
+        renamed, _ = self._transforms.rename(key, self._prefix, self._own)
         if renamed not in self._own and key in self._own:
             renamed = key
         return self._own.get(renamed)

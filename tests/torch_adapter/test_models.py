@@ -139,7 +139,7 @@ class _Functional(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("called", "asked", "multiplied", "kept_in_a_name", "trained", "unused"):
+        for name in ("called", "asked", "multiplied", "kept_in_a_name", "given", "trained", "unused"):
             setattr(self, name, nn.Linear(64, 64))
         self.listed = nn.ModuleList([nn.Linear(64, 64), nn.Linear(64, 64)])
         self.indexed = nn.ModuleList([nn.Linear(64, 64)])
@@ -147,12 +147,15 @@ class _Functional(nn.Module):
     def _init_weights(self) -> None:
         nn.init.zeros_(self.unused.weight)
 
+    def _helper(self, x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+        return layer.weight.sum() + x
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.called(x.to(self.asked.weight.dtype).to(self.asked.weight.device))
         if isinstance(self.asked.weight, torch.Tensor) and self.asked.weight.shape[0] == self.asked.weight.size(0):
             x = self.asked(x) + nn.functional.linear(x, self.multiplied.weight, self.multiplied.bias)
         layer = self.kept_in_a_name
-        x = x @ layer.weight.T
+        x = self._helper(x @ layer.weight.T, self.given)
         for _, one in enumerate(self.listed):
             x = torch.addmm(one.bias, x, one.weight)
         if self.training and x.dim() > 1:
@@ -166,7 +169,8 @@ def test_layers_whose_weight_is_read() -> None:
     want = model(x)
     report = quantize_(model, 32)
     assert report.replaced == ["called", "asked", "trained", "unused"]
-    assert set(report.kept.values()) == {"_Functional.forward reads its weight"}
+    assert report.kept.pop("given") == "_Functional._helper reads its weight"
+    assert set(report.kept.values()) == {"_Functional.forward reads its weight"} and len(report.kept) == 5
     assert sqnr(want, model(x)) > 10
 
 
