@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pyda8w4._concat import concat
-from pyda8w4.torch._module import DA8W4Linear, needs_operator
+from pyda8w4.torch._module import DA8W4Linear, needs_operator, refuse_script
 from pyda8w4.torch._quantize import Report
 from pyda8w4.torch._weight import WeightStandIn
 
@@ -192,6 +192,9 @@ class FusedPart(nn.Module):
             Its sizes.
         """
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        refuse_script(self)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Multiply, or hand out what another part has computed.

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ _address, _nbytes = torch.Tensor.data_ptr, attrgetter("nbytes")
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_tracing = torch._C._is_tracing
 _transform = torch._C._functorch.peek_interpreter_stack
+_is_profiling = torch._C._autograd._profiler_enabled
 _is_any_autocast_enabled: Callable[[], bool] = getattr(
     torch._C, "_is_any_autocast_enabled", partial(torch.is_autocast_enabled, "cpu")
 )
@@ -56,6 +57,9 @@ class DA8W4Linear(nn.Module):
         ``"cpu"``, or ``"meta"`` for a layer without memory.
     dtype : torch.dtype, optional
         What `weight` says: float32, bfloat16 or float16. None means torch's default.
+    group_zero_points : bool
+        Whether ``zps`` has a zero point for each group. `load_state_dict` takes both; loaders that compare shapes
+        (accelerate) need a layer with the shapes of the file.
 
     Attributes
     ----------
@@ -118,6 +122,7 @@ class DA8W4Linear(nn.Module):
         symmetric_activation: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        group_zero_points: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("in_features", in_features), ("out_features", out_features)):
@@ -126,7 +131,8 @@ class DA8W4Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.symmetric_activation = check_flag("symmetric_activation", symmetric_activation)
         group = check_group_size(group_size, in_features)
-        format = Format(out_features, in_features, group, "float32", 0, False)
+        zero_point = None if check_flag("group_zero_points", group_zero_points) else 0
+        format = Format(out_features, in_features, group, "float32", zero_point, False)
         for name, tensor in zeros_of(format, device).items():
             self.register_buffer(name, tensor)
         if self.codes.device.type not in ("cpu", "meta"):
@@ -464,6 +470,9 @@ class DA8W4Linear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last_product": None}
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        refuse_script(self)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DA8W4Linear:
         # What `.to`, `.half()`, `share_memory` and others do to every tensor, done to bytes: moves them, and
         # finds no floats to convert.
@@ -564,14 +573,21 @@ class _LayerProduct(Product):
 
 
 def needs_operator(input: torch.Tensor) -> bool:
-    """Whether torch must see the call: tracers, modes, transforms, subclasses, forward mode, lazy negation."""
+    """Whether torch must see the call: tracers, profilers, modes, transforms, subclasses, forward mode, negation."""
     return (
         type(input) is not _Tensor
         or _dispatch_modes() > 0
         or _is_tracing()
+        or _is_profiling()
         or _transform() is not None
         or forward_ad._current_level >= 0
         or input.is_neg()
+    )
+
+
+def refuse_script(layer: nn.Module) -> NoReturn:
+    raise NotImplementedError(
+        f"torch.jit.script has no {type(layer).__name__}; use torch.compile, torch.export or torch.jit.trace"
     )
 
 
