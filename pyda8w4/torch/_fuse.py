@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from pyda8w4._concat import concat
-from pyda8w4.torch._module import DA8W4Linear, autocast_dtype, needs_operator
+from pyda8w4.torch._module import DA8W4Linear, needs_operator, refuse_script
 from pyda8w4.torch._quantize import Report
 from pyda8w4.torch._weight import WeightStandIn
 
@@ -41,12 +39,10 @@ def fuse_linears(model: nn.Module, groups: Sequence[Sequence[str]]) -> Report:
 
     Notes
     -----
-    The children stay callable by their names. The first one that is given an input computes all outputs, the
-    others hand out theirs when they are given the same tensor with the same numbers, else compute anew. So results are
-    those of the separate layers, bit for bit, in any order of calls. Outputs are views into one tensor, which is
-    let go of once all have theirs, or the input is.
-    ``torch.compile`` and export see no numbers: there, the input must not be changed in place between the calls
-    of one group.
+    The children stay callable by their names, in any order, with results those of the separate layers, bit for bit.
+    ``torch.compile``, export and other tracers get one product for the children that are given the same tensor, which
+    must not be changed in place between their calls. In eager mode each child multiplies its part of the
+    weight: nothing tells whether numbers of an input were changed since another child was given it.
 
     In the state dict, all of a group is under the name of its first layer.
 
@@ -132,66 +128,27 @@ def _parts(layers: Sequence[DA8W4Linear]) -> list[FusedPart]:
     return parts
 
 
-class _Outputs(NamedTuple):
-    """What one part has computed for all, and what of."""
-
-    input: weakref.ref[torch.Tensor]
-    copy: torch.Tensor  # nothing else tells that an input was changed through numpy or `.data`
-    autocast: torch.dtype | None
-    product: object
-    versions: list[int] | None
-    out: torch.Tensor
-    left: int  # parts that have not taken theirs
-
-
 class _Sharing:
     """What the parts of a group have in common. No Module, so that only one part has it in its state."""
 
     def __init__(self, whole: DA8W4Linear, count: int) -> None:
         self.whole, self.count = whole, count
-        # None between inputs. Tuples, so that other threads never see half of one.
-        self.outputs: _Outputs | None = None
-        # The same of graphs while they are traced: input, outputs, first columns of the parts that have taken theirs.
+        # While a graph is traced: an input, the outputs of all parts, and the first columns of those that have theirs.
         self.traced: tuple[torch.Tensor, torch.Tensor, tuple[int, ...]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"whole": self.whole, "count": self.count, "outputs": None, "traced": None}
+        return {**self.__dict__, "traced": None}
 
-    def multiply(self, input: torch.Tensor) -> torch.Tensor:
-        """The outputs of all parts; computed for the first one that comes with an input."""
-        product, autocast = self.whole._product(), autocast_dtype()
-        found, versions = self.outputs, product.versions()
-        if (
-            found is not None
-            and found.input() is input
-            and found.product is product
-            and found.versions == versions
-            and found.autocast is autocast
-            and found.copy.dtype is input.dtype
-            and torch.equal(found.copy, input)
-        ):
-            self.outputs = found._replace(left=found.left - 1) if found.left > 1 else None
-            return found.out
-        out: torch.Tensor = self.whole(input)
-        reference = weakref.ref(input, self._forget)
-        self.outputs = _Outputs(reference, input.detach().clone(), autocast, product, versions, out, self.count - 1)
-        return out
-
-    def trace(self, input: torch.Tensor, part: int) -> torch.Tensor:
-        """The same for inputs that hold no numbers: only the object tells one from another, once for each part."""
+    def trace(self, input: torch.Tensor, begin: int) -> torch.Tensor:
+        """The outputs of all parts, of one call for all that come with the same object as input, each once."""
         found = self.traced
-        taken: tuple[int, ...] = (part,)
-        if found is not None and found[0] is input and part not in found[2]:
-            out, taken = found[1], (*found[2], part)
+        taken: tuple[int, ...] = (begin,)
+        if found is not None and found[0] is input and begin not in found[2]:
+            out, taken = found[1], (*found[2], begin)
         else:
             out = self.whole(input)
         self.traced = (input, out, taken) if len(taken) < self.count else None
         return out
-
-    def _forget(self, reference: weakref.ref[torch.Tensor]) -> None:
-        found = self.outputs
-        if found is not None and found.input is reference:
-            self.outputs = None
 
 
 class FusedPart(nn.Module):
@@ -236,6 +193,9 @@ class FusedPart(nn.Module):
         """
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        refuse_script(self)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Multiply, or hand out what another part has computed.
 
@@ -249,7 +209,7 @@ class FusedPart(nn.Module):
         (..., out_features) tensor
             A view into the outputs of the whole group, or a tensor of its own.
         """
-        sharing = self._sharing
-        traced = torch.compiler.is_compiling() or needs_operator(input)
-        out = sharing.trace(input, self._begin) if traced else sharing.multiply(input)
-        return out[..., self._begin : self._end]
+        sharing, begin, end = self._sharing, self._begin, self._end
+        if torch.compiler.is_dynamo_compiling() or needs_operator(input):
+            return sharing.trace(input, begin)[..., begin:end]
+        return sharing.whole.columns(input, begin, end)

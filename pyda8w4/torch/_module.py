@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import attrgetter, is_
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from pyda8w4.torch._torchao import int4_of
 from pyda8w4.torch._weight import WeightStandIn
 
 # Looked up once: a small product waits for them.
-_address, _nbytes, _version = torch.Tensor.data_ptr, attrgetter("nbytes"), attrgetter("_version")
+_address, _nbytes = torch.Tensor.data_ptr, attrgetter("nbytes")
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_tracing = torch._C._is_tracing
 _transform = torch._C._functorch.peek_interpreter_stack
+_is_profiling = torch._C._autograd._profiler_enabled
 _is_any_autocast_enabled: Callable[[], bool] = getattr(
     torch._C, "_is_any_autocast_enabled", partial(torch.is_autocast_enabled, "cpu")
 )
@@ -56,6 +57,9 @@ class DA8W4Linear(nn.Module):
         ``"cpu"``, or ``"meta"`` for a layer without memory.
     dtype : torch.dtype, optional
         What `weight` says: float32, bfloat16 or float16. None means torch's default.
+    group_zero_points : bool
+        Whether ``zps`` has a zero point for each group. `load_state_dict` takes both; loaders that compare shapes
+        (accelerate) need a layer with the shapes of the file.
 
     Attributes
     ----------
@@ -118,6 +122,7 @@ class DA8W4Linear(nn.Module):
         symmetric_activation: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        group_zero_points: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("in_features", in_features), ("out_features", out_features)):
@@ -126,7 +131,8 @@ class DA8W4Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.symmetric_activation = check_flag("symmetric_activation", symmetric_activation)
         group = check_group_size(group_size, in_features)
-        format = Format(out_features, in_features, group, "float32", 0, False)
+        zero_point = None if check_flag("group_zero_points", group_zero_points) else 0
+        format = Format(out_features, in_features, group, "float32", zero_point, False)
         for name, tensor in zeros_of(format, device).items():
             self.register_buffer(name, tensor)
         if self.codes.device.type not in ("cpu", "meta"):
@@ -408,21 +414,18 @@ class DA8W4Linear(nn.Module):
         if _is_any_autocast_enabled():
             input = _autocast(input)
         if _is_compiling() or needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
-            if not _is_compiling() and isinstance(input, torch.Tensor):
-                refuse_gradients(input)
-            out: torch.Tensor = torch.ops.pyda8w4.linear(input, *self._arguments())
-            return out
+            return _call_operator(input, self._arguments())
         return self._product().multiply(input, self.symmetric_activation)
 
     def columns(self, input: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """Compute outputs `begin` to `end`, and no others where these are whole blocks.
+        """Compute outputs `begin` to `end`, in whole blocks of 32: all others take no time.
 
         Parameters
         ----------
         input : (..., in_features) tensor of float32, bfloat16 or float16
             All dimensions but the last are rows.
         begin, end : int
-            Multiples of 32, or `out_features`: then the other outputs take no time.
+            Numbers of outputs.
 
         Returns
         -------
@@ -431,11 +434,15 @@ class DA8W4Linear(nn.Module):
         """
         if _is_any_autocast_enabled():
             input = _autocast(input)
-        product = self._product()
-        if not product.format.is_sliceable(begin, end) or needs_operator(input) or input.requires_grad:
-            out: torch.Tensor = self(input)
-            return out[..., begin:end]
-        return product.columns(begin, end).multiply(input, self.symmetric_activation)
+        part = self._product().columns(begin, end)
+        if needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
+            arguments = arguments_of(
+                {**self._buffers, **part.arrays}, part.bias, layout_of(part.product.format), self.symmetric_activation
+            )
+            out = _call_operator(input, arguments)
+        else:
+            out = part.product.multiply(input, self.symmetric_activation)
+        return out if part.within is None else out[..., part.within]
 
     def _arguments(self) -> Arguments:
         return arguments_of(self._buffers, self._buffers["bias"], self._layout, self.symmetric_activation)
@@ -462,6 +469,9 @@ class DA8W4Linear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last_product": None}
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        refuse_script(self)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DA8W4Linear:
         # What `.to`, `.half()`, `share_memory` and others do to every tensor, done to bytes: moves them, and
@@ -511,6 +521,15 @@ class DA8W4Linear(nn.Module):
         self._set_weight(self._weight.dtype)
 
 
+class _Columns(NamedTuple):
+    """Some blocks of a layer."""
+
+    product: Product
+    arrays: dict[str, torch.Tensor]
+    bias: torch.Tensor | None
+    within: slice | None  # which of their outputs are wanted; None means all
+
+
 class _LayerProduct(Product):
     """The product of a layer's buffers, and where in memory these were."""
 
@@ -524,25 +543,21 @@ class _LayerProduct(Product):
             format.check_zero_points(array_of(self.arrays["zps"]))
         self._one_zero_point = None if "zps" in self.arrays else buffers["zps"]
         self.bias: torch.Tensor | None = bias
-        self._columns: dict[tuple[int, int], Product] = {}
+        self._columns: dict[tuple[int, int], _Columns] = {}
         self._all = tuple(buffers.values())
         self._tensors = [*self.arrays.values(), *([] if bias is None else [bias])]
         self._addresses, self._sizes = list(map(_address, self._tensors)), list(map(_nbytes, self._tensors))
 
-    def columns(self, begin: int, end: int) -> Product:
-        """Of some outputs, which are whole blocks."""
+    def columns(self, begin: int, end: int) -> _Columns:
+        """Of the blocks that have these outputs."""
         part = self._columns.get((begin, end))
         if part is None:
-            bias = None if self.bias is None else self.bias[begin:end]
-            part = self._columns[begin, end] = Product(*self.format.slice(begin, end, self.arrays), bias)
+            first, last = self.format.blocks_around(begin, end)
+            format, arrays = self.format.slice(first, last, self.arrays)
+            bias = None if self.bias is None else self.bias[first:last]
+            within = None if (first, last) == (begin, end) else slice(begin - first, end - first)
+            part = self._columns[begin, end] = _Columns(Product(format, arrays, bias), arrays, bias, within)
         return part
-
-    def versions(self) -> list[int] | None:
-        """How often the tensors were changed in place; None where tensors do not count that."""
-        try:
-            return list(map(_version, self._tensors))
-        except RuntimeError:  # inference tensors
-            return None
 
     def is_of(self, buffers: Mapping[str, torch.Tensor | None]) -> bool:
         """Whether these are the same tensors in the same memory.
@@ -558,24 +573,33 @@ class _LayerProduct(Product):
 
 
 def needs_operator(input: torch.Tensor) -> bool:
-    """Whether torch must see the call: tracers, modes, transforms, subclasses, forward mode, lazy negation."""
+    """Whether torch must see the call: tracers, profilers, modes, transforms, subclasses, forward mode, negation."""
     return (
         type(input) is not _Tensor
         or _dispatch_modes() > 0
         or _is_tracing()
+        or _is_profiling()
         or _transform() is not None
         or forward_ad._current_level >= 0
         or input.is_neg()
     )
 
 
-def autocast_dtype() -> torch.dtype | None:
-    """Of products on the CPU now; None where nothing is cast."""
-    on = _is_any_autocast_enabled() and torch.is_autocast_enabled("cpu")
-    return torch.get_autocast_dtype("cpu") if on else None
+def refuse_script(layer: nn.Module) -> NoReturn:
+    raise NotImplementedError(
+        f"torch.jit.script has no {type(layer).__name__}; use torch.compile, torch.export or torch.jit.trace"
+    )
+
+
+def _call_operator(input: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+    if not _is_compiling() and isinstance(input, torch.Tensor):
+        refuse_gradients(input)
+    out: torch.Tensor = torch.ops.pyda8w4.linear(input, *arguments)
+    return out
 
 
 def _autocast(input: torch.Tensor) -> torch.Tensor:
     """As `torch.autocast` has the input of a `torch.nn.Linear`."""
-    dtype = autocast_dtype()
-    return input if dtype is None or input.dtype not in FLOATS else input.to(dtype)
+    if not torch.is_autocast_enabled("cpu") or input.dtype not in FLOATS:
+        return input
+    return input.to(torch.get_autocast_dtype("cpu"))

@@ -6,11 +6,13 @@ Eager modules keep a `Product` and call that, because the dispatcher takes longe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import register_flop_formula
 
 from pyda8w4._core import CoreError
 from pyda8w4._format import Format
@@ -190,13 +192,21 @@ def _vmap(
     return torch.ops.pyda8w4.linear(input.movedim(at, 0), weight, bias, layout, activation), 0
 
 
-_library: Any = torch.library.Library("pyda8w4", "DEF")  # type: ignore[no-untyped-call, unused-ignore]
-_library.define(_SCHEMA)
-_library.impl("linear", linear, "CPU")
-torch.library.register_fake("pyda8w4::linear", _linear_fake, lib=_library)
-_library.define(_BACKWARD_SCHEMA)
-_library.impl("linear_backward", _no_backward, "CPU")
-torch.library.register_fake("pyda8w4::linear_backward", _backward_fake, lib=_library)
-torch.library.register_autograd("pyda8w4::linear", _backward, setup_context=_keep_sizes, lib=_library)
-if hasattr(torch.library, "register_vmap"):  # torch 2.5
-    torch.library.register_vmap("pyda8w4::linear", _vmap, lib=_library)
+def _flops(input: Sequence[int], weight: object, bias: object, layout: Sequence[int], *others: Any, **more: Any) -> int:
+    """As many as those of a float layer: two for each weight and row."""
+    return 2 * prod(input[:-1]) * layout[1] * layout[2]
+
+
+# Reloading the module finds the operators there, with functions that see the names of the new one.
+if not hasattr(torch.ops.pyda8w4, "linear"):
+    _library: Any = torch.library.Library("pyda8w4", "DEF")  # type: ignore[no-untyped-call, unused-ignore]
+    _library.define(_SCHEMA)
+    _library.define(_BACKWARD_SCHEMA)
+    _library.impl("linear", linear, "CPU")
+    _library.impl("linear_backward", _no_backward, "CPU")
+    torch.library.register_fake("pyda8w4::linear", _linear_fake, lib=_library)
+    torch.library.register_fake("pyda8w4::linear_backward", _backward_fake, lib=_library)
+    torch.library.register_autograd("pyda8w4::linear", _backward, setup_context=_keep_sizes, lib=_library)
+    if hasattr(torch.library, "register_vmap"):  # torch 2.5
+        torch.library.register_vmap("pyda8w4::linear", _vmap, lib=_library)
+    register_flop_formula(torch.ops.pyda8w4.linear)(_flops)  # type: ignore[no-untyped-call, unused-ignore]

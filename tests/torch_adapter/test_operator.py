@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -265,3 +267,69 @@ def test_autocast(fused: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.k_proj(x)
     assert same(layer(x), want[torch.float32])
+
+
+# ---- tools of torch ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_profiler_and_flop_counter(fused: bool) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, x = Attention(), torch.randn(2, 3, 64)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    wanted = counter.get_total_flops()
+    quantize_(model)
+    if fused:
+        fuse_linears(model, GROUPS)
+    want = model(x)
+    with FlopCounterMode(display=False) as counter:
+        assert same(model(x), want)
+    assert counter.get_total_flops() == wanted > 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert same(model(x), want)
+    assert "pyda8w4::linear" in {event.key for event in profile.key_averages()}
+
+
+def test_reload() -> None:
+    import importlib
+
+    from pyda8w4.torch import _ops
+
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
+    x = torch.randn(2, 64)
+    want, arguments = layer(x), operator_arguments(layer)
+    for _ in range(2):
+        importlib.reload(_ops)
+        assert same(torch.ops.pyda8w4.linear(x, **arguments), want) and same(layer(x), want)
+
+
+def test_import_again() -> None:
+    """As some reloaders do: the modules are forgotten and imported once more."""
+    program = """
+import gc, sys, torch, pyda8w4.torch
+old = pyda8w4.torch.DA8W4Linear.from_linear(torch.nn.Linear(64, 40))
+x = torch.randn(2, 64)
+for name in [name for name in sys.modules if name.startswith("pyda8w4.torch")]:
+    del sys.modules[name]
+del pyda8w4.torch
+import pyda8w4.torch
+gc.collect()
+new = pyda8w4.torch.DA8W4Linear.from_packed(old.packed, old.bias)
+assert type(new) is not type(old)
+for layer in old, new:
+    assert torch.equal(layer(x), torch.ops.pyda8w4.linear(x, *new._arguments())), layer
+    assert torch.equal(layer(x), torch.vmap(layer)(x))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_script_says_what_to_do() -> None:
+    model = Attention()
+    quantize_(model)
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.script has no DA8W4Linear; use torch\.compile"):
+        torch.jit.script(model)
+    fuse_linears(model, GROUPS)
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.script has no"):
+        torch.jit.script(model)
