@@ -175,6 +175,10 @@ class Format:
         """Whether columns `begin` to `end` are whole blocks."""
         return begin % _BLOCK == 0 and (end % _BLOCK == 0 or end == self.n)
 
+    def blocks_around(self, begin: int, end: int) -> tuple[int, int]:
+        """The columns of all blocks that have some of columns `begin` to `end`."""
+        return begin // _BLOCK * _BLOCK, min(ceil_div(end, _BLOCK) * _BLOCK, self.n)
+
     def slice(self, begin: int, end: int, arrays: Mapping[str, Sliceable]) -> tuple[Format, dict[str, Sliceable]]:
         """Columns `begin` to `end`, in the memory of the arrays."""
         if not self.is_sliceable(begin, end):

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from pyda8w4._concat import concat
-from pyda8w4.torch._module import DA8W4Linear
+from pyda8w4.torch._module import DA8W4Linear, needs_operator, refuse_script
 from pyda8w4.torch._quantize import Report
+from pyda8w4.torch._weight import WeightStandIn
 
 
 def fuse_linears(model: nn.Module, groups: Sequence[Sequence[str]]) -> Report:
@@ -38,12 +39,10 @@ def fuse_linears(model: nn.Module, groups: Sequence[Sequence[str]]) -> Report:
 
     Notes
     -----
-    The children stay callable by their names. The first one that is given an input computes all outputs, the
-    others hand out theirs when they are given the same tensor (the same object, not changed in place
-    since), else compute anew. So results are those of the separate layers, bit for bit, in any order of calls.
-    Outputs are views into one tensor. Under ``torch.inference_mode``, where tensors do not tell whether they
-    were changed, each layer multiplies its own part of the weight in eager mode. ``torch.compile`` and export
-    cannot see it either: there, the input must not be changed in place between the calls of one group.
+    The children stay callable by their names, in any order, with results those of the separate layers, bit for bit.
+    ``torch.compile``, export and other tracers get one product for the children that are given the same tensor, which
+    must not be changed in place between their calls. In eager mode each child multiplies its part of the
+    weight: nothing tells whether numbers of an input were changed since another child was given it.
 
     In the state dict, all of a group is under the name of its first layer.
 
@@ -114,7 +113,10 @@ def _parts(layers: Sequence[DA8W4Linear]) -> list[FusedPart]:
     biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
     whole = DA8W4Linear.from_packed(
-        concat([layer.packed for layer in layers]), bias, symmetric_activation=first.symmetric_activation
+        concat([layer.packed for layer in layers]),
+        bias,
+        symmetric_activation=first.symmetric_activation,
+        dtype=first.weight.dtype,
     )
     whole.train(first.training)
     sharing = _Sharing(whole, len(layers))
@@ -131,12 +133,22 @@ class _Sharing:
 
     def __init__(self, whole: DA8W4Linear, count: int) -> None:
         self.whole, self.count = whole, count
-        # The input, its version, the outputs, and how many parts have not taken theirs; None between inputs. One
-        # tuple, so that other threads never see half of it.
-        self.entry: tuple[torch.Tensor, int, torch.Tensor, int] | None = None
+        # While a graph is traced: an input, the outputs of all parts, and the first columns of those that have theirs.
+        self.traced: tuple[torch.Tensor, torch.Tensor, tuple[int, ...]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "entry": None}
+        return {**self.__dict__, "traced": None}
+
+    def trace(self, input: torch.Tensor, begin: int) -> torch.Tensor:
+        """The outputs of all parts, of one call for all that come with the same object as input, each once."""
+        found = self.traced
+        taken: tuple[int, ...] = (begin,)
+        if found is not None and found[0] is input and begin not in found[2]:
+            out, taken = found[1], (*found[2], begin)
+        else:
+            out = self.whole(input)
+        self.traced = (input, out, taken) if len(taken) < self.count else None
+        return out
 
 
 class FusedPart(nn.Module):
@@ -159,6 +171,18 @@ class FusedPart(nn.Module):
         if owner:
             self.fused = sharing.whole
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """See `DA8W4Linear`."""
+        whole = self._sharing.whole.weight
+        return WeightStandIn((self.out_features, self.in_features), whole.dtype, whole.device)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The part of these outputs."""
+        bias = self._sharing.whole.bias
+        return None if bias is None else bias[self._begin : self._end]
+
     def extra_repr(self) -> str:
         """Return what is printed of it.
 
@@ -168,6 +192,9 @@ class FusedPart(nn.Module):
             Its sizes.
         """
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        refuse_script(self)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Multiply, or hand out what another part has computed.
@@ -182,16 +209,7 @@ class FusedPart(nn.Module):
         (..., out_features) tensor
             A view into the outputs of the whole group, or a tensor of its own.
         """
-        sharing = self._sharing
-        version = 0
-        if not torch.compiler.is_compiling():
-            if input.is_inference():
-                return sharing.whole.columns(input, self._begin, self._end)
-            version = input._version
-        entry = sharing.entry
-        if entry is not None and entry[0] is input and entry[1] == version:
-            out, left = entry[2], entry[3] - 1
-        else:
-            out, left = sharing.whole(input), sharing.count - 1
-        sharing.entry = (input, version, out, left) if left else None
-        return out[..., self._begin : self._end]
+        sharing, begin, end = self._sharing, self._begin, self._end
+        if torch.compiler.is_dynamo_compiling() or needs_operator(input):
+            return sharing.trace(input, begin)[..., begin:end]
+        return sharing.whole.columns(input, begin, end)

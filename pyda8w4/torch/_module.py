@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import attrgetter, is_
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from pyda8w4._checks import check_flag
 from pyda8w4._format import Format, check_group_size, group_count
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
-from pyda8w4.torch._ops import Arguments, Product, arguments_of
+from pyda8w4.torch._ops import Arguments, Product, arguments_of, refuse_gradients
 from pyda8w4.torch._state import check_found, format_of, layout_of, tensors_of, zeros_of
-from pyda8w4.torch._tensors import aligned_copy, array_of, check_float, tensor_of
+from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, check_float, tensor_of
 from pyda8w4.torch._torchao import int4_of
+from pyda8w4.torch._weight import WeightStandIn
 
 # Looked up once: a small product waits for them.
 _address, _nbytes = torch.Tensor.data_ptr, attrgetter("nbytes")
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_tracing = torch._C._is_tracing
+_transform = torch._C._functorch.peek_interpreter_stack
+_is_profiling = torch._C._autograd._profiler_enabled
+_is_any_autocast_enabled: Callable[[], bool] = getattr(
+    torch._C, "_is_any_autocast_enabled", partial(torch.is_autocast_enabled, "cpu")
+)
+_is_compiling = torch.compiler.is_dynamo_compiling  # other compilers are seen by the type of their tensors
 _Tensor = torch.Tensor
 
 
@@ -45,6 +55,11 @@ class DA8W4Linear(nn.Module):
         Quantize activations to int8 instead of uint8 with a zero point.
     device : torch.device, optional
         ``"cpu"``, or ``"meta"`` for a layer without memory.
+    dtype : torch.dtype, optional
+        What `weight` says: float32, bfloat16 or float16. None means torch's default.
+    group_zero_points : bool
+        Whether ``zps`` has a zero point for each group. `load_state_dict` takes both; loaders that compare shapes
+        (accelerate) need a layer with the shapes of the file.
 
     Attributes
     ----------
@@ -52,6 +67,9 @@ class DA8W4Linear(nn.Module):
     symmetric_activation : bool
     packed : PackedWeight
         The weight, sharing memory with the layer.
+    weight : (out_features, in_features) tensor
+        Stands for the weight of a `torch.nn.Linear`: it says dtype, device and shape, and raises where its numbers are
+        needed.
     bias : (out_features,) tensor of float32, or None
 
     Raises
@@ -65,7 +83,7 @@ class DA8W4Linear(nn.Module):
     -----
     For inference: it has buffers, no parameters, and its outputs have no gradient. Inputs may be float32,
     bfloat16 or float16, with any leading dimensions; outputs have the type of the input. The
-    result is that of `pyda8w4.linear`, bit for bit. ``.to(dtype)`` leaves it as it is.
+    result is that of `pyda8w4.linear`, bit for bit. ``.to(dtype)`` changes what `weight` says, and nothing else.
 
     The state dict holds plain tensors in the layout of docs/packed-format.md, the same for every CPU:
     ``layout`` (its version, N, K, group size), ``codes``, ``scales``, ``sums``, ``zps`` (of no dimensions where
@@ -92,6 +110,7 @@ class DA8W4Linear(nn.Module):
     bias: torch.Tensor | None
     _layout: list[int]  # `layout`, for graphs: while they are traced, tensors hold no numbers
     _last_product: _LayerProduct | None = None
+    _weight: WeightStandIn
 
     def __init__(
         self,
@@ -102,6 +121,8 @@ class DA8W4Linear(nn.Module):
         group_size: int = 128,
         symmetric_activation: bool = False,
         device: Any = None,
+        dtype: torch.dtype | None = None,
+        group_zero_points: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("in_features", in_features), ("out_features", out_features)):
@@ -110,11 +131,22 @@ class DA8W4Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.symmetric_activation = check_flag("symmetric_activation", symmetric_activation)
         group = check_group_size(group_size, in_features)
-        format = Format(out_features, in_features, group, "float32", 0, False)
+        zero_point = None if check_flag("group_zero_points", group_zero_points) else 0
+        format = Format(out_features, in_features, group, "float32", zero_point, False)
         for name, tensor in zeros_of(format, device).items():
             self.register_buffer(name, tensor)
+        if self.codes.device.type not in ("cpu", "meta"):
+            raise ValueError(f"device must be cpu or meta, got {self.codes.device.type}")
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None)
         self._layout = layout_of(format)
+        if dtype is None:
+            dtype = torch.get_default_dtype() if torch.get_default_dtype() in FLOATS else torch.float32
+        self._set_weight(dtype)
+
+    def _set_weight(self, dtype: torch.dtype) -> None:
+        if dtype not in FLOATS:
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+        self._weight = WeightStandIn((self.out_features, self.in_features), dtype, self.codes.device)
 
     @classmethod
     def from_linear(
@@ -155,7 +187,10 @@ class DA8W4Linear(nn.Module):
         weight, bias = linear.weight.detach(), linear.bias
         int4 = int4_of(weight)
         if int4 is not None:
-            return cls.from_int4(**int4, bias=bias, symmetric_activation=symmetric_activation)
+            self = cls.from_int4(**int4, bias=bias, symmetric_activation=symmetric_activation)
+            if weight.dtype in FLOATS:
+                self._set_weight(weight.dtype)
+            return self
         check_float("weight", weight)
         n, k = weight.shape
         group = check_group_size(group_size, k)
@@ -167,9 +202,8 @@ class DA8W4Linear(nn.Module):
             part = slice(top, top + rows)
             floats = weight[part].float().numpy()
             codes[part], scales[part], zps[part] = quantize_weight(floats, group, symmetric_weight)
-        return cls.from_packed(
-            prepack(codes, scales, zps, group_size=group), bias, symmetric_activation=symmetric_activation
-        )
+        packed = prepack(codes, scales, zps, group_size=group)
+        return cls.from_packed(packed, bias, symmetric_activation=symmetric_activation, dtype=weight.dtype)
 
     @classmethod
     def from_int4(
@@ -236,7 +270,12 @@ class DA8W4Linear(nn.Module):
 
     @classmethod
     def from_packed(
-        cls, packed: PackedWeight, bias: torch.Tensor | None = None, *, symmetric_activation: bool = False
+        cls,
+        packed: PackedWeight,
+        bias: torch.Tensor | None = None,
+        *,
+        symmetric_activation: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> DA8W4Linear:
         """Make a layer of a packed weight, without copying that.
 
@@ -247,6 +286,8 @@ class DA8W4Linear(nn.Module):
         bias : (N,) tensor of float32, bfloat16 or float16, optional
             Copied.
         symmetric_activation : bool
+            See the class.
+        dtype : torch.dtype, optional
             See the class.
 
         Returns
@@ -271,8 +312,17 @@ class DA8W4Linear(nn.Module):
             bias = bias.detach().to(torch.float32, copy=True)
         format = packed._format
         arrays = {name: tensor_of(packed._arrays[name], spec.type) for name, spec in format.arrays.items()}
-        self = cls(k, n, False, group_size=packed.group_size, symmetric_activation=symmetric_activation, device="meta")
+        self = cls(
+            k,
+            n,
+            False,
+            group_size=packed.group_size,
+            symmetric_activation=symmetric_activation,
+            device="meta",
+            dtype=dtype,
+        )
         self._buffers.update(tensors_of(format, arrays), bias=bias)
+        self._set_weight(self._weight.dtype)
         return self
 
     def sharing_weight(self, bias: torch.Tensor | None) -> DA8W4Linear:
@@ -288,14 +338,50 @@ class DA8W4Linear(nn.Module):
         DA8W4Linear
             Like this one but for the bias.
         """
-        new = DA8W4Linear.from_packed(self.packed, bias, symmetric_activation=self.symmetric_activation)
+        new = DA8W4Linear.from_packed(
+            self.packed, bias, symmetric_activation=self.symmetric_activation, dtype=self.weight.dtype
+        )
         new._buffers.update({name: old for name, old in self._buffers.items() if name != "bias"})
         return new
 
     @property
+    def weight(self) -> torch.Tensor:
+        """What stands for the weight of a `torch.nn.Linear`: dtype, device and shape."""
+        # Loaders put tensors in one by one, on another device. Compilers cannot make a new stand-in.
+        if not torch.compiler.is_compiling() and self._weight.device != self.codes.device:
+            self._set_weight(self._weight.dtype)
+        return self._weight
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, as assigning one does; as `weight` none is taken.
+
+        Parameters
+        ----------
+        name : str
+            Of the attribute.
+        param : torch.nn.Parameter or None
+            As `weight`, it must have the shape of the weight: the layer keeps its packed one, and warns.
+
+        Raises
+        ------
+        ValueError
+            If a `weight` has another shape.
+        """
+        if name != "weight" or param is None:
+            super().register_parameter(name, param)
+            return
+        shape = (self.out_features, self.in_features)
+        if param.shape != shape:
+            raise ValueError(
+                f"weight must have shape {shape}, got {tuple(param.shape)}; a layer is resized before it is quantized"
+            )
+        # As code does that ties an output head to an embedding.
+        warnings.warn("a DA8W4Linear keeps its packed weight; the one that was assigned is not used", stacklevel=3)
+
+    @property
     def group_size(self) -> int:
         """Weights of consecutive input features that share a scale."""
-        return int(self.layout[3])
+        return self._layout[3] if _is_compiling() else int(self.layout[3])
 
     @property
     def packed(self) -> PackedWeight:
@@ -325,31 +411,38 @@ class DA8W4Linear(nn.Module):
         ValueError
             If it has another shape or is not on the CPU, or the buffers of the layer do not fit each other.
         """
-        if torch.compiler.is_compiling() or _needs_operator(input):
-            out: torch.Tensor = torch.ops.pyda8w4.linear(input, *self._arguments())
-            return out
+        if _is_any_autocast_enabled():
+            input = _autocast(input)
+        if _is_compiling() or needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
+            return _call_operator(input, self._arguments())
         return self._product().multiply(input, self.symmetric_activation)
 
     def columns(self, input: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """Compute outputs `begin` to `end`, and no others where these are whole blocks.
+        """Compute outputs `begin` to `end`, in whole blocks of 32: all others take no time.
 
         Parameters
         ----------
         input : (..., in_features) tensor of float32, bfloat16 or float16
             All dimensions but the last are rows.
         begin, end : int
-            Multiples of 32, or `out_features`: then the other outputs take no time.
+            Numbers of outputs.
 
         Returns
         -------
         (..., end - begin) tensor
             Of the type of `input`.
         """
-        product = self._product()
-        if not product.format.is_sliceable(begin, end) or _needs_operator(input):
-            out: torch.Tensor = self(input)
-            return out[..., begin:end]
-        return product.columns(begin, end).multiply(input, self.symmetric_activation)
+        if _is_any_autocast_enabled():
+            input = _autocast(input)
+        part = self._product().columns(begin, end)
+        if needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
+            arguments = arguments_of(
+                {**self._buffers, **part.arrays}, part.bias, layout_of(part.product.format), self.symmetric_activation
+            )
+            out = _call_operator(input, arguments)
+        else:
+            out = part.product.multiply(input, self.symmetric_activation)
+        return out if part.within is None else out[..., part.within]
 
     def _arguments(self) -> Arguments:
         return arguments_of(self._buffers, self._buffers["bias"], self._layout, self.symmetric_activation)
@@ -370,12 +463,15 @@ class DA8W4Linear(nn.Module):
         str
             Its sizes and how it quantizes.
         """
-        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-        text += f"group_size={self.group_size}"
-        return text + ", symmetric_activation=True" if self.symmetric_activation else text
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        activation = ", symmetric_activation=True" if self.symmetric_activation else ""
+        return f"{text}, group_size={self.group_size}{activation}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last_product": None}
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        refuse_script(self)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DA8W4Linear:
         # What `.to`, `.half()`, `share_memory` and others do to every tensor, done to bytes: moves them, and
@@ -390,6 +486,9 @@ class DA8W4Linear(nn.Module):
                 raise ValueError(f"a DA8W4Linear runs on the CPU only, cannot be moved to {new_bytes.device}")
             if new_bytes is not old_bytes and new_bytes.dtype is torch.uint8:
                 self._buffers[name] = new_bytes.view(old.dtype).reshape(old.shape)
+        dtype = fn(torch.empty(0, dtype=self._weight.dtype, device="cpu")).dtype
+        if dtype in FLOATS:
+            self._set_weight(dtype)
         return self
 
     def _load_from_state_dict(
@@ -419,6 +518,16 @@ class DA8W4Linear(nn.Module):
             new = new.detach()
             self._buffers[name] = new if local_metadata.get("assign_to_params_buffers") else aligned_copy(new)
         self._layout = self.layout.tolist()
+        self._set_weight(self._weight.dtype)
+
+
+class _Columns(NamedTuple):
+    """Some blocks of a layer."""
+
+    product: Product
+    arrays: dict[str, torch.Tensor]
+    bias: torch.Tensor | None
+    within: slice | None  # which of their outputs are wanted; None means all
 
 
 class _LayerProduct(Product):
@@ -434,17 +543,20 @@ class _LayerProduct(Product):
             format.check_zero_points(array_of(self.arrays["zps"]))
         self._one_zero_point = None if "zps" in self.arrays else buffers["zps"]
         self.bias: torch.Tensor | None = bias
-        self._columns: dict[tuple[int, int], Product] = {}
+        self._columns: dict[tuple[int, int], _Columns] = {}
         self._all = tuple(buffers.values())
         self._tensors = [*self.arrays.values(), *([] if bias is None else [bias])]
         self._addresses, self._sizes = list(map(_address, self._tensors)), list(map(_nbytes, self._tensors))
 
-    def columns(self, begin: int, end: int) -> Product:
-        """Of some outputs, which are whole blocks."""
+    def columns(self, begin: int, end: int) -> _Columns:
+        """Of the blocks that have these outputs."""
         part = self._columns.get((begin, end))
         if part is None:
-            bias = None if self.bias is None else self.bias[begin:end]
-            part = self._columns[begin, end] = Product(*self.format.slice(begin, end, self.arrays), bias)
+            first, last = self.format.blocks_around(begin, end)
+            format, arrays = self.format.slice(first, last, self.arrays)
+            bias = None if self.bias is None else self.bias[first:last]
+            within = None if (first, last) == (begin, end) else slice(begin - first, end - first)
+            part = self._columns[begin, end] = _Columns(Product(format, arrays, bias), arrays, bias, within)
         return part
 
     def is_of(self, buffers: Mapping[str, torch.Tensor | None]) -> bool:
@@ -460,12 +572,34 @@ class _LayerProduct(Product):
         )
 
 
-def _needs_operator(input: torch.Tensor) -> bool:
-    """Whether torch must see the call: tracers, dispatch modes, subclasses, autograd, lazy negation."""
+def needs_operator(input: torch.Tensor) -> bool:
+    """Whether torch must see the call: tracers, profilers, modes, transforms, subclasses, forward mode, negation."""
     return (
         type(input) is not _Tensor
-        or (input.requires_grad and torch.is_grad_enabled())
         or _dispatch_modes() > 0
         or _is_tracing()
+        or _is_profiling()
+        or _transform() is not None
+        or forward_ad._current_level >= 0
         or input.is_neg()
     )
+
+
+def refuse_script(layer: nn.Module) -> NoReturn:
+    raise NotImplementedError(
+        f"torch.jit.script has no {type(layer).__name__}; use torch.compile, torch.export or torch.jit.trace"
+    )
+
+
+def _call_operator(input: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+    if not _is_compiling() and isinstance(input, torch.Tensor):
+        refuse_gradients(input)
+    out: torch.Tensor = torch.ops.pyda8w4.linear(input, *arguments)
+    return out
+
+
+def _autocast(input: torch.Tensor) -> torch.Tensor:
+    """As `torch.autocast` has the input of a `torch.nn.Linear`."""
+    if not torch.is_autocast_enabled("cpu") or input.dtype not in FLOATS:
+        return input
+    return input.to(torch.get_autocast_dtype("cpu"))

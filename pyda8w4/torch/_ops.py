@@ -5,10 +5,14 @@ Eager modules keep a `Product` and call that, because the dispatcher takes longe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import register_flop_formula
 
 from pyda8w4._core import CoreError
 from pyda8w4._format import Format
@@ -136,14 +140,74 @@ def _linear_fake(
     return input.new_empty((*input.shape[:-1], n))
 
 
-def _backward(context: object, *gradients: torch.Tensor) -> None:
-    raise NotImplementedError(
-        "DA8W4 layers are for inference and have no backward; run the model under torch.no_grad()"
-    )
+_NO_GRADIENTS = "DA8W4 layers are for inference and have no gradients; run the model under torch.no_grad()"
 
 
-_library: Any = torch.library.Library("pyda8w4", "DEF")  # type: ignore[no-untyped-call, unused-ignore]
-_library.define(_SCHEMA)
-_library.impl("linear", linear, "CPU")
-torch.library.register_fake("pyda8w4::linear", _linear_fake, lib=_library)
-torch.library.register_autograd("pyda8w4::linear", _backward, lib=_library)
+def refuse_gradients(input: torch.Tensor) -> None:
+    """Raise NotImplementedError for an input that function transforms or forward mode differentiate.
+
+    The operator has no way to know: its output would have no tangent, which is taken as zero.
+    """
+    tracked = torch._C._functorch.is_gradtrackingtensor(input)
+    if not tracked and forward_ad._current_level >= 0 and not torch._C._functorch.is_batchedtensor(input):
+        tracked = forward_ad.unpack_dual(input).tangent is not None  # type: ignore[no-untyped-call, unused-ignore]
+    if tracked:
+        raise NotImplementedError(_NO_GRADIENTS)
+
+
+# Compilers trace the backward pass before it is known whether anyone runs it. So it is an operator that refuses to run.
+_BACKWARD_SCHEMA = "linear_backward(Tensor gradient, int in_features) -> Tensor"
+
+
+def _no_backward(gradient: torch.Tensor, in_features: int) -> torch.Tensor:
+    raise NotImplementedError(_NO_GRADIENTS)
+
+
+def _backward_fake(gradient: torch.Tensor, in_features: int) -> torch.Tensor:
+    return gradient.new_empty((*gradient.shape[:-1], in_features))
+
+
+def _keep_sizes(ctx: Any, inputs: Sequence[Any], output: object) -> None:
+    _, weight, _, layout, _ = inputs
+    ctx.weights, ctx.in_features = len(weight), layout[2]
+
+
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+    return torch.ops.pyda8w4.linear_backward(gradient, ctx.in_features), [None] * ctx.weights, None, None, None
+
+
+def _vmap(
+    info: object,
+    in_dims: Sequence[Any],
+    input: torch.Tensor,
+    weight: list[torch.Tensor],
+    bias: torch.Tensor | None,
+    layout: list[int],
+    activation: str,
+) -> tuple[torch.Tensor, int]:
+    """Rows know nothing of each other: one more dimension of `input` is more rows."""
+    refuse_gradients(input)
+    at, *others = in_dims
+    if any(dim is not None for dim in tree_leaves(others)):
+        raise NotImplementedError("torch.vmap over the weights of DA8W4 layers")
+    return torch.ops.pyda8w4.linear(input.movedim(at, 0), weight, bias, layout, activation), 0
+
+
+def _flops(input: Sequence[int], weight: object, bias: object, layout: Sequence[int], *others: Any, **more: Any) -> int:
+    """As many as those of a float layer: two for each weight and row."""
+    return 2 * prod(input[:-1]) * layout[1] * layout[2]
+
+
+# Reloading the module finds the operators there, with functions that see the names of the new one.
+if not hasattr(torch.ops.pyda8w4, "linear"):
+    _library: Any = torch.library.Library("pyda8w4", "DEF")  # type: ignore[no-untyped-call, unused-ignore]
+    _library.define(_SCHEMA)
+    _library.define(_BACKWARD_SCHEMA)
+    _library.impl("linear", linear, "CPU")
+    _library.impl("linear_backward", _no_backward, "CPU")
+    torch.library.register_fake("pyda8w4::linear", _linear_fake, lib=_library)
+    torch.library.register_fake("pyda8w4::linear_backward", _backward_fake, lib=_library)
+    torch.library.register_autograd("pyda8w4::linear", _backward, setup_context=_keep_sizes, lib=_library)
+    if hasattr(torch.library, "register_vmap"):  # torch 2.5
+        torch.library.register_vmap("pyda8w4::linear", _vmap, lib=_library)
+    register_flop_formula(torch.ops.pyda8w4.linear)(_flops)  # type: ignore[no-untyped-call, unused-ignore]

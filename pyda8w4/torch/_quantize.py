@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import nn
 
 from pyda8w4._checks import check_flag
 from pyda8w4._format import check_group_size
 from pyda8w4.torch._module import DA8W4Linear
+from pyda8w4.torch._readers import weight_readers
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -28,16 +32,61 @@ class Report:
         Names of modules.
     kept : dict of str to str
         Names of modules that stayed as they were, with the reason.
+    parameters : dict of str to str
+        Names of other parameters of two or more dimensions that stayed float, and what they are: fused experts,
+        convolutions. Embeddings, which do not multiply, are not among them.
+    replaced_bytes : int
+        The size that the weights which were replaced had before.
+    float_bytes : dict of str to int
+        The size of each weight that stayed float, by the names in `kept` and `parameters`. Weights that are shared
+        are counted once.
     """
 
     what: str = "Linear layers"
     replaced: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)
+    replaced_bytes: int = 0
+    float_bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def float_share(self) -> float:
+        """The part of the bytes of all weights that multiply which stayed float, 0 to 1."""
+        stayed = sum(self.float_bytes.values())
+        return stayed / (stayed + self.replaced_bytes) if stayed else 0.0
+
+    def summary(self) -> str:
+        """Say in few lines what stayed float.
+
+        Returns
+        -------
+        str
+            Names that differ in numbers only are one line; the largest come first.
+        """
+        kinds: dict[tuple[str, str], list[int]] = {}
+        for name, size in self.float_bytes.items():
+            pattern = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+            reason = self.kept.get(name) or self.parameters[name]
+            kinds.setdefault((pattern, reason), []).append(size)
+        total = sum(self.float_bytes.values()) + self.replaced_bytes
+        lines = [f"{_percent(self.float_share)} of the bytes of weights that multiply stay float:"]
+        for (pattern, reason), sizes in sorted(kinds.items(), key=lambda kind: -sum(kind[1])):
+            times = f" ({len(sizes)} times)" if len(sizes) > 1 else ""
+            lines.append(f"  {_percent(sum(sizes) / total)} {pattern}{times}: {reason}")
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         total = len(self.replaced) + len(self.kept)
         lines = [f"replaced {len(self.replaced)} of {total} {self.what}"]
-        return "\n".join(lines + [f"  kept {name}: {reason}" for name, reason in self.kept.items()])
+        lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
+        lines += [f"  float {name}: {reason}" for name, reason in self.parameters.items()]
+        if self.float_bytes:
+            lines.append(f"{_percent(self.float_share)} of the bytes of weights that multiply stay float")
+        return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.{0 if share >= 0.1 else 1}f} %"
 
 
 def quantize_(
@@ -58,12 +107,14 @@ def quantize_(
     symmetric_activation, symmetric_weight : bool
         See `DA8W4Linear` and `pyda8w4.quantize_weight`.
     filter_fn : callable, optional
-        ``filter_fn(module, name)``: whether to replace this one. Called for each Linear; None means all.
+        ``filter_fn(module, name)``: whether to replace this one. Called for each Linear that could be; None
+        means all.
 
     Returns
     -------
     Report
-        Every Linear of the model is in it, as replaced or with the reason why not.
+        Every Linear of the model is in it, as replaced or with the reason why not, and every other parameter
+        that may multiply. It counts bytes.
 
     Raises
     ------
@@ -81,8 +132,12 @@ def quantize_(
     of module, as an output head does with an embedding, is kept; to replace it, give it a parameter of
     its own first: ``model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach())``.
 
-    Subclasses of Linear and layers with hooks are kept, as they may do more than multiply. int4 weights of
-    torchao are taken as they are.
+    transformers' Conv1D is a Linear here, and so are subclasses of Linear that are seen to compute the plain product.
+    Other subclasses and layers with hooks are kept, as they may do more than multiply; and layers whose weight the
+    model's own code reads to multiply with, which is found in its source. int4 weights of torchao are taken as they
+    are.
+
+    A model of transformers can be saved with ``save_pretrained`` afterwards: its config says how it was quantized.
 
     Progress is shown on a terminal when it takes more than two seconds.
 
@@ -94,18 +149,40 @@ def quantize_(
     >>> print(pyda8w4.torch.quantize_(model, group_size=32, filter_fn=lambda module, name: name != "1"))
     replaced 1 of 2 Linear layers
       kept 1: filter_fn
+    14 % of the bytes of weights that multiply stay float
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, nn.Linear):
+    if is_linear(model):
         raise ValueError("model must hold its Linear layers as submodules; for one layer use DA8W4Linear.from_linear")
     check_group_size(group_size, 1 << 31)
     for name, value in (("symmetric_activation", symmetric_activation), ("symmetric_weight", symmetric_weight)):
         check_flag(name, value)
 
+    def keep(module: nn.Module, name: str) -> str | None:
+        return None if filter_fn is None or filter_fn(module, name) else "filter_fn"
+
+    report = replace_linears(model, int(group_size), symmetric_activation, symmetric_weight, keep)
+    pretrained = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
+    if report.replaced and any(isinstance(module, pretrained) for module in model.modules()):
+        from pyda8w4.torch import transformers
+
+        config = transformers.DA8W4Config(int(group_size), symmetric_activation, symmetric_weight)
+        transformers.set_config(model, config)
+    return report
+
+
+def replace_linears(
+    model: nn.Module,
+    group_size: int,
+    symmetric_activation: bool,
+    symmetric_weight: bool,
+    keep: Callable[[nn.Module, str], str | None],
+) -> Report:
+    """As `quantize_`; `keep` gives the reason why a layer is not wanted."""
     report = Report()
-    linears = [name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, nn.Linear)]
-    foreign = _weights_of_others(model)
+    linears = [name for name, module in model.named_modules(remove_duplicate=False) if is_linear(module)]
+    foreign, readers = _weights_of_others(model), weight_readers(model)
     made: dict[int, DA8W4Linear] = {}  # by the float module; modules that are one stay one
     packed: dict[int, DA8W4Linear] = {}  # by the float weight
     alive: list[object] = []  # float weights and modules that others share: their ids stay theirs
@@ -113,20 +190,21 @@ def quantize_(
     progress = _Progress(len(linears))
     for name in linears:
         progress.step()
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
+        linear: Any = model.get_submodule(name)
         if id(linear) in made:
             _replace(model, name, made[id(linear)])
             report.replaced.append(name)
             continue
-        reason = _reason(linear, name, foreign, filter_fn)
+        reason = _reason(linear, foreign) or readers.get(id(linear)) or keep(linear, name)
         if reason is None:
-            weight_id = id(linear.weight)
+            weight_id, size = id(linear.weight), _size(linear.weight)
             try:
                 if weight_id in packed:
-                    new = packed[weight_id].sharing_weight(linear.bias)
+                    new, size = packed[weight_id].sharing_weight(linear.bias), 0
                 else:
-                    new = DA8W4Linear.from_linear(linear, group_size, symmetric_activation, symmetric_weight)
+                    new = DA8W4Linear.from_linear(
+                        plain_linear(linear), group_size, symmetric_activation, symmetric_weight
+                    )
             except (TypeError, ValueError) as error:
                 reason = str(error)
             else:
@@ -136,33 +214,102 @@ def quantize_(
                     alive += [linear, linear.weight]
                 _replace(model, name, new)
                 report.replaced.append(name)
+                report.replaced_bytes += size
         if reason is not None:
             report.kept[name] = reason
         del linear
     progress.end()
+    _count_floats(model, report)
     return report
 
 
-def _reason(
-    linear: nn.Linear, name: str, foreign: dict[int, str], filter_fn: Callable[[nn.Module, str], bool] | None
-) -> str | None:
-    """Why a layer is kept; None if it is to be replaced."""
-    if type(linear) is not nn.Linear:
-        return f"{type(linear).__name__} is a subclass of Linear"
-    if filter_fn is not None and not filter_fn(linear, name):
-        return "filter_fn"
-    if id(linear.weight) in foreign:
-        return f"its weight is shared with {foreign[id(linear.weight)]}"
+def _conv1d() -> Any:
+    """transformers' Linear with a transposed weight; a class that nothing is of while transformers is not imported."""
+    return getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", ())
+
+
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, _conv1d()))
+
+
+def plain_linear(module: Any) -> nn.Linear:
+    """The layer as an `nn.Linear` that shares its weight and bias."""
+    if isinstance(module, nn.Linear):
+        return module
+    k, n = module.weight.shape
+    linear = nn.Linear(k, n, device="meta")
+    linear.weight, linear.bias = nn.Parameter(module.weight.detach().T, requires_grad=False), module.bias
+    return linear
+
+
+def _reason(linear: Any, foreign: dict[int, str]) -> str | None:
+    """Why a layer cannot be replaced; None if it can."""
     if any(getattr(linear, hooks) for hooks in _HOOKS) or "forward" in vars(linear):
         return "it has hooks"
+    if type(linear) is not nn.Linear and type(linear) is not _conv1d() and not _is_plain(linear):
+        return f"{type(linear).__name__} is a subclass of Linear that may do more than multiply"
+    if id(linear.weight) in foreign:
+        return f"its weight is shared with {foreign[id(linear.weight)]}"
     return None
+
+
+def _is_plain(linear: nn.Linear) -> bool:
+    """Whether a subclass has nothing but a weight and a bias, and computes what `nn.Linear` does."""
+    tensors = {*linear._parameters, *linear._buffers, *linear._modules}
+    if isinstance(linear, nn.modules.linear.NonDynamicallyQuantizableLinear):  # its weight is used, it is not called
+        return False
+    if tensors != {"weight", "bias"} or linear.weight.device.type != "cpu" or not linear.weight.is_floating_point():
+        return False
+    if type(linear).forward is nn.Linear.forward and type(linear).__call__ is nn.Module.__call__:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    ones = torch.randn(2, 3, linear.in_features, generator=generator, device="cpu").to(linear.weight.dtype)
+    tolerance = 64 * torch.finfo(linear.weight.dtype).eps
+    with torch.no_grad():
+        for input in (ones[0], 100 * ones, 0 * ones, 0.01 * ones[:, :1]):
+            want = nn.functional.linear(input, linear.weight, linear.bias)
+            try:
+                out = linear(input)
+            except Exception:
+                return False
+            if type(out) is not torch.Tensor or out.shape != want.shape or out.dtype != want.dtype:
+                return False
+            if not (out - want).abs().max() <= tolerance * want.abs().max():
+                return False
+    return True
+
+
+def _size(weight: torch.Tensor) -> int:
+    return weight.numel() * weight.element_size()
+
+
+def _count_floats(model: nn.Module, report: Report) -> None:
+    """Enter the weights that stayed float: of kept layers, and other parameters that may multiply."""
+    seen: set[int] = set()
+    for name in report.kept:
+        weight: Any = model.get_submodule(name).weight
+        report.float_bytes[name] = 0 if id(weight) in seen else _size(weight)
+        seen.add(id(weight))
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if is_linear(module) or "embed" in kind.lower():
+            continue
+        for child, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() < 2 or id(parameter) in seen or max(parameter.shape) == parameter.numel():
+                continue
+            if re.search("embed|token|position", child):
+                continue
+            seen.add(id(parameter))
+            path = f"{name}.{child}".lstrip(".")
+            report.parameters[path] = f"a parameter of {kind}, which is no Linear"
+            report.float_bytes[path] = _size(parameter)
 
 
 def _weights_of_others(model: nn.Module) -> dict[int, str]:
     """Parameters of modules that are no Linear, by identity: where they are."""
     others = {}
     for name, module in model.named_modules():
-        if type(module) is not nn.Linear:
+        if not is_linear(module):
             for parameter in module.parameters(recurse=False):
                 others[id(parameter)] = f"{name} ({type(module).__name__})"
     return others
@@ -173,7 +320,7 @@ def _ids_seen_twice(model: nn.Module, names: list[str]) -> set[int]:
     seen: set[int] = set()
     twice: set[int] = set()
     for name in names:
-        linear = model.get_submodule(name)
+        linear: Any = model.get_submodule(name)
         for identity in (id(linear), id(linear.weight)):
             (twice if identity in seen else seen).add(identity)
     return twice

@@ -5,9 +5,17 @@ Importing this module registers it. Needs transformers 5 or later.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -17,7 +25,7 @@ from pyda8w4._checks import check_flag
 from pyda8w4._format import Format, check_group_size
 from pyda8w4.torch._fuse import FusedPart
 from pyda8w4.torch._module import DA8W4Linear
-from pyda8w4.torch._quantize import quantize_
+from pyda8w4.torch._quantize import is_linear, plain_linear, replace_linears
 from pyda8w4.torch._state import zeros_of
 
 __all__ = ["DA8W4Config"]
@@ -38,7 +46,7 @@ class DA8W4Config(QuantizationConfigMixin):
     modules_to_not_convert : list of str, optional
         Parts of names of layers to keep. None means the output head and what is tied to it.
     modules : dict, optional
-        Written by transformers when a quantized model is saved: its layers.
+        Not used. Earlier versions wrote it; now the file of the weights says which layers are packed.
     quant_method : str
         Written by transformers, too: ``"pyda8w4"``.
 
@@ -48,6 +56,12 @@ class DA8W4Config(QuantizationConfigMixin):
         If an argument has the wrong type.
     ValueError
         If `group_size` is out of range.
+
+    Warns
+    -----
+    UserWarning
+        When a model is loaded and more than a tenth of the bytes of its weights that multiply stays float: which
+        weights, and why. When a `device_map` is not followed.
 
     Examples
     --------
@@ -69,11 +83,73 @@ class DA8W4Config(QuantizationConfigMixin):
     ) -> None:
         check_group_size(group_size, 1 << 31)
         self.quant_method: Any = quant_method
-        self.group_size = group_size
+        self.group_size = int(group_size)  # which JSON takes, numpy's integers it does not
         self.symmetric_activation = check_flag("symmetric_activation", symmetric_activation)
         self.symmetric_weight = check_flag("symmetric_weight", symmetric_weight)
         self.modules_to_not_convert = modules_to_not_convert
-        self.modules = modules
+
+
+def set_config(model: nn.Module, config: DA8W4Config) -> None:
+    """Let models of transformers that have packed layers be saved with `save_pretrained`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Such a model, or one that has such inside.
+    config : DA8W4Config
+        How they were quantized. The configs of parts get it too: a part can be loaded by itself.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            packed = {name for name, layer in module.named_modules() if isinstance(layer, DA8W4Linear)}
+            other = getattr(module, "hf_quantizer", None)
+            if packed and (other is None or isinstance(other, _Quantizer)):
+                module.__dict__["hf_quantizer"] = _Quantizer(config)
+                module.config.quantization_config = config
+                _untie(module, packed)
+
+
+def _keep_names(model: Any) -> None:
+    """Have a model saved under the names of its modules where those of its original format do not serve.
+
+    transformers renames tensors as it saves, and joins some, such as q, k and v; it undoes that as it loads. Tensors of
+    packed layers cannot be joined, and some of their names do not come back.
+    """
+    transforms = getattr(model, "_weight_conversions", None)
+    if transforms is None:  # as transformers does for a model that was not loaded
+        transforms = [
+            one for one in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(one, PrefixChange)
+        ]
+    forth, back = _Transforms(transforms), _Transforms([one.reverse_transform() for one in transforms[::-1]])
+    for name, layer in model.named_modules():
+        if isinstance(layer, DA8W4Linear):
+            stored, joined = back.rename(f"{name}.codes", reverse=True)
+            if joined or forth.rename(stored) != (f"{name}.codes", False):
+                model._weight_conversions = []
+                return
+
+
+class _Transforms:
+    """What transformers does to the names of tensors."""
+
+    def __init__(self, transforms: Sequence[Any]) -> None:
+        self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+        self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
+
+    def rename(self, key: str, prefix: str | None = None, own: Any = None, reverse: bool = False) -> tuple[str, bool]:
+        """The new name, and whether tensors are cut or joined."""
+        renamed, pattern = rename_source_key(key, self._renamings, self._converters, prefix, own, reverse)
+        return renamed, pattern is not None
+
+
+def _untie(model: Any, packed: set[str]) -> None:
+    """Forget ties of packed layers: these have no parameter that could be another's."""
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    model.all_tied_weights_keys = {
+        name: other
+        for name, other in ties.items()
+        if not packed & {name.removesuffix(".weight"), other.removesuffix(".weight")}
+    }
 
 
 @register_quantizer(METHOD)
@@ -85,48 +161,142 @@ class _Quantizer(HfQuantizer):
     def is_serializable(self, **options: Any) -> bool:
         return True
 
-    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, Any]]:
+    def update_device_map(self, device_map: Any) -> Any:
+        if self.pre_quantized or device_map in (None, "cpu", {"": "cpu"}):
+            return device_map
+        if device_map != "auto":
+            warnings.warn(
+                f"device_map {device_map!r} is not followed while a model is quantized, which needs all of it on the "
+                "CPU; save the model, and what is loaded again may be mapped",
+                stacklevel=2,
+            )
+        return {"": "cpu"}
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         if any(isinstance(module, FusedPart) for module in model.modules()):
             raise ValueError("model must be saved before fuse_linears; what is loaded again can be joined again")
-        return None, {}
+        _keep_names(model)
+        state = model.state_dict()
+        seen: set[int] = set()
+        for name, layer in model.named_modules(remove_duplicate=False):
+            for key in layer._buffers if isinstance(layer, DA8W4Linear) else ():
+                tensor = state.get(f"{name}.{key}")
+                if tensor is not None and not tensor.is_meta:
+                    if tensor.data_ptr() in seen:  # layers that share a weight: files cannot
+                        state[f"{name}.{key}"] = tensor.clone()
+                    seen.add(tensor.data_ptr())
+        return state, {}
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **options: Any) -> None:
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Sequence[str] | None = None, **options: Any
+    ) -> None:
         """Puts empty layers where the file has packed ones."""
-        for name, fields in (self.quantization_config.modules or {}).items():
-            linear = model.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
-            n, k = linear.weight.shape
-            layer = DA8W4Linear(
-                k,
-                n,
-                linear.bias is not None,
-                group_size=fields["group_size"],
-                symmetric_activation=self.quantization_config.symmetric_activation,
-                device="meta",
+        if not self.pre_quantized:
+            return
+        own = {name: module for name, module in model.named_modules(remove_duplicate=False) if is_linear(module)}
+        found: dict[int, DA8W4Linear] = {}  # by the float module; modules that are one stay one
+        foreign = []
+        name_of = _Names(model, own)
+        for stored, shapes in _packed_layers(checkpoint_files):
+            name = name_of(stored)
+            if name is None:
+                foreign.append(stored)
+            else:
+                found[id(own[name])] = self._empty(name, plain_linear(own[name]), shapes)
+        if foreign and not found and own:
+            raise ValueError(
+                f"{type(model).__name__} has none of the packed layers of the checkpoint, such as {foreign[0]}: it "
+                "would have random weights; load it with the class that it was saved with"
             )
-            zero_point = None if fields["zps"] else 0
-            format = Format(n, k, layer.group_size, fields["scales"], zero_point, has_offsets=False)
-            layer._buffers.update(zeros_of(format, "meta"))
+        packed = {name: found[id(module)] for name, module in own.items() if id(module) in found}
+        for name, layer in packed.items():
             model.set_submodule(name, layer)
+        _untie(model, set(packed))
+
+    def _empty(self, name: str, linear: nn.Linear, stored: dict[str, Any]) -> DA8W4Linear:
+        n, k, group_size = stored["layout"]
+        if (n, k) != tuple(linear.weight.shape):
+            raise ValueError(
+                f"{name} is {tuple(linear.weight.shape)} by the config of the model, {(n, k)} in the checkpoint"
+            )
+        symmetric = self.quantization_config.symmetric_activation
+        layer = DA8W4Linear(
+            k,
+            n,
+            stored["bias"],
+            group_size=group_size,
+            symmetric_activation=symmetric,
+            device="meta",
+            dtype=linear.weight.dtype,
+        )
+        format = Format(n, k, group_size, stored["scales"], None if stored["zps"] else 0, stored["offsets"])
+        layer._buffers.update(zeros_of(format, "meta"))
+        return layer
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         config = self.quantization_config
         if not self.pre_quantized:
-            kept = self.get_modules_to_not_convert(model, config.modules_to_not_convert)
-            quantize_(
-                model,
-                config.group_size,
-                config.symmetric_activation,
-                config.symmetric_weight,
-                lambda module, name: should_convert_module(name, kept),
+            unwanted, float32 = config.modules_to_not_convert or [], list(model._keep_in_fp32_modules or [])
+            kept = self.get_modules_to_not_convert(model, config.modules_to_not_convert, float32)
+
+            def keep(module: nn.Module, name: str) -> str | None:
+                if should_convert_module(name, kept):
+                    return None
+                if not should_convert_module(name, unwanted):
+                    return "modules_to_not_convert"
+                if not should_convert_module(name, float32):
+                    return f"{type(model).__name__} keeps it in float32"
+                return "the output head; modules_to_not_convert=[] includes it"
+
+            report = replace_linears(
+                model, config.group_size, config.symmetric_activation, config.symmetric_weight, keep
             )
-            layers = {name: module for name, module in model.named_modules() if isinstance(module, DA8W4Linear)}
-            config.modules = {
-                name: {
-                    "group_size": layer.group_size,
-                    "scales": str(layer.scales.dtype).removeprefix("torch."),
-                    "zps": layer.zps.dim() > 0,
-                }
-                for name, layer in layers.items()
-            }
+            if report.float_share > 0.1:
+                warnings.warn(f"{type(model).__name__}: {report.summary()}", stacklevel=2)
+        self.quantization_config = copy.copy(config)  # the caller's may serve another model
+        model.config.quantization_config = self.quantization_config
+        set_config(model, self.quantization_config)
         return model
+
+
+class _Names:
+    """What the layers of a checkpoint are called in a model: as transformers renames what it loads."""
+
+    def __init__(self, model: Any, own: dict[str, nn.Module]) -> None:
+        self._transforms, self._prefix = _Transforms(get_model_conversion_mapping(model)), model.base_model_prefix
+        self._own = {f"{name}.codes": name for name in own}
+
+    def __call__(self, stored: str) -> str | None:
+        key = f"{stored}.codes"
+        renamed, _ = self._transforms.rename(key, self._prefix, self._own)
+        if renamed not in self._own and key in self._own:
+            renamed = key
+        return self._own.get(renamed)
+
+
+def _packed_layers(files: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of packed layers in a checkpoint, and what an empty layer must be to load them."""
+    if not files or not all(str(file).endswith(".safetensors") for file in files):
+        raise ValueError("a packed checkpoint must be loaded from its safetensors files")
+    with contextlib.ExitStack() as stack:
+        tensors = {}  # by name: the file, as parts of a layer may be in several
+        for file in files:
+            opened = stack.enter_context(safe_open(file, framework="pt"))
+            tensors.update(dict.fromkeys(opened.keys(), opened))
+        for key in tensors:
+            name, _, last = key.rpartition(".")
+            scales, zps = f"{name}.scales", f"{name}.zps"
+            if last == "layout" and f"{name}.codes" in tensors and scales in tensors and zps in tensors:
+                yield (
+                    name,
+                    {
+                        "layout": tensors[key].get_tensor(key).tolist()[1:],
+                        "scales": _FLOATS[tensors[scales].get_slice(scales).get_dtype()],
+                        "zps": bool(tensors[zps].get_slice(zps).get_shape()),
+                        "offsets": f"{name}.offsets" in tensors,
+                        "bias": f"{name}.bias" in tensors,
+                    },
+                )
+
+
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 import weakref
@@ -19,7 +20,7 @@ import pyda8w4
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch import nn
-from torch_cases import FLOATS, MARKS, compiled, expected, same
+from torch_cases import FLOATS, GROUPS, MARKS, Attention, calls, compiled, expected, same
 
 from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
 
@@ -303,9 +304,220 @@ def test_a_layer_that_was_moved_keeps_no_memory() -> None:
     assert codes() is None
 
 
-def test_default_device() -> None:
-    linear, x = nn.Linear(64, 40), torch.randn(2, 64)
-    want = DA8W4Linear.from_linear(linear, 32, symmetric_weight=True)(x)
+@pytest.mark.parametrize("symmetric_weight", [False, True])
+def test_default_device(symmetric_weight: bool) -> None:
+    def make() -> tuple[nn.Module, torch.Tensor]:
+        linear, x = nn.Linear(64, 64, device="cpu"), torch.ones(2, 64, device="cpu")
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
+        layer = DA8W4Linear.from_linear(linear, 32, symmetric_weight=symmetric_weight)
+        codes, scales, zps = (torch.from_numpy(array) for array in layer.packed.unpack()[:3])
+        layers = {
+            "linear": layer,
+            "int4": DA8W4Linear.from_int4(codes, scales, zps, linear.bias),
+            "packed": DA8W4Linear.from_packed(layer.packed, linear.bias),
+            "shared": layer.sharing_weight(linear.bias),
+            "copy": copy.deepcopy(layer),
+            "moved": copy.deepcopy(layer).half().share_memory(),
+        }
+        empty = DA8W4Linear(64, 64, device="cpu")
+        empty.load_state_dict(layer.state_dict())
+        model = nn.ModuleDict({**layers, "loaded": empty, "a": linear, "b": copy.deepcopy(linear)})
+        quantize_(model, 32, symmetric_weight=symmetric_weight)
+        fuse_linears(model, [("a", "b")])
+        return model, torch.stack([layer(x) for layer in model.values()])
+
+    weight, bias = torch.randn(64, 64), torch.randn(64)
+    want = make()[1]
+    assert all(same(row, want[0]) for row in want)
     with torch.device("meta"):
-        layer = DA8W4Linear.from_linear(linear, 32, symmetric_weight=True)
-        assert same(layer(x), want)
+        model, out = make()
+    assert same(out, want)
+    assert all(tensor.is_cpu for tensor in model.state_dict().values())
+    torch.set_default_device("meta")
+    try:
+        assert same(make()[1], want)
+        assert DA8W4Linear(64, 64).codes.is_meta  # as nn.Linear is
+    finally:
+        torch.set_default_device(None)
+
+
+def test_device_that_is_not_the_cpu() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), pytest.raises(ValueError, match=r"device must be cpu or meta, got cuda"):
+        DA8W4Linear(64, 64, device="cuda")
+
+
+# ---- what it says of a weight -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_weight_says_what_that_of_a_linear_says(dtype: Any) -> None:
+    linear = nn.Linear(64, 40).to(dtype)
+    layer = DA8W4Linear.from_linear(linear, 32)
+    weight, want = layer.weight, linear.weight
+    assert isinstance(weight, torch.Tensor) and not weight.requires_grad
+    for name in ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_meta", "itemsize", "grad"):
+        assert getattr(weight, name) == getattr(want, name)
+    for name in ("size", "dim", "numel", "element_size", "is_floating_point", "stride", "__len__"):
+        assert getattr(weight, name)() == getattr(want, name)()
+    assert weight.size(0) == 40 and weight.data.dtype is dtype and weight.detach().shape == (40, 64)
+    assert weight.requires_grad_(False) is weight
+    weight.requires_grad = False
+    assert f"{weight}" == repr(weight) and "(40, 64)" in repr(weight)
+    assert len({weight, weight}) == 1 and not hasattr(weight, "quant_state")
+    for other in (copy.deepcopy(weight), copy.copy(weight), pickle.loads(pickle.dumps(weight))):
+        assert (other.dtype, other.device, other.shape) == (weight.dtype, weight.device, weight.shape)
+    assert "weight" not in layer.state_dict() and not list(layer.parameters())
+    assert "weight" not in dict(layer.named_buffers()) and "_weight" not in layer.state_dict()
+
+
+COMPUTING: list[Any] = [
+    lambda w, x: nn.functional.linear(x, w),
+    lambda w, x: x @ w.t(),
+    lambda w, x: x @ w,
+    lambda w, x: w @ x,
+    lambda w, x: torch.matmul(x, w),
+    lambda w, x: torch.einsum("mk,nk->mn", x, w),
+    lambda w, x: torch.ops.aten.linear(x, w),
+    lambda w, x: torch.ops.aten.mm.default(x, w),
+    lambda w, x: torch.add(x, 1, out=w),
+    lambda w, x: x.copy_(w),
+    lambda w, x: w.to("meta"),
+    lambda w, x: w.clone(),
+    lambda w, x: w.numpy(),
+    lambda w, x: w.tolist(),
+    lambda w, x: w[0],
+    lambda w, x: list(w),
+    lambda w, x: w + 1,
+    lambda w, x: w == w,
+    lambda w, x: bool(w),
+    lambda w, x: w.T,
+    lambda w, x: w.view(-1),
+    lambda w, x: w.sum(),
+    lambda w, x: torch.cat([w, w]),
+    lambda w, x: torch.empty_like(w),
+    lambda w, x: w.new_empty(1),
+    lambda w, x: nn.init.normal_(w),
+    lambda w, x: w.data.normal_(),
+    lambda w, x: w.data.zero_(),
+    lambda w, x: w.set_(x),
+    lambda w, x: w.__setitem__(0, 1.0),
+    lambda w, x: np.asarray(w),
+    lambda w, x: nn.functional.embedding(torch.tensor([0]), w),
+    lambda w, x: torch.compile(nn.functional.linear, backend="eager")(x, w),
+    lambda w, x: torch.vmap(lambda row: nn.functional.linear(row, w))(x),
+]
+READING: list[Any] = [
+    lambda w, x: w.to(torch.float32),
+    lambda w, x: w.float(),
+    lambda w, x: w.data_ptr(),
+    lambda w, x: w.untyped_storage(),
+    lambda w, x: w.requires_grad_(),
+    lambda w, x: setattr(w, "requires_grad", True),
+    lambda w, x: setattr(w, "data", x),
+]
+
+
+@pytest.mark.parametrize("use", [*COMPUTING, *READING])
+def test_weight_refuses_to_be_read(use: Any) -> None:
+    weight, x = DA8W4Linear.from_linear(nn.Linear(64, 64), 32).weight, torch.randn(2, 64)
+    with pytest.raises(Exception, match=r"is packed|no numbers|Unsupported|exception handler"):
+        use(weight, x)
+
+
+@pytest.mark.parametrize("use", COMPUTING)
+def test_weight_refuses_to_be_computed_with_below_torch_function(use: Any) -> None:
+    weight, x = DA8W4Linear.from_linear(nn.Linear(64, 64), 32).weight, torch.randn(2, 64)
+    with torch._C.DisableTorchFunctionSubclass(), pytest.raises((RuntimeError, TypeError, ValueError)):
+        use(weight, x)
+
+
+def test_weight_says_why_it_refuses() -> None:
+    weight, x = DA8W4Linear.from_linear(nn.Linear(64, 40), 32).weight, torch.randn(2, 64)
+    for use, what in [
+        (lambda: nn.functional.linear(x, weight), "linear"),
+        (lambda: weight.T, r"`\.T`"),
+        (lambda: torch.ops.aten.mm.default(x, weight), "mm"),
+    ]:
+        with pytest.raises(NotImplementedError, match=rf"packed.*{what}.*filter_fn.*modules_to_not_convert"):
+            use()
+
+
+def test_weight_follows_the_layer() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    x = torch.randn(2, 64)
+    want = layer(x)
+    assert layer.to(torch.bfloat16).weight.dtype is torch.bfloat16 and same(layer(x), want)
+    assert layer.half().weight.dtype is torch.float16
+    assert layer.double().weight.dtype is torch.float16  # no input of the layer
+    assert copy.deepcopy(layer).weight.dtype is torch.float16
+    assert pickle.loads(pickle.dumps(layer)).weight.dtype is torch.float16
+    empty = DA8W4Linear(64, 40, device="meta", dtype=torch.bfloat16)
+    assert empty.weight.is_meta and empty.weight.dtype is torch.bfloat16
+    empty.load_state_dict(layer.state_dict(), assign=True)
+    assert empty.weight.is_cpu and empty.weight.dtype is torch.bfloat16
+    assert layer.to("meta").weight.is_meta
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert DA8W4Linear(64, 40).weight.dtype is torch.float16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with pytest.raises(ValueError, match="dtype"):
+        DA8W4Linear(64, 40, dtype=torch.float64)
+
+
+def test_weight_in_compiled_models() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(64, 64), nn.Linear(64, 40)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if isinstance(self.outer.weight, torch.Tensor) and x.dtype != self.outer.weight.dtype:
+                x = x.to(self.outer.weight.dtype)
+            return self.outer(self.inner(x)) * self.outer.weight.shape[1]
+
+    model = Model()
+    quantize_(model, 32)
+    x = torch.randn(3, 64).bfloat16()
+    out, code, _ = compiled(model, x)
+    assert out.dtype is torch.float32 and same(out, model(x)) and calls(code) == 2
+    program = torch.export.export(model, (x,))
+    assert same(program.module()(x), model(x))
+
+
+def test_weight_of_fused_layers() -> None:
+    model = Attention(bias=True).bfloat16()
+    quantize_(model, 32)
+    want = {name: (layer.weight.dtype, layer.weight.shape, layer.bias) for name, layer in model.named_children()}
+    fuse_linears(model, GROUPS)
+    for name, (dtype, shape, bias) in want.items():
+        layer = getattr(model, name)
+        assert (layer.weight.dtype, layer.weight.shape) == (dtype, shape) and same(layer.bias, bias)
+
+
+def test_a_weight_that_is_assigned() -> None:
+    """As code does that ties a head to an embedding."""
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    x = torch.randn(2, 64)
+    want, state = layer(x), layer.state_dict()
+    with pytest.warns(UserWarning, match="keeps its packed weight"):
+        layer.weight = nn.Parameter(torch.randn(40, 64))
+    assert same(layer(x), want) and layer.state_dict().keys() == state.keys()
+    with pytest.raises(ValueError, match=r"weight must have shape \(40, 64\), got \(70, 64\)"):
+        layer.weight = nn.Parameter(torch.randn(70, 64))
+    with pytest.raises(AttributeError):
+        layer.weight = torch.randn(40, 64)
+    layer.scale = nn.Parameter(torch.ones(1))  # any other name is as in every module
+    assert dict(layer.named_parameters()).keys() == {"scale"}
+
+
+def test_encoder_of_torch() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2).eval()
+    x = torch.randn(2, 5, 64)
+    want = model(x)
+    quantize_(model, 32)
+    assert model(x).shape == want.shape and bool((model(x) - want).abs().max() < 0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -144,3 +146,190 @@ def test_tracers_see_the_operator() -> None:
     x, other = torch.randn(2, 64), torch.randn(2, 64)
     assert same(make_fx(layer)(x)(other), layer(other))
     assert same(torch.fx.symbolic_trace(layer)(other), layer(other))
+
+
+# ---- differentiation, function transforms, autocast ----------------------------------------------
+
+
+def test_vmap() -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
+    x = torch.randn(5, 3, 64)
+    want = layer(x)
+    assert same(torch.vmap(layer)(x), want)
+    assert same(torch.vmap(layer, in_dims=1, out_dims=1)(x), want)
+    assert same(torch.vmap(torch.vmap(layer))(x), want)
+    assert same(torch.vmap(layer, in_dims=-2, out_dims=1, chunk_size=2)(x), want)
+    assert torch.vmap(layer)(torch.empty(5, 0, 64)).shape == (5, 0, 40)
+    scale = torch.randn(3, 40)
+    assert same(torch.vmap(lambda row: layer(x) * row)(scale)[1], want * scale[1])  # an input that is not mapped
+    assert same(torch.func.functionalize(layer)(x), want)
+    torch._dynamo.reset()
+    assert same(torch.compile(torch.vmap(layer), fullgraph=True, backend="aot_eager")(x), want)
+    model = Attention()
+    quantize_(model)
+    want = model(x)
+    fuse_linears(model, GROUPS)
+    assert same(torch.vmap(model)(x), want)
+    weights = torch.stack([layer.scales, layer.scales])
+
+    def scaled(scales: torch.Tensor) -> torch.Tensor:
+        arguments = operator_arguments(layer)
+        return torch.ops.pyda8w4.linear(x, **replaced(arguments, layer.scales, scales))
+
+    with pytest.raises(NotImplementedError, match="vmap over the weights"):
+        torch.vmap(scaled)(weights)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_forward_mode_and_transforms_refuse(grad: bool, fused: bool) -> None:
+    import torch.autograd.forward_ad as forward_ad
+
+    model: nn.Module = Attention()
+    quantize_(model)
+    if fused:
+        fuse_linears(model, GROUPS)
+    f = model.v_proj if fused else model.o_proj
+    x = torch.randn(2, f.in_features)
+    want = f(x)
+    with torch.set_grad_enabled(grad):
+        with forward_ad.dual_level():
+            assert same(f(x), want)  # no tangent
+            dual = forward_ad.make_dual(x, x)
+            for call in (lambda: f(dual), lambda: torch.vmap(f)(dual)):
+                with pytest.raises(NotImplementedError, match="no gradients"):
+                    call()
+        for transform in (
+            lambda: torch.func.jvp(f, (x,), (x,)),
+            lambda: torch.func.jvp(torch.vmap(f), (x,), (x,)),
+            lambda: torch.func.jacfwd(f)(x),
+            lambda: torch.func.jacrev(f)(x),
+            lambda: torch.func.vjp(f, x),
+            lambda: torch.func.grad(lambda x: f(x).sum())(x),
+            lambda: torch.func.grad(lambda x: torch.vmap(f)(x).sum())(x),
+            lambda: torch.vmap(torch.func.grad(lambda x: f(x).sum()))(x),
+            lambda: torch.autograd.functional.jvp(f, x, x),
+        ):
+            with pytest.raises(NotImplementedError, match="no gradients"):
+                transform()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_with_gradients_enabled(backend: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.linear, self.head = nn.Embedding(16, 64), nn.Linear(64, 48), nn.Linear(48, 16)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.linear(self.embed(ids))))
+
+    model, ids = Model(), torch.arange(6)
+    quantize_(model, 32)
+    with torch.enable_grad():
+        torch._dynamo.reset()
+        function = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+        for _ in range(2):
+            out = function(ids)
+            assert same(out, model(ids)) and out.requires_grad
+        for out in (function(ids), model(ids)):
+            with pytest.raises(NotImplementedError, match="no gradients"):
+                out.sum().backward()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_autocast(fused: bool) -> None:
+    linear, model = nn.Linear(64, 64, bias=False), Attention()
+    quantize_(model)
+    x = torch.randn(3, 64)
+    want = {dtype: model.q_proj(x.to(dtype)) for dtype in FLOATS}
+    if fused:
+        fuse_linears(model, GROUPS)
+    layer = model.q_proj
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            for given in FLOATS:
+                out = layer(x.to(given))
+                assert out.dtype == linear(x.to(given)).dtype == dtype
+            assert same(layer(x), want[dtype])
+            cache = torch.zeros(3, 64, dtype=dtype)
+            cache.index_put_((torch.arange(3),), layer(x))
+            assert same(cache, want[dtype])
+            with torch.inference_mode():
+                assert same(layer(x), want[dtype])
+            with torch.autocast("cpu", enabled=False):
+                assert same(layer(x), want[torch.float32])
+            torch._dynamo.reset()
+            assert same(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), want[dtype])
+        with torch.autocast("cuda", dtype=dtype, enabled=False):
+            assert same(layer(x), want[torch.float32])
+    # Parts that are called inside and outside.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.k_proj(x)
+    assert same(layer(x), want[torch.float32])
+
+
+# ---- tools of torch ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_profiler_and_flop_counter(fused: bool) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, x = Attention(), torch.randn(2, 3, 64)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    wanted = counter.get_total_flops()
+    quantize_(model)
+    if fused:
+        fuse_linears(model, GROUPS)
+    want = model(x)
+    with FlopCounterMode(display=False) as counter:
+        assert same(model(x), want)
+    assert counter.get_total_flops() == wanted > 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert same(model(x), want)
+    assert "pyda8w4::linear" in {event.key for event in profile.key_averages()}
+
+
+def test_reload() -> None:
+    import importlib
+
+    from pyda8w4.torch import _ops
+
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40))
+    x = torch.randn(2, 64)
+    want, arguments = layer(x), operator_arguments(layer)
+    for _ in range(2):
+        importlib.reload(_ops)
+        assert same(torch.ops.pyda8w4.linear(x, **arguments), want) and same(layer(x), want)
+
+
+def test_import_again() -> None:
+    """As some reloaders do: the modules are forgotten and imported once more."""
+    program = """
+import gc, sys, torch, pyda8w4.torch
+old = pyda8w4.torch.DA8W4Linear.from_linear(torch.nn.Linear(64, 40))
+x = torch.randn(2, 64)
+for name in [name for name in sys.modules if name.startswith("pyda8w4.torch")]:
+    del sys.modules[name]
+del pyda8w4.torch
+import pyda8w4.torch
+gc.collect()
+new = pyda8w4.torch.DA8W4Linear.from_packed(old.packed, old.bias)
+assert type(new) is not type(old)
+for layer in old, new:
+    assert torch.equal(layer(x), torch.ops.pyda8w4.linear(x, *new._arguments())), layer
+    assert torch.equal(layer(x), torch.vmap(layer)(x))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_script_says_what_to_do() -> None:
+    model = Attention()
+    quantize_(model)
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.script has no DA8W4Linear; use torch\.compile"):
+        torch.jit.script(model)
+    fuse_linears(model, GROUPS)
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.script has no"):
+        torch.jit.script(model)

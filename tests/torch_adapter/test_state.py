@@ -79,6 +79,35 @@ def test_state_dict(symmetric_weight: bool, assign: bool, way: str, tmp_path: An
     assert (other.q_proj.codes.data_ptr() == state["q_proj.codes"].data_ptr()) == assign
 
 
+@pytest.mark.parametrize("group_zero_points", [False, True])
+def test_load_checkpoint_of_accelerate(group_zero_points: bool, tmp_path: Any) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    from safetensors.torch import save_file
+
+    linear = nn.Linear(64, 40)
+    model = nn.Sequential(DA8W4Linear.from_linear(linear, 32, symmetric_weight=not group_zero_points))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        empty = nn.Sequential(DA8W4Linear(64, 40, group_size=32, group_zero_points=group_zero_points))
+    assert bool(empty[0].zps.dim()) == group_zero_points
+    loaded = accelerate.load_checkpoint_and_dispatch(empty, str(tmp_path / "model.safetensors"), device_map={"": "cpu"})
+    x = torch.randn(2, 64)
+    want = model(x)
+    assert same(loaded(x), want)
+    assert same(accelerate.cpu_offload(model, execution_device="cpu")(x), want)
+
+
+@pytest.mark.parametrize("group_zero_points", [False, True])
+@pytest.mark.parametrize("symmetric_weight", [False, True])
+def test_state_dict_decides_about_zero_points(group_zero_points: bool, symmetric_weight: bool) -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32, symmetric_weight=symmetric_weight)
+    other = DA8W4Linear(64, 40, group_zero_points=group_zero_points)
+    x = torch.randn(2, 64)
+    assert not other(x).any()
+    other.load_state_dict(layer.state_dict())
+    assert same(other(x), layer(x)) and other.zps.shape == layer.zps.shape
+
+
 def test_state_dict_that_does_not_fit() -> None:
     layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
     x = torch.randn(2, 64)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -11,9 +14,12 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from torch import nn
 from torch_cases import GROUPS, MARKS, same
 
-from pyda8w4.torch import fuse_linears, quantize_
+from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
 
 pytestmark = MARKS
+
+# Tiny models are mostly output heads and convolutions: loading them warns.
+STAYS_FLOAT = pytest.mark.filterwarnings("ignore:.*stay float:UserWarning")
 
 
 def test_llama(tmp_path: Any) -> None:
@@ -44,6 +50,7 @@ def test_llama(tmp_path: Any) -> None:
     )
 
 
+@STAYS_FLOAT
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("symmetric_weight", [False, True])
 def test_transformers_config(dtype: Any, symmetric_weight: bool, tmp_path: Any) -> None:
@@ -76,3 +83,213 @@ def test_transformers_config(dtype: Any, symmetric_weight: bool, tmp_path: Any) 
         assert isinstance(other.model.layers[0].mlp.up_proj, nn.Linear) == bool(keep)
     with pytest.raises(ValueError, match="group_size"):
         DA8W4Config(6)
+
+
+IDS = torch.arange(12)[None] % 9 + 5
+SMALL = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture
+def hf() -> Any:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    import pyda8w4.torch.transformers
+
+    transformers.C = pyda8w4.torch.transformers.DA8W4Config
+    return transformers
+
+
+def llama(hf: Any, **options: Any) -> Any:
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, num_key_value_heads=2, **options)).eval()
+
+
+def t5(hf: Any) -> Any:
+    config = hf.T5Config(
+        vocab_size=64, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    return hf.T5ForConditionalGeneration(config).eval()
+
+
+def gpt2(hf: Any) -> Any:
+    return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=64, n_positions=32, n_embd=64, n_layer=2, n_head=4)).eval()
+
+
+def falcon(hf: Any) -> Any:
+    return hf.FalconForCausalLM(
+        hf.FalconConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    ).eval()
+
+
+def mixtral(hf: Any) -> Any:
+    config = hf.MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4)
+    return hf.MixtralForCausalLM(config).eval()
+
+
+def mamba(hf: Any) -> Any:
+    return hf.MambaForCausalLM(hf.MambaConfig(vocab_size=64, hidden_size=64, state_size=8, num_hidden_layers=2)).eval()
+
+
+def modernbert(hf: Any) -> Any:
+    return hf.ModernBertForMaskedLM(hf.ModernBertConfig(**SMALL, pad_token_id=0)).eval()
+
+
+def gemma3(hf: Any) -> Any:
+    vision = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = hf.Gemma3Config(
+        text_config={**SMALL, "num_key_value_heads": 2, "head_dim": 16},
+        vision_config={**vision, "image_size": 32, "patch_size": 8},
+        mm_tokens_per_image=4, image_token_index=60, boi_token_index=61, eoi_token_index=62,
+    )  # fmt: skip
+    return hf.Gemma3ForConditionalGeneration(config).eval()
+
+
+def run(model: Any) -> Any:
+    inputs = {"input_ids": IDS}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = IDS[:, :4]
+    return model(**inputs)[0]
+
+
+def packed_names(model: Any) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, DA8W4Linear)]
+
+
+@STAYS_FLOAT
+@pytest.mark.parametrize("make", [llama, t5, gpt2, falcon, mixtral, mamba, modernbert, gemma3])
+@pytest.mark.parametrize("on_load", [True, False])
+def test_what_is_saved_loads(make: Callable[..., Any], on_load: bool, hf: Any, tmp_path: Any) -> None:
+    model = make(hf)
+    if on_load:
+        model.save_pretrained(tmp_path / "float")
+        model = type(model).from_pretrained(tmp_path / "float", quantization_config=hf.C(32))
+    else:
+        quantize_(model, 32)
+    assert len(packed_names(model)) >= 6
+    want = run(model)
+    model.save_pretrained(tmp_path / "packed")
+    again = type(model).from_pretrained(tmp_path / "packed")
+    assert packed_names(again) == packed_names(model)
+    assert torch.allclose(run(again), want, rtol=1e-5, atol=1e-6)  # float layers of another alignment round otherwise
+    for name in packed_names(model):
+        a, b = model.get_submodule(name).state_dict(), again.get_submodule(name).state_dict()
+        assert a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    again.save_pretrained(tmp_path / "twice")
+    assert packed_names(type(model).from_pretrained(tmp_path / "twice")) == packed_names(model)
+
+
+@STAYS_FLOAT
+def test_layers_that_the_class_keeps_in_float32(hf: Any, tmp_path: Any) -> None:
+    t5(hf).save_pretrained(tmp_path / "float")
+    load = hf.T5ForConditionalGeneration.from_pretrained
+    model = load(tmp_path / "float", quantization_config=hf.C(32))
+    assert not any(name.endswith("wo") for name in packed_names(model))
+    model = load(tmp_path / "float", quantization_config=hf.C(32, modules_to_not_convert=["SelfAttention.q"]))
+    names = [name.rpartition(".")[2] for name in packed_names(model)]
+    assert names.count("q") == 2 and names.count("k") == 6 and "wo" not in names
+
+
+@STAYS_FLOAT
+def test_loading_into_another_class(hf: Any, tmp_path: Any) -> None:
+    model = llama(hf)
+    quantize_(model, 32)
+    model.save_pretrained(tmp_path / "lm")
+    want = model.model(IDS)[0]
+    base = hf.AutoModel.from_pretrained(tmp_path / "lm")
+    assert len(packed_names(base)) == 14 and same(base(IDS)[0], want)
+    base.save_pretrained(tmp_path / "base")
+    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert same(again.model(IDS)[0], want) and type(again.lm_head) is nn.Linear
+    classifier = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "lm")
+    assert same(classifier.model(IDS)[0], want) and type(classifier.score) is nn.Linear
+    with pytest.raises(ValueError, match=r"down_proj is \(64, 32\) by the config"):
+        hf.AutoModel.from_pretrained(tmp_path / "lm", intermediate_size=32)
+    with pytest.raises(ValueError, match="none of the packed layers"):
+        hf.BertModel.from_pretrained(tmp_path / "lm", config=hf.BertConfig(
+            **SMALL, quantization_config=model.config.quantization_config.to_dict()
+        ))  # fmt: skip
+
+
+def test_composite_as_its_text_model(hf: Any, tmp_path: Any) -> None:
+    model = gemma3(hf)
+    quantize_(model, 32)
+    model.save_pretrained(tmp_path / "packed")
+    # transformers gives this class random weights without an error, of a float checkpoint, too.
+    with pytest.raises(ValueError, match="Gemma3ForCausalLM has none of the packed layers"):
+        hf.Gemma3ForCausalLM.from_pretrained(tmp_path / "packed")
+    model.model.language_model.save_pretrained(tmp_path / "text")
+    text = hf.Gemma3TextModel.from_pretrained(tmp_path / "text")
+    assert len(packed_names(text)) == 14
+    assert torch.allclose(text(IDS)[0], model.model.language_model(IDS)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_config_warns_of_what_stays_float(hf: Any, tmp_path: Any) -> None:
+    mixtral(hf).save_pretrained(tmp_path / "float")
+    with pytest.warns(UserWarning, match="stay float") as caught:
+        hf.MixtralForCausalLM.from_pretrained(tmp_path / "float", quantization_config=hf.C(32))
+    text = str(caught[0].message)
+    assert "model.layers.*.mlp.experts.gate_up_proj (2 times): a parameter of MixtralExperts" in text
+    assert "lm_head: the output head" in text
+
+
+@STAYS_FLOAT
+def test_config_serves_twice(hf: Any, tmp_path: Any) -> None:
+    llama(hf).save_pretrained(tmp_path / "float")
+    config = hf.C(np.int64(32))
+    before = copy.deepcopy(config.to_dict())
+    load = hf.LlamaForCausalLM.from_pretrained
+    first = load(tmp_path / "float", quantization_config=config)
+    second = load(tmp_path / "float", quantization_config=config)
+    assert config.to_dict() == before and first.config.quantization_config is not config
+    assert same(first(IDS)[0], second(IDS)[0]) and len(packed_names(second)) == 14
+    second.save_pretrained(tmp_path / "packed")  # a group size of numpy is written as JSON
+    third = load(tmp_path / "float", quantization_config=second.config.quantization_config)
+    assert same(first(IDS)[0], third(IDS)[0])
+
+
+@STAYS_FLOAT
+def test_device_map(hf: Any, tmp_path: Any) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    llama(hf).save_pretrained(tmp_path / "float")
+    load = hf.LlamaForCausalLM.from_pretrained
+    want = load(tmp_path / "float", quantization_config=hf.C(32))
+    devices = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    devices |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    options = {"device_map": devices, "offload_folder": tmp_path / "offload"}
+    with pytest.warns(UserWarning, match="device_map .* is not followed"):
+        model = load(tmp_path / "float", quantization_config=hf.C(32), **options)
+    assert len(packed_names(model)) == 14 and same(model(IDS)[0], want(IDS)[0])
+    model.save_pretrained(tmp_path / "packed")
+    mapped = load(tmp_path / "packed", **options)
+    assert mapped.model.layers[1].input_layernorm.weight.is_meta and same(mapped(IDS)[0], want(IDS)[0])
+    assert len(packed_names(load(tmp_path / "float", quantization_config=hf.C(32), device_map="auto"))) == 14
+
+
+def test_declared_ties(hf: Any, tmp_path: Any) -> None:
+    class Model(hf.LlamaPreTrainedModel):  # type: ignore[misc, name-defined]
+        _tied_weights_keys: ClassVar[Any] = {"heads.1.weight": "heads.0.weight"}
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.heads = nn.ModuleList([nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)])
+            self.again, self.norm = self.heads[0], nn.LayerNorm(64)
+            self.post_init()
+
+        def forward(self, x: Any) -> Any:
+            return self.heads[1](self.heads[0](self.norm(x))) + self.again(x)
+
+    model = Model(hf.LlamaConfig(**SMALL, tie_word_embeddings=True)).eval()
+    assert model.heads[0].weight is model.heads[1].weight
+    assert len(quantize_(model, 32).replaced) == 3
+    model.save_pretrained(tmp_path)
+    x = torch.randn(3, 64)
+    again = Model.from_pretrained(tmp_path)
+    assert len(packed_names(again)) == 2 and same(again(x), model(x))
+
+
+def test_lora(hf: Any) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = llama(hf)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"])).eval()
+    report = quantize_(model, 32)
+    assert len(report.replaced) == 15
+    assert all("reads its weight" in reason for reason in report.kept.values())  # to merge an adapter
+    assert model(IDS)[0].isfinite().all()

@@ -1,0 +1,361 @@
+"""Every model family of transformers: quantized while it is loaded, saved, loaded again.
+
+    python tests/tools/transformers_families.py            # all; takes about half an hour on two cores
+    python tests/tools/transformers_families.py llama t5   # some
+    python tests/tools/transformers_families.py --direct   # by quantize_ on a model that is loaded already
+
+For each family a tiny random model is built of a config whose sizes are cut by their names. The outcomes:
+
+- exact: what was loaded again gives the same numbers, and generates the same tokens where it can;
+- kept: so, too, and some layers besides the output head stayed float, with the reason;
+- refused: an error that says why;
+- wrong: anything else; the exit status is then 1;
+- not tried: no tiny model could be built or run without quantization, or it has no Linear.
+
+Each family runs in a process of its own, with a time limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pyda8w4.torch import DA8W4Linear, quantize_
+from pyda8w4.torch.transformers import DA8W4Config
+
+# Of several classes of a family the first that exists, of these tasks.
+TASKS = (
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "MODEL_FOR_CTC_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_MAPPING_NAMES",
+)
+SIZES = [  # a name, and what it becomes if it is larger; the first that matches counts
+    (r"vocab_size$|n_vocab|vocab_size_per_layer", 320),
+    (r"intermediate|ffn_dim|ffn_size|feed_forward|d_ff|n_inner|mlp_dim|ff_dim|ffn_hidden", 96),
+    (r"num_hidden_layers|n_layers?$|num_layers|encoder_layers|decoder_layers|num_\w*_layers|^depth$|num_blocks", 2),
+    (r"num_key_value_heads|num_kv_heads|n_kv_heads", 2),
+    (r"linear_num_value_heads|linear_num_key_heads", 4),
+    (r"heads$|n_head$|num_\w*heads", 4),
+    (r"num_(local_)?experts$|n_routed_experts|num_experts|n_experts|moe_num_experts", 4),
+    (r"experts_per_tok|topk|top_k|num_selected", 2),
+    (r"n_group|topk_group", 1),
+    (r"head_dim|d_kv|kv_channels|head_size|_dim_head", 16),
+    (r"q_lora_rank|kv_lora_rank|lora_rank|low_rank", 32),
+    (r"max_position|max_seq|n_positions|n_ctx|max_source|max_target|max_length", 128),
+    (r"image_size", 32),
+    (r"patch_size$", 8),
+    (r"expansion|expand|ratio|factor|num_labels|kernel|stride|conv_|_id$|_index$|channels|version", None),
+    (r"(hidden|d_model|n_embd|embed_dim|embedding|model_dim|_dim$|^dim$|_size$|width|state|projection)", 64),
+]
+
+
+def shrink(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if re.search("token_id|token_index", name):
+        return value % 300 if value >= 0 else value
+    for pattern, size in SIZES:
+        if re.search(pattern, name):
+            return value if size is None else min(value, size)
+    return value
+
+
+def tiny(cls: Any, widths: bool = True) -> Any:
+    """A config of small numbers; `widths`: of the width of layers, too, not only of their number."""
+    default = cls()
+    parts = getattr(cls, "sub_configs", None) or {}
+    made: dict[str, Any] = {}
+    values = default.to_dict()
+    depth = values.get("num_hidden_layers")
+    # Lists that say what each layer is: one layer of each kind stays, two at least.
+    lists = {
+        name: list(map(str, value))
+        for name, value in values.items()
+        if isinstance(value, (list, tuple)) and len(value) == depth
+    }
+    kinds = dict(zip(zip(*lists.values()), range(depth or 0)))
+    chosen = sorted(kinds.values()) if len(kinds) > 1 else list(range(min(depth or 0, 2)))
+    for name in lists:
+        made[name] = [values[name][index] for index in chosen]
+    for name, value in values.items():
+        if name in parts or name in ("transformers_version", "architectures", "dtype", "model_type", "id2label"):
+            continue
+        new = shrink(name, value)
+        if new != value and (widths or re.search("layers|vocab|experts|n_layer|depth", name)):
+            made[name] = new
+        if re.search("tie_word", name):
+            made[name] = value
+    if lists:
+        made["num_hidden_layers"] = len(chosen)
+    for name in parts:
+        value = getattr(default, name, None)
+        if isinstance(value, transformers.PreTrainedConfig):
+            made[name] = tiny(type(value), widths)
+    for _ in range(8):  # names that are read only, or that do not fit each other
+        try:
+            return cls(**made)
+        except Exception as error:
+            bad = [name for name in made if name in str(error)]
+            if not bad:
+                raise
+            for name in bad:
+                made.pop(name)
+    return cls(**made)
+
+
+def inputs_of(model: Any) -> dict[str, Any]:
+    config, name = model.config, model.main_input_name
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", 32) or 32
+    size = size if isinstance(size, int) else size[0]
+    ids = torch.arange(12)[None] % 9 + 5
+    inputs: dict[str, Any] = {}
+    if name == "input_ids":
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    elif name == "pixel_values":
+        inputs = {"pixel_values": torch.randn(1, getattr(vision, "num_channels", 3), size, size)}
+    elif name == "input_features":
+        mels = getattr(config, "num_mel_bins", getattr(config, "feature_size", 80))
+        length = 2 * getattr(config, "max_source_positions", 50)
+        shape = (1, mels, length) if "hisper" in type(model).__name__ else (1, length, mels)
+        inputs = {"input_features": torch.randn(shape)}
+    elif name in ("input_values", "audio_values"):
+        inputs = {name: torch.randn(1, 4000)}
+    try:
+        model(**inputs)
+    except Exception:
+        if name == "input_ids" or not hasattr(config, "text_config"):
+            pixels = torch.randn(1, getattr(vision, "num_channels", 3), size, size)
+            inputs = {**inputs, "pixel_values": pixels, "input_ids": ids} if hasattr(config, "text_config") else inputs
+        else:
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **inputs}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids[:, :5]
+    return inputs
+
+
+def numbers(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [one for part in value for one in numbers(part)] if isinstance(value, (list, tuple)) else []
+
+
+def run(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return numbers(model(**inputs))
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(a, b))
+
+
+def generate(model: Any, inputs: dict[str, Any]) -> torch.Tensor | None:
+    if not model.can_generate():
+        return None
+    inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids"}
+    torch.manual_seed(1)
+    out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    return numbers(out)[0]
+
+
+def aligned(model: Any) -> Any:
+    """With float tensors in memory of their own: where a file has them, torch's own products may round otherwise."""
+    for module in model.modules():
+        if not isinstance(module, DA8W4Linear):
+            for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+                if type(tensor) in (torch.Tensor, nn.Parameter):
+                    tensor.data = tensor.data.clone()
+    return model
+
+
+class NotTried(Exception):
+    """No tiny model, or nothing to replace."""
+
+
+def build(name: str, model_class: str) -> tuple[Any, dict[str, Any]]:
+    cls = getattr(transformers, model_class)
+    reasons = []
+    for widths in (True, False):
+        try:
+            config = tiny(CONFIG_MAPPING[name], widths)
+            with torch.device("meta"):
+                count = sum(parameter.numel() for parameter in cls(config).parameters())
+            if count > 2e8:
+                raise NotTried(f"{count / 1e6:.0f} million parameters")
+            torch.manual_seed(0)
+            if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", 0) is None:
+                config.decoder_start_token_id = 0
+            model = cls(config).eval()
+            if not any(
+                isinstance(module, (nn.Linear, transformers.pytorch_utils.Conv1D)) for module in model.modules()
+            ):
+                raise NotTried("no Linear")
+            inputs = inputs_of(model)
+            run(model, inputs)
+            return model, inputs
+        except Exception as error:
+            reasons.append(f"{type(error).__name__}: {error}".replace("\n", " ")[-300:])
+            if str(error) == "no Linear":
+                break
+    raise NotTried(reasons[0])
+
+
+def load(cls: Any, config_class: Any, folder: str, **options: Any) -> Any:
+    # The class of the config, since some families have the models of others.
+    return cls.from_pretrained(folder, config=config_class.from_pretrained(folder), **options)
+
+
+def check(name: str, model_class: str, direct: bool, folder: str) -> tuple[str, str]:
+    try:
+        model, inputs = build(name, model_class)
+        cls, config_class = type(model), type(model.config)
+        try:
+            can_generate = generate(model, inputs) is not None
+        except Exception:
+            can_generate = False
+        model.save_pretrained(f"{folder}/float")
+        model = load(cls, config_class, f"{folder}/float")
+    except Exception as error:
+        return "not tried", f"{type(error).__name__}: {error}"
+    stage = "quantize"
+    try:
+        if direct:
+            report = quantize_(model, 32)
+            kept = report.kept
+        else:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model = load(cls, config_class, f"{folder}/float", quantization_config=DA8W4Config(32))
+            lines = [line.strip() for w in caught for line in str(w.message).splitlines() if "bytes" not in line]
+            kept = {line: line.partition(" % ")[2] for line in lines}
+            left = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        aligned(model)
+        layers = sum(isinstance(module, DA8W4Linear) for module in model.modules())
+        stage = "forward"
+        want = run(model, inputs)
+        stage = "generate"
+        tokens = generate(model, inputs) if can_generate else None
+        stage = "save"
+        model.save_pretrained(f"{folder}/packed")
+        stage = "load"
+        again = aligned(load(cls, config_class, f"{folder}/packed"))
+        stage = "compare"
+        if sum(isinstance(module, DA8W4Linear) for module in again.modules()) != layers:
+            return "wrong", "other layers are packed after loading"
+        if not same(run(again, inputs), want):
+            return "wrong", "other numbers after loading"
+        if tokens is not None and not torch.equal(generate(again, inputs), tokens):
+            return "wrong", "other tokens after loading"
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{stage}: {type(error).__name__}: {error} ({where.filename.rpartition('/')[2]}:{where.lineno})"
+        ours = type(error) is ValueError and "pyda8w4" in where.filename
+        return ("refused" if ours else "wrong"), text
+    others = {
+        key: reason for key, reason in kept.items() if "output head" not in reason and "shared with" not in reason
+    }
+    note = f"{model_class}: {layers} packed" + (", generates" if tokens is not None else "")
+    if others or (not direct and not layers and left):
+        return "kept", f"{note}; " + "; ".join(others.values() if not direct else map(": ".join, others.items()))
+    return "exact", note
+
+
+def families() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for task in TASKS:
+        for name, classes in getattr(modeling_auto, task, {}).items():
+            model_class = classes if isinstance(classes, str) else classes[0]
+            if name in CONFIG_MAPPING and hasattr(transformers, model_class):
+                found.setdefault(name, model_class)
+    return dict(sorted(found.items()))
+
+
+def child(name: str, model_class: str, direct: bool, out: int) -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        try:
+            result = check(name, model_class, direct, folder)
+        except BaseException as error:
+            result = "wrong", f"{type(error).__name__}: {error}"
+    os.write(out, json.dumps(result).encode()[:60000])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="families; all when none is given")
+    parser.add_argument("--direct", action="store_true", help="quantize_ on a loaded model")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=90, help="seconds for each family")
+    parser.add_argument("--output", help="a JSON file for the outcomes")
+    args = parser.parse_args()
+    todo = [(name, cls) for name, cls in families().items() if not args.names or name in args.names]
+    total, results = len(todo), {}
+    running: dict[int, tuple[str, int, float]] = {}
+    while todo or running:
+        while todo and len(running) < args.jobs:
+            name, model_class = todo.pop(0)
+            read, write = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(read)
+                child(name, model_class, args.direct, write)
+                os._exit(0)
+            os.close(write)
+            running[pid] = name, read, time.monotonic()
+        for pid, (name, read, start) in list(running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            late = time.monotonic() - start > args.limit
+            if not ended and late:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            if ended or late:
+                text = b""
+                with contextlib.closing(os.fdopen(read, "rb")) as pipe:
+                    text = pipe.read()
+                died = "not tried" if late else "wrong", "took too long" if late else f"died with status {status}"
+                results[name] = json.loads(text) if text else died
+                del running[pid]
+                print(f"{len(results)}/{total} {name}: {results[name][0]}: {results[name][1]}"[:400], flush=True)
+        time.sleep(0.02)
+    counts = Counter(outcome for outcome, _ in results.values())
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}:", dict(counts))
+    if args.output:
+        with open(args.output, "w") as file:
+            json.dump(results, file, indent=1)
+    return 1 if counts["wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
