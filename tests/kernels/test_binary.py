@@ -52,7 +52,7 @@ def objdump(*options: str) -> list[str]:
 
 @cache
 def source_of() -> dict[int, str]:
-    """Address of each local function: the source file it is from. Kernels have no other functions."""
+    """Address of each local function: the source file it is from. Kernels have these and those of their namespace."""
     owner, source = {}, ""
     for line in objdump("--syms"):
         found = re.fullmatch(r"([0-9a-f]+) (.{7}) (\S+)\t\S+\s*(.*)", line)
@@ -62,7 +62,8 @@ def source_of() -> dict[int, str]:
         if flags[5:] == "df":
             source = name
         elif flags.startswith("l") and flags.endswith("F"):
-            owner[int(address, 16)] = source
+            kernels = [kernel for kernel in DESCRIPTIONS if name.startswith(f"_ZN5da8w4{len(kernel)}{kernel}")]
+            owner[int(address, 16)] = kernel_source(kernels[0]) if kernels else source
     if not owner:
         pytest.skip("the library has no local symbols")
     return owner
