@@ -117,10 +117,10 @@ def _take_over(descriptor: int, path: Path, old: os.stat_result) -> None:
     mode = stat.S_IMODE(old.st_mode)
     try:
         os.fchown(descriptor, old.st_uid, old.st_gid)
-    except PermissionError:  # the file of another user: only its group can be kept, if that
+    except OSError:  # the file of another user: only its group can be kept, if that
         try:
             os.fchown(descriptor, -1, old.st_gid)
-        except PermissionError:
+        except OSError:
             mode &= ~stat.S_IRWXG
     with suppress(OSError):  # the folder may have given it a list
         os.removexattr(descriptor, _ACL)
