@@ -47,6 +47,10 @@ def _at(module: nn.Module, path: _Path) -> Iterator[nn.Module]:
     if not path:
         yield module
         return
+    if path[0] == "parameters":  # at least one must be left: that of the first layer, if nothing else has any
+        layers = [one for one in module.modules() if one._parameters]
+        yield from layers[:1] if all(isinstance(one, nn.Linear) for one in layers) else ()
+        return
     if path[0] == "*":
         children: Iterable[object] = module.children() if isinstance(module, nn.Module) else ()
     else:
@@ -162,6 +166,12 @@ class _Method:
                 path = self._path(node.value)
                 if path and not self._is_answered(node) and not self._is_training(node):
                     yield path
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "next" and node.args:
+                value = node.args[0]  # next(self.mlp.parameters()).dtype
+                if isinstance(value, ast.Call):
+                    path = self._path(value.func)
+                    if path and path[-1] == "parameters" and len(path) > 1:
+                        yield path
 
     def _is_answered(self, node: ast.Attribute) -> bool:
         parent = self._parents[node]
