@@ -21,6 +21,7 @@ _ANSWERED = {
     "device", "dim", "dtype", "element_size", "is_cpu", "is_cuda", "is_floating_point", "is_meta", "layout", "ndim",
     "numel", "requires_grad", "shape", "size",
 }  # fmt: skip
+_HINT = re.compile(r"\.weight\b|\.parameters\(")
 _ABOUT = {"getattr", "hasattr", "id", "isinstance", "is_tensor", "type"}
 # Methods that no forward pass calls, and those for another device.
 _NOT_FORWARD = re.compile(
@@ -83,7 +84,7 @@ def _reads(cls: type) -> tuple[tuple[_Path, str], ...]:
 def _definitions(cls: type) -> list[ast.ClassDef]:
     try:
         found = _classes(cls.__module__).get(cls.__qualname__, [])
-        if found or ".weight" not in (source := textwrap.dedent(inspect.getsource(cls))):
+        if found or not _HINT.search(source := textwrap.dedent(inspect.getsource(cls))):
             return found
         return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     except (OSError, TypeError, SyntaxError):
@@ -109,7 +110,7 @@ def _classes(module: str) -> dict[str, list[ast.ClassDef]]:
         source = inspect.getsource(sys.modules[module])
     except (KeyError, OSError, TypeError):
         return found
-    if ".weight" in source:
+    if _HINT.search(source):
         enter(ast.parse(source), "")
     return found
 

@@ -57,6 +57,7 @@ TASKS = (
 SIZES = [  # a name, and what it becomes if it is larger; the first that matches counts
     (r"vocab_size$|n_vocab|vocab_size_per_layer", 320),
     (r"intermediate|ffn_dim|ffn_size|feed_forward|d_ff|n_inner|mlp_dim|ff_dim|ffn_hidden", 96),
+    (r"feat_extract", None),
     (r"num_hidden_layers|n_layers?$|num_layers|encoder_layers|decoder_layers|num_\w*_layers|^depth$|num_blocks", 2),
     (r"num_key_value_heads|num_kv_heads|n_kv_heads", 2),
     (r"linear_num_value_heads|linear_num_key_heads", 4),
