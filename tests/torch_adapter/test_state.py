@@ -191,3 +191,32 @@ def test_torch_multiprocessing() -> None:
     assert (queue.get(timeout=120) == want.numpy()).all()
     process.join()
     assert process.exitcode == 0
+
+
+def test_a_packed_head_in_transformers() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach())  # as docs/torch.md says
+    quantize_(model, 32)
+    prompt = torch.arange(10)[None]
+    want, names = model(prompt).logits, model.state_dict().keys()
+    with pytest.warns(UserWarning, match="keeps its packed weight"):
+        model.tie_weights()
+    assert same(model(prompt).logits, want) and model.state_dict().keys() == names
+    model.load_state_dict(model.state_dict(), strict=True)
+    with pytest.raises((TypeError, ValueError), match=r"head|resized before it is quantized"):
+        model.resize_token_embeddings(70)
+
+
+def test_whole_modules_need_weights_only_false() -> None:
+    file = io.BytesIO()
+    torch.save(nn.Sequential(DA8W4Linear(64, 40)), file)
+    file.seek(0)
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        torch.load(file, weights_only=True)
+    file.seek(0)
+    assert same(torch.load(file, weights_only=False)[0](torch.ones(1, 64)), torch.zeros(1, 40))
