@@ -21,6 +21,7 @@ _ANSWERED = {
     "device", "dim", "dtype", "element_size", "is_cpu", "is_cuda", "is_floating_point", "is_meta", "layout", "ndim",
     "numel", "requires_grad", "shape", "size",
 }  # fmt: skip
+_HINT = re.compile(r"\.weight\b|\.parameters\(")
 _ABOUT = {"getattr", "hasattr", "id", "isinstance", "is_tensor", "type"}
 # Methods that no forward pass calls, and those for another device.
 _NOT_FORWARD = re.compile(
@@ -46,6 +47,10 @@ def weight_readers(model: nn.Module) -> dict[int, str]:
 def _at(module: nn.Module, path: _Path) -> Iterator[nn.Module]:
     if not path:
         yield module
+        return
+    if path[0] == "parameters":  # at least one must be left: that of the first layer, if nothing else has any
+        layers = [one for one in module.modules() if one._parameters]
+        yield from layers[:1] if all(isinstance(one, nn.Linear) for one in layers) else ()
         return
     if path[0] == "*":
         children: Iterable[object] = module.children() if isinstance(module, nn.Module) else ()
@@ -79,7 +84,7 @@ def _reads(cls: type) -> tuple[tuple[_Path, str], ...]:
 def _definitions(cls: type) -> list[ast.ClassDef]:
     try:
         found = _classes(cls.__module__).get(cls.__qualname__, [])
-        if found or ".weight" not in (source := textwrap.dedent(inspect.getsource(cls))):
+        if found or not _HINT.search(source := textwrap.dedent(inspect.getsource(cls))):
             return found
         return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     except (OSError, TypeError, SyntaxError):
@@ -105,7 +110,7 @@ def _classes(module: str) -> dict[str, list[ast.ClassDef]]:
         source = inspect.getsource(sys.modules[module])
     except (KeyError, OSError, TypeError):
         return found
-    if ".weight" in source:
+    if _HINT.search(source):
         enter(ast.parse(source), "")
     return found
 
@@ -162,6 +167,12 @@ class _Method:
                 path = self._path(node.value)
                 if path and not self._is_answered(node) and not self._is_training(node):
                     yield path
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "next" and node.args:
+                value = node.args[0]  # next(self.mlp.parameters()).dtype
+                if isinstance(value, ast.Call):
+                    path = self._path(value.func)
+                    if path and path[-1] == "parameters" and len(path) > 1:
+                        yield path
 
     def _is_answered(self, node: ast.Attribute) -> bool:
         parent = self._parents[node]

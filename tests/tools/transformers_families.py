@@ -57,6 +57,7 @@ TASKS = (
 SIZES = [  # a name, and what it becomes if it is larger; the first that matches counts
     (r"vocab_size$|n_vocab|vocab_size_per_layer", 320),
     (r"intermediate|ffn_dim|ffn_size|feed_forward|d_ff|n_inner|mlp_dim|ff_dim|ffn_hidden", 96),
+    (r"feat_extract", None),
     (r"num_hidden_layers|n_layers?$|num_layers|encoder_layers|decoder_layers|num_\w*_layers|^depth$|num_blocks", 2),
     (r"num_key_value_heads|num_kv_heads|n_kv_heads", 2),
     (r"linear_num_value_heads|linear_num_key_heads", 4),
@@ -85,8 +86,18 @@ def shrink(name: str, value: Any) -> Any:
     return value
 
 
-def tiny(cls: Any, widths: bool = True) -> Any:
-    """A config of small numbers; `widths`: of the width of layers, too, not only of their number."""
+# What is tried, one after the other, where sizes do not fit each other: names that keep their value.
+VARIANTS = (
+    r"^$",
+    r"num_key_value_heads|num_kv_heads|n_kv_heads",
+    r"heads?$|_dim$|rank|experts|group|topk|top_k",
+    r"num_hidden_layers|layers_block_type|layer_types",
+    r"^(?!.*(layers|vocab|experts|n_layer|depth))",
+)
+
+
+def tiny(cls: Any, keep: str) -> Any:
+    """A config of small numbers, but for those whose name matches `keep`."""
     default = cls()
     parts = getattr(cls, "sub_configs", None) or {}
     made: dict[str, Any] = {}
@@ -106,7 +117,7 @@ def tiny(cls: Any, widths: bool = True) -> Any:
         if name in parts or name in ("transformers_version", "architectures", "dtype", "model_type", "id2label"):
             continue
         new = shrink(name, value)
-        if new != value and (widths or re.search("layers|vocab|experts|n_layer|depth", name)):
+        if new != value and not re.search(keep, name):
             made[name] = new
         if re.search("tie_word", name):
             made[name] = value
@@ -115,7 +126,7 @@ def tiny(cls: Any, widths: bool = True) -> Any:
     for name in parts:
         value = getattr(default, name, None)
         if isinstance(value, transformers.PreTrainedConfig):
-            made[name] = tiny(type(value), widths)
+            made[name] = tiny(type(value), keep)
     for _ in range(8):  # names that are read only, or that do not fit each other
         try:
             return cls(**made)
@@ -129,34 +140,33 @@ def tiny(cls: Any, widths: bool = True) -> Any:
 
 
 def inputs_of(model: Any) -> dict[str, Any]:
+    """The first inputs that the model takes."""
     config, name = model.config, model.main_input_name
     vision = getattr(config, "vision_config", config)
     size = getattr(vision, "image_size", 32) or 32
     size = size if isinstance(size, int) else size[0]
     ids = torch.arange(12)[None] % 9 + 5
-    inputs: dict[str, Any] = {}
-    if name == "input_ids":
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    elif name == "pixel_values":
-        inputs = {"pixel_values": torch.randn(1, getattr(vision, "num_channels", 3), size, size)}
-    elif name == "input_features":
-        mels = getattr(config, "num_mel_bins", getattr(config, "feature_size", 80))
-        length = 2 * getattr(config, "max_source_positions", 50)
-        shape = (1, mels, length) if "hisper" in type(model).__name__ else (1, length, mels)
-        inputs = {"input_features": torch.randn(shape)}
-    elif name in ("input_values", "audio_values"):
-        inputs = {name: torch.randn(1, 4000)}
-    try:
-        model(**inputs)
-    except Exception:
-        if name == "input_ids" or not hasattr(config, "text_config"):
-            pixels = torch.randn(1, getattr(vision, "num_channels", 3), size, size)
-            inputs = {**inputs, "pixel_values": pixels, "input_ids": ids} if hasattr(config, "text_config") else inputs
-        else:
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **inputs}
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    image = {"pixel_values": torch.randn(1, getattr(vision, "num_channels", 3), size, size)}
+    audio = getattr(config, "audio_config", getattr(config, "encoder_config", config))
+    mels = getattr(audio, "num_mel_bins", getattr(audio, "feature_size", 80))
+    length = 2 * getattr(config, "max_source_positions", 50)
+    features = [{"input_features": torch.randn(shape)} for shape in ((1, length, mels), (1, mels, length))]
+    candidates = {
+        "input_ids": [text, {**text, **image}],
+        "pixel_values": [image, text, {**text, **image}],
+        "input_features": [*features, text],
+    }.get(name, [{name: torch.randn(1, 4000)}, {name: torch.randn(1, 1, 4000)}, text])
     if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids[:, :5]
-    return inputs
+        candidates = [{**inputs, "decoder_input_ids": ids[:, :5]} for inputs in candidates] + candidates
+    errors = []
+    for inputs in candidates:
+        try:
+            run(model, inputs)
+            return inputs
+        except Exception as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def numbers(value: Any) -> list[torch.Tensor]:
@@ -202,9 +212,9 @@ class NotTried(Exception):
 def build(name: str, model_class: str) -> tuple[Any, dict[str, Any]]:
     cls = getattr(transformers, model_class)
     reasons = []
-    for widths in (True, False):
+    for keep in VARIANTS:
         try:
-            config = tiny(CONFIG_MAPPING[name], widths)
+            config = tiny(CONFIG_MAPPING[name], keep)
             with torch.device("meta"):
                 count = sum(parameter.numel() for parameter in cls(config).parameters())
             if count > 2e8:
@@ -217,9 +227,7 @@ def build(name: str, model_class: str) -> tuple[Any, dict[str, Any]]:
                 isinstance(module, (nn.Linear, transformers.pytorch_utils.Conv1D)) for module in model.modules()
             ):
                 raise NotTried("no Linear")
-            inputs = inputs_of(model)
-            run(model, inputs)
-            return model, inputs
+            return model, inputs_of(model)
         except Exception as error:
             reasons.append(f"{type(error).__name__}: {error}".replace("\n", " ")[-300:])
             if str(error) == "no Linear":

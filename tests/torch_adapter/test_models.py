@@ -143,6 +143,8 @@ class _Functional(nn.Module):
             setattr(self, name, nn.Linear(64, 64))
         self.listed = nn.ModuleList([nn.Linear(64, 64), nn.Linear(64, 64)])
         self.indexed = nn.ModuleList([nn.Linear(64, 64)])
+        self.some = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        self.others = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
 
     def _init_weights(self) -> None:
         nn.init.zeros_(self.unused.weight)
@@ -158,6 +160,8 @@ class _Functional(nn.Module):
         x = self._helper(x @ layer.weight.T, self.given)
         for _, one in enumerate(self.listed):
             x = torch.addmm(one.bias, x, one.weight)
+        x = self.some(x.to(next(self.some.parameters()).dtype)).to(next(iter(self.others.parameters())).dtype)
+        x = self.others(x.to(next(self.others.parameters()).dtype))
         if self.training and x.dim() > 1:
             return x @ self.trained.weight
         return self.trained(x) + x @ self.indexed[0].weight[:, :64]
@@ -168,9 +172,9 @@ def test_layers_whose_weight_is_read() -> None:
     x = torch.randn(3, 64)
     want = model(x)
     report = quantize_(model, 32)
-    assert report.replaced == ["called", "asked", "trained", "unused"]
+    assert report.replaced == ["called", "asked", "trained", "unused", "some.2", "others.0"]
     assert report.kept.pop("given") == "_Functional._helper reads its weight"
-    assert set(report.kept.values()) == {"_Functional.forward reads its weight"} and len(report.kept) == 5
+    assert set(report.kept.values()) == {"_Functional.forward reads its weight"} and len(report.kept) == 6
     assert sqnr(want, model(x)) > 10
 
 
