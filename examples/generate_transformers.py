@@ -5,7 +5,7 @@
     python examples/generate_transformers.py "Why is the sky blue?"
 
 transformers reads the GGUF file as float32; `quantize_` makes 4-bit weights of its layers, and `fuse_linears`
-joins those that share an input. ``--float`` leaves the model as it is, to compare.
+joins those that share an input, for graphs. ``--float`` leaves the model as it is, to compare.
 """
 
 from __future__ import annotations
