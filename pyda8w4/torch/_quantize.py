@@ -280,7 +280,8 @@ def _is_plain(linear: nn.Linear) -> bool:
 
 
 def _size(weight: torch.Tensor) -> int:
-    return weight.numel() * weight.element_size()
+    size: int = weight.numel() * weight.element_size()
+    return size
 
 
 def _count_floats(model: nn.Module, report: Report) -> None:
