@@ -16,7 +16,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -31,6 +36,10 @@ from pyda8w4.torch._state import zeros_of
 __all__ = ["DA8W4Config"]
 
 METHOD = "pyda8w4"
+
+# A module that is reloaded registers its new classes.
+AUTO_QUANTIZATION_CONFIG_MAPPING.pop(METHOD, None)
+AUTO_QUANTIZER_MAPPING.pop(METHOD, None)
 
 
 @register_quantization_config(METHOD)

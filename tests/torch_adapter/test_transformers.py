@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -293,3 +295,10 @@ def test_lora(hf: Any) -> None:
     assert len(report.replaced) == 15
     assert all("reads its weight" in reason for reason in report.kept.values())  # to merge an adapter
     assert model(IDS)[0].isfinite().all()
+
+
+def test_reload() -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    code = "import importlib, pyda8w4.torch.transformers as t; importlib.reload(t); t.DA8W4Config(32)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
