@@ -126,6 +126,7 @@ private:
 
 // The types in which scales and offsets are stored, the one to be preferred first; the last holds every value.
 constexpr da8w4_type kScaleTypes[] = {DA8W4_F16, DA8W4_BF16, DA8W4_F32};
+constexpr unsigned kLastScaleType = sizeof kScaleTypes / sizeof *kScaleTypes - 1;
 
 // What all values of an array have in common.
 struct Floats {
@@ -142,7 +143,7 @@ Floats look_at(const float *values, size_t count) {
         const Range range = part_of(count, thread, threads);
         for (size_t i = range.begin; i < range.end; i++) {
             finite = finite && std::isfinite(values[i]);
-            for (unsigned type = 0; type < 2; type++)
+            for (unsigned type = 0; type < kLastScaleType; type++)
                 if (types >> type & 1 && !holds_exactly(kScaleTypes[type], values[i])) types &= ~(1u << type);
         }
         if (!finite) all_finite = false;
