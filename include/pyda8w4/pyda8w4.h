@@ -1,4 +1,4 @@
-/* pyda8w4: linear layers with 4-bit weights and 8-bit activations.
+/* pyda8w4: linear layers with weights of 4 to 8 bits and activations that are quantized at run time.
  *
  *     y[m, n] = dequant(act[m, :]) . dequant(weight[n, :]) + bias[n]
  *
@@ -47,12 +47,14 @@ typedef enum da8w4_status DA8W4_INT {
     DA8W4_OK = 0,
     DA8W4_BAD_ARGUMENT,       /* a null pointer, a size of 0, an unknown type, a stride too short */
     DA8W4_BAD_GROUP,          /* the group is neither a multiple of 4 nor all of k */
-    DA8W4_BAD_CODE,           /* a weight code is outside 0..15 (or -8..7) */
+    DA8W4_BAD_CODE,           /* a weight code is out of the range of its kind */
     DA8W4_BAD_SCALE,          /* a weight scale is NaN or infinite */
     DA8W4_BAD_OFFSET,         /* a weight offset is NaN or infinite */
-    DA8W4_BAD_WEIGHT_ZP,      /* a weight zero point leaves -128..127 once codes are 0..15 */
-    DA8W4_INT32_OVERFLOW,     /* group * 128 * max|code - zp| does not fit int32 */
+    DA8W4_BAD_WEIGHT_ZP,      /* a weight zero point leaves -128..127 once codes are as they are stored */
+    DA8W4_INEXACT_SCALE,      /* a scale or offset of two levels is not exact in float32 */
+    DA8W4_INT32_OVERFLOW,     /* group * 128 * max|value of a code - zp| does not fit int32 */
     DA8W4_BAD_ACT_ZP,         /* an activation zero point is outside the activation's type */
+    DA8W4_FACTORS_NEED_FLOATS, /* da8w4_gemm with a weight that has factors */
     DA8W4_UNKNOWN_KERNEL,     /* no kernel has this name */
     DA8W4_KERNEL_UNAVAILABLE, /* this CPU or build cannot run the kernel; da8w4_kernel_reason says why */
     DA8W4_WORKSPACE_TOO_SMALL /* less than da8w4_workspace_bytes */
@@ -65,59 +67,106 @@ typedef enum da8w4_type DA8W4_INT { DA8W4_F32 = 0, DA8W4_F16, DA8W4_BF16, DA8W4_
 
 /* ---- weights ------------------------------------------------------------------------------- */
 
+/* What the codes of a weight are, and how many bits each takes when it is packed. */
+typedef enum da8w4_kind DA8W4_INT {
+    DA8W4_INT4 = 0, /* 0..15 */
+    DA8W4_INT5,     /* 0..31 */
+    DA8W4_INT6,     /* 0..63 */
+    DA8W4_INT8,     /* -128..127 */
+    DA8W4_TABLE4    /* 0..15, which stand for the 16 int8 values of a table */
+} da8w4_kind;
+
 typedef enum da8w4_codes DA8W4_INT {
-    DA8W4_CODES_U4 = 0,    /* one byte a weight, 0..15 */
-    DA8W4_CODES_S4,        /* one byte a weight, -8..7 */
-    DA8W4_CODES_LOW_FIRST, /* two weights a byte, 0..15, the even k in the low nibble */
-    DA8W4_CODES_HIGH_FIRST /* two weights a byte, 0..15, the even k in the high nibble */
+    DA8W4_CODES_UNSIGNED = 0, /* one byte a code, in the range of its kind; not for DA8W4_INT8 */
+    DA8W4_CODES_SIGNED,       /* one byte a code, from -8, -16, -32 or -128 on; not for DA8W4_TABLE4 */
+    DA8W4_CODES_LOW_FIRST,    /* two codes a byte, 0..15, the even k in the low nibble */
+    DA8W4_CODES_HIGH_FIRST    /* two codes a byte, 0..15, the even k in the high nibble */
 } da8w4_codes;
 
 /* A weight matrix as its quantizer left it:
- *     value[n, k] = (code[n, k] - zp[n, g]) * scale[n, g] + offset[n, g] */
+ *
+ *     value[n, k] = (code[n, k] - zp[n, g]) * scale[n, g] + offset[n, g]      table[code] in the place of code
+ *
+ * Scales, and offsets with them, may have two levels: supers = ceil(groups / super) numbers for each n, each for
+ * `super` consecutive groups, times small integers for each group. */
 typedef struct da8w4_weight {
     size_t n, k;
     size_t group; /* consecutive k that share a scale; a multiple of 4, or k. The last may be shorter. */
+    size_t super; /* groups of a super-group; 0: one level */
+    da8w4_kind kind;
     da8w4_codes format;
-    const void *codes;    /* n rows of k codes */
-    size_t codes_stride;  /* bytes from one row to the next */
-    const float *scales;  /* [n][groups], groups = ceil(k / group) */
-    const int8_t *zps;    /* [n][groups], or NULL */
-    int zp;               /* every zero point, where zps is NULL */
-    const float *offsets; /* [n][groups], or NULL: none */
+    const void *codes;          /* n rows of k codes */
+    size_t codes_stride;        /* bytes from one row to the next */
+    const int8_t *table;        /* [16]; DA8W4_TABLE4 only */
+    const float *scales;        /* [n][groups], groups = ceil(k / group); of two levels [n][supers] */
+    const void *sub_scales;     /* [n][groups]; of two levels only */
+    da8w4_type sub_scale_type;  /* U8 or S8 */
+    const int8_t *zps;          /* [n][groups], or NULL. Those of a table are 0. */
+    int zp;                     /* every zero point, where zps is NULL */
+    const float *offsets;       /* as scales, or NULL: none */
+    const void *sub_offsets;    /* [n][groups]; of two levels only */
+    da8w4_type sub_offset_type; /* U8 or S8 */
 } da8w4_weight;
 
 /* A packed weight: a view, which owns nothing. The arrays are in blocks of 32 columns (n). */
 typedef struct da8w4_packed {
     size_t n, k, group;
-    da8w4_type scale_type; /* of offsets, too */
-    int zp;                /* every zero point, where zps is NULL */
-    const uint8_t *codes;  /* [blocks][ceil(k / 4)][64] */
-    const void *scales;    /* [blocks][groups][32] of scale_type */
-    const int8_t *zps;     /* [blocks][groups][32], or NULL */
-    const void *offsets;   /* [blocks][groups][32] of scale_type, or NULL */
-    const float *sums;     /* [blocks][32]: the sum over k of the dequantized column */
+    size_t super; /* groups of a super-group; 0: one level */
+    da8w4_kind kind;
+    da8w4_type scale_type;      /* of offsets, too */
+    da8w4_type sub_scale_type;  /* U8 or S8, where there are two levels */
+    da8w4_type sub_offset_type; /* U8 or S8, where there are two levels and offsets */
+    int zp;                     /* every zero point, where zps is NULL */
+    const uint8_t *codes;       /* [blocks][lines][64], with so many lines: da8w4_packed_bytes */
+    const int8_t *table;        /* [16], or NULL: codes stand for themselves */
+    const void *scales;         /* [blocks][groups or supers][32] of scale_type */
+    const void *sub_scales;     /* [blocks][groups][32] of sub_scale_type, or NULL: one level */
+    const int8_t *zps;          /* [blocks][groups][32], or NULL */
+    const void *offsets;        /* as scales, or NULL */
+    const void *sub_offsets;    /* [blocks][groups][32] of sub_offset_type, or NULL */
+    const float *sums;          /* [blocks][32]: the sum over k of the dequantized column */
+    const int32_t *perm;        /* [k], or NULL: position k of the weight multiplies act[perm[k]]; a permutation */
+    const float *factors;       /* [k], or NULL: position k multiplies act[perm[k]] * factors[k] */
 } da8w4_packed;
 
-/* Bytes of the arrays of a packed weight: zps is 0 where every zero point is the same, offsets where there are none. */
+/* Bytes of the arrays of a packed weight that da8w4_pack writes; 0 where it has none. zps: where not all are the same. */
 typedef struct da8w4_packed_bytes {
-    size_t codes, scales, zps, offsets, sums;
+    size_t codes, scales, sub_scales, zps, offsets, sub_offsets, sums;
 } da8w4_packed_bytes;
 
+/* Where they are to be written. Those of no bytes are not looked at. */
+typedef struct da8w4_packed_arrays {
+    uint8_t *codes;
+    void *scales, *sub_scales;
+    int8_t *zps;
+    void *offsets, *sub_offsets;
+    float *sums;
+} da8w4_packed_arrays;
+
 /* Looks at sizes, scales, zero points and offsets, and decides how they will be stored: fills `packed` but
- * for its pointers, and the sizes of the arrays that da8w4_pack will write. */
+ * for its pointers, and the sizes of the arrays that da8w4_pack will write. A permutation and factors are no
+ * business of packing: the codes are in the order of the permuted k, and who packs adds the pointers. */
 DA8W4_API da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *bytes);
 
-/* Packs into the arrays that the caller allocated by the plan, with several threads. `zps` and `offsets`
- * are looked at only if the plan gave them a size. The input is not changed. DA8W4_BAD_CODE: what the arrays
- * hold is then of no use. */
-DA8W4_API da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales,
-                                  int8_t *zps, void *offsets, float *sums);
+/* Packs into the arrays that the caller allocated by the plan, with several threads. The input is not changed.
+ * DA8W4_BAD_CODE: what the arrays hold is then of no use. */
+DA8W4_API da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan,
+                                  const da8w4_packed_arrays *to);
 
-/* Gives back what was packed: codes [n][k] as 0..15, scales, zps and offsets [n][groups]; `offsets` is
- * looked at only if the weight has some. Weights that came as -8..7 come back as 0..15 with zero points 8
- * higher. */
+/* Gives back what was packed: codes [n][k], one byte each, in the range of their kind; scales, zps and offsets
+ * [n][groups], two levels multiplied out. `offsets` is looked at only if the weight has some. Codes of 4 to 6 bits
+ * that came signed come back unsigned, with zero points higher by half their range. Reads neither perm nor factors. */
 DA8W4_API da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps,
                                     float *offsets);
+
+/* Values of `count` columns (NULL: of the first `count`), each below n: out[i] is k floats in the order of act,
+ *     out[i][perm[k]] = ((value of code - zp) * scale + offset) * factors[k],      each operation rounded to float32. */
+DA8W4_API da8w4_status da8w4_dequantize(const da8w4_packed *packed, const size_t *columns, size_t count, float *out,
+                                        size_t out_stride);
+
+/* The column sums of a packed weight, which does not need its own: to sums [blocks][32]. For parts of a weight
+ * along k. */
+DA8W4_API da8w4_status da8w4_sum_columns(const da8w4_packed *packed, float *sums);
 
 /* Memory aligned to 64 bytes, and from 2 MiB upward to 2 MiB, from 64 KiB on in huge pages where the system
  * grants them (allocations below 2 MiB share some): reading weights is bound by DRAM, and huge pages read
@@ -127,12 +176,19 @@ DA8W4_API void da8w4_free(void *memory);
 
 /* ---- activations --------------------------------------------------------------------------- */
 
-/* Quantizes m rows of k floats (x_type F32, F16 or BF16), each row by itself, to uint8 with a zero
- * point or, if symmetric, to int8. A row with NaN, with Inf, or of a range beyond float32 gets the
- * scale NaN, the zero point 128 (symmetric: 0), and values that all equal it. No scale is below 2^-126.
- * `kernel` NULL is the default. */
+/* How da8w4_linear quantizes activations; docs/numbers.md has the formulas. */
+typedef enum da8w4_scheme DA8W4_INT {
+    DA8W4_ACT_UINT8 = 0,  /* uint8, a scale and a zero point for each row */
+    DA8W4_ACT_INT8,       /* int8, a scale for each row */
+    DA8W4_ACT_INT8_GROUP, /* int8, a scale for each row and group of the weight */
+    DA8W4_ACT_INT16       /* int16, a scale for each row, multiplied as two rows of int8 */
+} da8w4_scheme;
+
+/* Quantizes m rows of k floats (x_type F32, F16 or BF16), each row by itself, by DA8W4_ACT_UINT8 or DA8W4_ACT_INT8.
+ * A row with NaN, with Inf, or of a range beyond float32 gets the scale NaN, the zero point 128 (int8: 0), and values
+ * that all equal it. No scale is below 2^-126. `kernel` NULL is the default. */
 DA8W4_API da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da8w4_type x_type, size_t x_stride,
-                                           size_t m, size_t k, int symmetric, void *act, size_t act_stride,
+                                           size_t m, size_t k, da8w4_scheme scheme, void *act, size_t act_stride,
                                            float *act_scales, int32_t *act_zps);
 
 /* ---- the product --------------------------------------------------------------------------- */
@@ -144,7 +200,7 @@ typedef struct da8w4_call {
     size_t act_stride;
     const float *act_scales; /* [m], gemm only; NULL: 1 */
     const int32_t *act_zps;  /* [m], gemm only; NULL: 0 */
-    int symmetric;           /* linear only: quantize to int8 instead of uint8 */
+    da8w4_scheme scheme;     /* linear only */
     const da8w4_packed *weight;
     const float *bias; /* [n], or NULL */
     void *out;         /* [m][n] */
@@ -156,15 +212,16 @@ typedef struct da8w4_call {
     size_t workspace_bytes;
 } da8w4_call;
 
-/* Bytes of workspace that this call needs with the number of threads that it would use now. Reads m, weight, kernel
- * and threads; 0 where one of them is not valid. A call with fewer returns DA8W4_WORKSPACE_TOO_SMALL, so a caller may
+/* Bytes of workspace that this call needs with the number of threads that it would use now. Reads m, scheme, weight,
+ * kernel and threads; 0 where one of them is not valid. A call with fewer returns DA8W4_WORKSPACE_TOO_SMALL, so a caller may
  * keep one workspace, and ask only then how large a new one must be. */
 DA8W4_API size_t da8w4_workspace_bytes(const da8w4_call *call);
 
-/* Activations that are already quantized. Nothing is written to out unless DA8W4_OK is returned. */
+/* Activations that are already quantized. A weight with factors is refused. Nothing is written to out unless DA8W4_OK is returned. */
 DA8W4_API da8w4_status da8w4_gemm(const da8w4_call *call);
 
-/* Quantizes each row and multiplies: the bits of da8w4_quantize_rows followed by da8w4_gemm. */
+/* Quantizes each row and multiplies: by DA8W4_ACT_UINT8 and DA8W4_ACT_INT8, and a weight without factors, the bits of
+ * da8w4_quantize_rows followed by da8w4_gemm. */
 DA8W4_API da8w4_status da8w4_linear(const da8w4_call *call);
 
 /* ---- kernels, CPU, threads ------------------------------------------------------------------ */

@@ -44,14 +44,17 @@ struct KBlock {
     DA8W4_INLINE constexpr size_t length() const { return end - begin; }
 };
 
-// Rows of quantized activations a' (int8), row-major, each padded with zeros to a multiple of kQuad. The sums are those
-// that the weight form's `sum_row` wrote.
+// Rows of quantized activations a' (int8), row-major, each padded with zeros to a multiple of kQuad. Activations of 16
+// bits are two rows: their upper bytes, and in the next row their lower ones. Accumulators have as many rows; those of
+// lower bytes are not used.
 struct ActRows {
     const int8_t *rows;
     size_t stride;              // bytes
+    bool is_int16;              // two rows are one of activations: the sum is 256 * that of the first + that of the second
     const int32_t *chunk_sums;  // [chunk][row], in the units of the weight form
-    const float *group_sums;    // [group][row]: sum of a' over the group; only where weights have offsets
-    size_t sums_stride;         // elements, of both kinds of sums
+    const float *group_sums;    // [group][row]: what is multiplied by offsets; only where weights have some
+    const float *group_scales;  // [group][row]: scales of activations, of each group; or null
+    size_t sums_stride;         // elements from group to group and from chunk to chunk
 };
 
 // Where the kernel prepares a panel. Every array is aligned to 64 bytes.
@@ -82,7 +85,10 @@ struct Prefetch {
 // Weights in the form that micro-kernels read. Arrays that the packed weight already holds in that form are referenced
 // in place; the others were converted into the PanelBuffer.
 struct Panel {
-    const uint8_t *codes;
+    const uint8_t *codes;   // of packed codes: the unit in which the K block begins
+    da8w4_kind kind;        // of packed codes
+    size_t first_quad;      // of packed codes: how many quads of that unit are before the K block
+    const int8_t *table;    // of packed codes: see PackedBlock
     da8w4_type scale_type;  // of scales and offsets
     const void *scales;     // [groups][kBlock]
     const void *offsets;    // [groups][kBlock], or null
@@ -92,7 +98,7 @@ struct Panel {
     Prefetch prefetch;
 };
 
-// Rows that pass over a panel. The accumulators start from zero where the K block begins at 0, else they go on.
+// Rows that pass over a panel: an even number of those of 16-bit activations. The accumulators start from zero where the K block begins at 0, else they go on.
 // `carried` has the int32 sums of a group that the K block does not finish.
 struct MicroTiles {
     size_t rows;
@@ -106,8 +112,9 @@ struct MicroTiles {
 
 // The last step of some rows of one column block: zero point, scale, bias, conversion.
 struct Epilogue {
-    size_t rows, cols;         // cols: 1..kBlock
-    const float *acc;          // [rows][kBlock]
+    size_t rows, cols;  // cols: 1..kBlock
+    const float *acc;   // kBlock of each row
+    size_t acc_stride;  // elements
     const float *column_sums;  // [kBlock]: C[n] of docs/numbers.md
     const float *bias;         // [cols], or null
     const float *act_scales;   // [rows]
@@ -119,7 +126,7 @@ struct Epilogue {
 
 // One way in which micro-kernels read weights, with the blocking that suits it.
 struct WeightForm {
-    size_t mr;           // most rows of a micro-tile
+    size_t mr;           // most rows of a micro-tile; even, or 1
     size_t mc;           // most rows of a row block
     size_t kc;           // longest K block; a multiple of kChunk
     size_t pass_blocks;  // column blocks that alternate over one K block, so that its activations stay in L2
@@ -127,8 +134,9 @@ struct WeightForm {
     // Bytes of panel codes for a K block of this length; 0 where packed codes are read in place.
     size_t (*panel_bytes)(size_t length, size_t group);
     // Sums of one row of a' over each chunk, to chunk_sums[chunk * stride], and, unless group_sums is null, over each
-    // group, to group_sums[group * stride].
-    void (*sum_row)(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, float *group_sums, size_t stride);
+    // group.
+    void (*sum_row)(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride,
+                    int32_t *group_sums);
     Panel (*prepare)(const PanelJob &job);
     void (*run)(const MicroTiles &tiles, Panel &panel);
 };
@@ -147,6 +155,14 @@ struct Kernel {
     // turns the a' of an asymmetric row into uint8.
     void (*quantize_row)(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act,
                          float *scale, int32_t *zp);
+    // One row to int8 with a scale for each group, to scales[group * stride].
+    void (*quantize_groups)(const void *x, da8w4_type x_type, const Grouping &grouping, int8_t *act, float *scales,
+                            size_t stride);
+    // One row to int16: its upper and its lower bytes, and its scale.
+    void (*quantize_int16)(const void *x, da8w4_type x_type, size_t k, int8_t *upper, int8_t *lower, float *scale);
+    // to[i] = x[perm[i]] * factors[i], for k of them. Either may be null: no permutation, no multiplication.
+    void (*transform_row)(const void *x, da8w4_type x_type, size_t k, const int32_t *perm, const float *factors,
+                          float *to);
     void (*epilogue)(const Epilogue &epilogue);
     // Gives back what a thread's state says that it holds, at the end of its part of a product; or null.
     void (*release)(size_t state);

@@ -8,45 +8,106 @@ namespace da8w4 {
 
 constexpr size_t kBlock = 32;      // columns (n) of one packed block
 constexpr size_t kHalf = 16;       // distance of the two columns that share a byte
-constexpr size_t kQuad = 4;        // consecutive k of one packed line
-constexpr size_t kLineBytes = 64;  // one line: kQuad k of kBlock columns, two codes a byte
+constexpr size_t kQuad = 4;        // consecutive k
+constexpr size_t kLineBytes = 64;  // a line: the low 4 bits of a quad of all columns, or what other lines say below
 
 static inline constexpr size_t blocks_of(size_t n) { return ceil_div(n, kBlock); }
 static inline constexpr size_t quads_of(size_t k) { return ceil_div(k, kQuad); }
 
+// What the codes of one kind are, and how they lie in lines. A unit is some quads with all of their lines.
+//
+//    4 bits   one quad:   its line of nibbles
+//    5 bits   four quads: their lines of nibbles, then one line with bit 4 of all
+//    6 bits   two quads:  their lines of nibbles, then one line with bits 4 and 5 of all
+//    8 bits   one quad:   columns 0..15 in one line, 16..31 in the next; a byte is the value + 128
+struct CodeLayout {
+    int bits;
+    size_t unit_quads, unit_lines;
+    int least, most;  // codes; of a table, indices
+    int bias;         // what micro-kernels multiply, an unsigned byte, is the value of the code plus this
+
+    DA8W4_INLINE constexpr size_t lines(size_t quads) const { return ceil_div(quads, unit_quads) * unit_lines; }
+    DA8W4_INLINE constexpr int high_bits() const { return bits < 8 ? bits - 4 : 0; }
+};
+
+static inline constexpr CodeLayout layout_of(da8w4_kind kind) {
+    switch (kind) {
+        case DA8W4_INT4: return {.bits = 4, .unit_quads = 1, .unit_lines = 1, .least = 0, .most = 15, .bias = 0};
+        case DA8W4_INT5: return {.bits = 5, .unit_quads = 4, .unit_lines = 5, .least = 0, .most = 31, .bias = 0};
+        case DA8W4_INT6: return {.bits = 6, .unit_quads = 2, .unit_lines = 3, .least = 0, .most = 63, .bias = 0};
+        case DA8W4_INT8: return {.bits = 8, .unit_quads = 1, .unit_lines = 2, .least = -128, .most = 127, .bias = 128};
+        case DA8W4_TABLE4: return {.bits = 4, .unit_quads = 1, .unit_lines = 1, .least = 0, .most = 15, .bias = 128};
+    }
+    return {};
+}
+
+// Where column `n` of a block has a code of quad `quad`, its k at `j`: the byte, from the first line of the block, and
+// the shift, of its lower bits. Those of 8 bits have no other.
+static inline constexpr size_t code_byte(const CodeLayout &layout, size_t n, size_t quad, size_t j) {
+    const size_t unit = quad / layout.unit_quads * layout.unit_lines, in_unit = quad % layout.unit_quads;
+    return layout.bits == 8 ? (unit + n / kHalf) * kLineBytes + n % kHalf * kQuad + j
+                            : (unit + in_unit) * kLineBytes + n % kHalf * kQuad + j;
+}
+static inline constexpr int code_shift(size_t n) { return n < kHalf ? 0 : 4; }
+
+// The same of its upper bits, if it has 5 or 6: bit field (quad in unit) * 2 + half of a byte of the unit's last line.
+static inline constexpr size_t high_byte(const CodeLayout &layout, size_t n, size_t quad, size_t j) {
+    return (quad / layout.unit_quads * layout.unit_lines + layout.unit_quads) * kLineBytes + n % kHalf * kQuad + j;
+}
+static inline constexpr int high_shift(const CodeLayout &layout, size_t n, size_t quad) {
+    return static_cast<int>(quad % layout.unit_quads * 2 + n / kHalf) * layout.high_bits();
+}
+
 // One column block of a packed weight.
 struct PackedBlock {
-    const uint8_t *codes;   // [quads][kLineBytes]
-    da8w4_type scale_type;  // of scales and offsets
-    const void *scales;     // [groups][kBlock]
-    const void *offsets;    // [groups][kBlock], or null
-    const int8_t *zps;      // [groups][kBlock], or null
-    int zp;                 // every zero point, where zps is null
+    da8w4_kind kind;
+    const uint8_t *codes;  // [lines][kLineBytes]
+    const int8_t *table;   // [16]; of a table only
+    size_t super;          // groups of a super-group; 0: one level
+    da8w4_type scale_type, sub_scale_type, sub_offset_type;
+    const void *scales;       // [groups or supers][kBlock] of scale_type
+    const void *sub_scales;   // [groups][kBlock]; of two levels only
+    const void *offsets;      // as scales, or null
+    const void *sub_offsets;  // as sub_scales, or null
+    const int8_t *zps;        // [groups][kBlock], or null
+    int zp;                   // every zero point, where zps is null
 
-    DA8W4_INLINE const uint8_t *codes_at(size_t k) const { return codes + k / kQuad * kLineBytes; }
-    DA8W4_INLINE const void *scales_at(size_t group) const { return element(scales, scale_type, group * kBlock); }
+    // The unit that has this k.
+    DA8W4_INLINE const uint8_t *codes_at(size_t k) const {
+        const CodeLayout layout = layout_of(kind);
+        return codes + k / kQuad / layout.unit_quads * layout.unit_lines * kLineBytes;
+    }
+    // Of scales and offsets: the row that has those of this group.
+    DA8W4_INLINE size_t row_of(size_t group) const { return super ? group / super : group; }
+    DA8W4_INLINE const void *scales_at(size_t group) const {
+        return element(scales, scale_type, row_of(group) * kBlock);
+    }
     DA8W4_INLINE const void *offsets_at(size_t group) const {
-        return offsets ? element(offsets, scale_type, group * kBlock) : nullptr;
+        return offsets ? element(offsets, scale_type, row_of(group) * kBlock) : nullptr;
     }
     DA8W4_INLINE const int8_t *zps_at(size_t group) const { return zps ? zps + group * kBlock : nullptr; }
 };
 
 static inline PackedBlock block_of(const da8w4_packed &weight, size_t groups, size_t block) {
     const size_t at = block * groups * kBlock;
+    const size_t rows = weight.super ? ceil_div(groups, weight.super) : groups, scales_at = block * rows * kBlock;
+    const CodeLayout layout = layout_of(weight.kind);
     return {
-        .codes = weight.codes + block * quads_of(weight.k) * kLineBytes,
+        .kind = weight.kind,
+        .codes = weight.codes + block * layout.lines(quads_of(weight.k)) * kLineBytes,
+        .table = weight.table,
+        .super = weight.super,
         .scale_type = weight.scale_type,
-        .scales = element(weight.scales, weight.scale_type, at),
-        .offsets = weight.offsets ? element(weight.offsets, weight.scale_type, at) : nullptr,
+        .sub_scale_type = weight.sub_scale_type,
+        .sub_offset_type = weight.sub_offset_type,
+        .scales = element(weight.scales, weight.scale_type, scales_at),
+        .sub_scales = weight.super ? element(weight.sub_scales, weight.sub_scale_type, at) : nullptr,
+        .offsets = weight.offsets ? element(weight.offsets, weight.scale_type, scales_at) : nullptr,
+        .sub_offsets =
+            weight.super && weight.offsets ? element(weight.sub_offsets, weight.sub_offset_type, at) : nullptr,
         .zps = weight.zps ? weight.zps + at : nullptr,
         .zp = weight.zp,
     };
 }
-
-// Where column `n` of a block has the code of `k`: bits `code_shift(n)` to +3 of this byte.
-static inline constexpr size_t code_byte(size_t n, size_t k) {
-    return k / kQuad * kLineBytes + n % kHalf * kQuad + k % kQuad;
-}
-static inline constexpr int code_shift(size_t n) { return n < kHalf ? 0 : 4; }
 
 }  // namespace da8w4
