@@ -157,12 +157,10 @@ cdef class View:
 
     def dequantize(self, columns, out):
         """Rows of `out`, for each of the columns."""
-        cdef Extent wanted = extent(columns)
-        cdef size_t count = len(columns)
-        cdef address to = target(out)
+        cdef address wanted = extent(columns).start, to = target(out)
+        cdef size_t count = len(columns), stride = self.packed.k * type_bytes(DA8W4_F32)
         with nogil:
-            check(da8w4_dequantize(&self.packed, <const size_t *>wanted.start, count, to,
-                                   self.packed.k * type_bytes(DA8W4_F32)))
+            check(da8w4_dequantize(&self.packed, <const size_t *>wanted, count, to, stride))
 
 
 def quantize_rows(size_t m, size_t k, x, int x_type, int scheme, act, act_scales, act_zps, bytes kernel):
