@@ -53,10 +53,10 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     The metadata has a checksum of every tensor, and one of itself, for `load` to verify.
 
     The file is plain safetensors: for each weight the tensors ``name.codes``, ``name.scales``,
-    ``name.sums``, and those of ``name.zps``, ``name.offsets``, ``name.sub_scales``, ``name.sub_offsets``,
-    ``name.table``, ``name.perm`` and ``name.factors`` that it has. It is written here rather than by the safetensors package because every array is
-    to start at a multiple of 64 bytes, so that kernels can read a mapped file at full speed; that
-    package orders tensors its own way.
+    ``name.sums``, and those of ``name.zps``, ``name.offsets``, ``name.sub_scales``,
+    ``name.sub_offsets``, ``name.table``, ``name.perm`` and ``name.factors`` that it has. It is written
+    here rather than by the safetensors package because arrays are to start at multiples of 64 bytes, so
+    that kernels can read a mapped file at full speed; that package orders tensors its own way.
 
     Examples
     --------

@@ -357,6 +357,7 @@ class Format:
 
     def view(self, arrays: Mapping[str, Any]) -> View:
         """What kernels read: of numpy arrays, which the view keeps alive, or of addresses, which it cannot."""
+        memory: dict[str, Any] = {name: arrays.get(name) for name in ARRAYS}
         return View(
             n=self.n,
             k=self.k,
@@ -367,5 +368,5 @@ class Format:
             sub_scale_type=TYPES[self.sub_scale_dtype or "uint8"],
             sub_offset_type=TYPES[self.sub_offset_dtype or "uint8"],
             zp=self.zero_point or 0,
-            **{name: arrays.get(name) for name in ARRAYS},
+            **memory,
         )

@@ -402,8 +402,8 @@ class PackedWeight:
                 given[name] = given[name][ks] - np.int32(ks.start)
                 if given[name].min() < 0 or given[name].max() >= size:
                     raise ValueError(
-                        f"count must cut K where perm keeps inputs apart, got {count}: perm takes inputs of one part to "
-                        "another. Cut the weight before it is permuted"
+                        f"count must cut K where perm keeps inputs apart, got {count}, which perm does not: cut the "
+                        "weight before it is permuted"
                     )
             elif name != "table":
                 given[name] = given[name][:, first : first + shard_groups]
@@ -430,7 +430,11 @@ def pack(
     they are C-contiguous. The zero point is that of all groups where there are no zps.
     """
     codes = given["codes"]
-    arrays = {name: given.get(name) for name in ("table", "scales", "sub_scales", "zps", "offsets", "sub_offsets")}
+    # numpy gives a single row any stride, such as the 0 of w[None].
+    stride = max(codes.strides[0], codes.shape[1])
+    arrays: dict[str, Any] = {
+        name: given.get(name) for name in ("table", "scales", "sub_scales", "zps", "offsets", "sub_offsets")
+    }
     sub_dtypes = [type_name(given[name].dtype) if name in given else None for name in ("sub_scales", "sub_offsets")]
     source = Source(
         n=len(codes),
@@ -440,7 +444,7 @@ def pack(
         kind=KINDS[bits, "table" in given].number,
         format=_CODE_FORMATS[form],
         codes=codes,
-        codes_stride=max(codes.strides[0], codes.shape[1]),  # numpy gives a single row any stride, such as the 0 of w[None]
+        codes_stride=stride,
         sub_scale_type=TYPES[sub_dtypes[0] or "uint8"],
         sub_offset_type=TYPES[sub_dtypes[1] or "uint8"],
         zp=zero_point,

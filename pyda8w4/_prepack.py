@@ -54,30 +54,30 @@ def prepack(
     Parameters
     ----------
     codes : (N, K) ndarray of uint8 or int8, or ml_dtypes uint4 or int4
-        One code per element, of `bits` bits: with 4, uint8 from 0 to 15 or int8 from -8 to 7. Or (N, K / 2) uint8
-        with two codes a byte, see `nibbles`.
+        One code per element, of `bits` bits: with 4, uint8 from 0 to 15 or int8 from -8 to 7. Or (N, K / 2)
+        uint8 with two codes a byte, see `nibbles`.
     scales : (N, G) or (N,) ndarray of float32, float16 or bfloat16
         Finite. G is the number of groups of consecutive k; (N,) means one. With `sub_scales`: (N, S), one for
         each super-group.
     zps : (N, G) or (N,) ndarray of integers, optional
         Zero points: ``w = (codes - zps) * scales + offsets``. None means half the range for unsigned codes (8
-        of 4 bits) and 0 for signed ones and tables. -128 to 127; signed codes of 4 to 6 bits: lower by half
-        the range (-136 to 119 of 4 bits); unsigned codes of 8 bits: 0 to 255.
+        of 4 bits) and 0 for signed ones and tables. -128 to 127; lower by half the range for signed codes of
+        4 to 6 bits (-136 to 119 of 4 bits); 0 to 255 for unsigned codes of 8 bits.
     offsets : (N, G) or (N,) ndarray of float32, float16 or bfloat16, optional
         Finite. For weights whose zero is no integer code: with ``zps`` of 0, the minima of GGUF's Q4_1
         as they are, or ``-zero * scale`` of a float zero point. With `sub_scales`: (N, S).
     bits : {4, 5, 6, 8}
         Of a code.
     table : (16,) ndarray of integers, optional
-        -128 to 127: what codes of 4 bits stand for, in ``w = table[codes] * scales + offsets``. The codes are uint8.
+        -128 to 127: what codes of 4 bits, as uint8, stand for: ``w = table[codes] * scales + offsets``.
     sub_scales : (N, G) ndarray of uint8 or int8, optional
         Scales of two levels: that of group g is ``scales[:, g // size] * sub_scales[:, g]``, with a size of
         ceil(G / S) groups, and is exact in float32.
     sub_offsets : (N, G) ndarray of uint8 or int8, optional
         The same of offsets. Offsets have two levels where scales have.
     perm : (K,) ndarray of integers, optional
-        Column k of `codes` multiplies ``x[perm[k]]``: each of 0 to K - 1 once. For weights in which the columns were sorted before
-        they were cut into groups.
+        Each of 0 to K - 1 once: column k of `codes` multiplies ``x[perm[k]]``. For weights whose columns were
+        sorted before they were cut into groups.
     factors : (K,) ndarray of float32, float16 or bfloat16, optional
         Column k of `codes` multiplies ``x[perm[k]] * factors[k]``. Finite. `gemm` does not take such weights.
     group_size : int, optional
@@ -97,9 +97,9 @@ def prepack(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If shapes do not fit each other, a code, scale, zero point, offset or factor is out of range, a product of two levels
-        is not exact in float32, `perm` is no permutation, or the sum over a group could exceed int32
-        (``group_size * 128 * max|codes - zps| >= 2**31``).
+        If shapes do not fit each other, a code, scale, zero point, offset or factor is out of range, a product
+        of two levels is not exact in float32, `perm` is no permutation, or the sum over a group could exceed
+        int32 (``group_size * 128 * max|codes - zps| >= 2**31``).
     MemoryError
         If there is no memory for the packed weight.
 
@@ -161,9 +161,7 @@ def prepack(
     if factors is not None:
         given["factors"] = _factors(factors, k)
     try:
-        return pack(
-            given, k=k, bits=bits, form=form, group_size=group, super_size=super_size, zero_point=zp
-        )
+        return pack(given, k=k, bits=bits, form=form, group_size=group, super_size=super_size, zero_point=zp)
     except CoreError as error:
         raise ValueError(_why(error, given["codes"], form, shift, bits, group)) from None
 

@@ -282,7 +282,7 @@ def _linear_int16(x: npt.NDArray[Any], w: _Weight, bias: npt.NDArray[Any] | None
     lower = q.astype(np.int64) - 256 * upper
     acc: npt.NDArray[Any] = np.zeros((len(x), len(w.values)), _F32)
     for g, part in enumerate(w.groups):
-        t = fma(_F32(256), w.dots(upper.astype(np.float64), g), w.dots(lower.astype(np.float64), g))
+        t = fma(np.array(256), w.dots(upper.astype(np.float64), g), w.dots(lower.astype(np.float64), g))
         acc = fma(t, w.scales[:, g], acc)
         if w.offsets is not None:
             acc = fma(_sums(q[:, part]), w.offsets[:, g], acc)
@@ -374,7 +374,8 @@ class _Weight:
 
     def dots(self, act: npt.NDArray[Any], g: int) -> npt.NDArray[Any]:
         """The integer sums of a group, exact (they are below 2**53), rounded to float32 once."""
-        return (act[:, self.groups[g]] @ self.centred(g).T).astype(_F32)
+        sums: npt.NDArray[Any] = (act[:, self.groups[g]] @ self.centred(g).T).astype(_F32)
+        return sums
 
 
 def _one_level(floats: npt.NDArray[Any], subs: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
@@ -388,7 +389,8 @@ def _one_level(floats: npt.NDArray[Any], subs: npt.NDArray[Any] | None) -> npt.N
 
 def _sums(act: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Of each row, as a column of float32."""
-    return act.sum(axis=1, dtype=np.float64).astype(_F32)[:, None]
+    sums: npt.NDArray[Any] = act.sum(axis=1, dtype=np.float64).astype(_F32)
+    return sums[:, None]
 
 
 def convert(y: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
