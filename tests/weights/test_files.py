@@ -242,7 +242,13 @@ def test_another_kind_of_file_is_refused(tmp_path, content):
 @pytest.mark.pitfall("torchao #1117, #1389", "packing changed, old files load wrong")
 @pytest.mark.parametrize(
     "metadata",
-    [{"layout_version": "3"}, {"layout_version": 2}, {"layout_version": "0"}, {"layout_version": ""}, {"layout": "da8w4-n64k4"}],
+    [
+        {"layout_version": "3"},
+        {"layout_version": 2},
+        {"layout_version": "0"},
+        {"layout_version": ""},
+        {"layout": "da8w4-n64k4"},
+    ],
     ids=str,
 )
 def test_another_layout_or_version_is_refused(file, metadata):

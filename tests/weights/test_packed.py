@@ -66,7 +66,10 @@ def test_repr_and_nbytes():
             "bits=4, group_size=16, super_size=5, scales=bfloat16*uint8, offsets=bfloat16*int8, zero_point=0, table, "
             "perm, nbytes=",
         ),
-        (Weight(35, 268, 24, "float32", supers=1, factors=True), "super_size=1, scales=float32*uint8, zero_point=per g"),
+        (
+            Weight(35, 268, 24, "float32", supers=1, factors=True),
+            "super_size=1, scales=float32*uint8, zero_point=per g",
+        ),
     ]:
         assert text in repr(pack(weight))
         assert pack(weight).nbytes == sum(array.nbytes for array in stored_arrays(pack(weight)).values())
@@ -81,7 +84,7 @@ def test_bits_per_weight():
     ]:
         packed = pack(weight)
         assert packed.super_size == weight.supers
-        assert most - 0.1 < 8 * packed.nbytes / (64 * 4096) <= most
+        assert most - 0.15 < 8 * packed.nbytes / (64 * 4096) <= most
 
 
 # ---- memory ------------------------------------------------------------------------------------
