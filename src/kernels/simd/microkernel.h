@@ -298,18 +298,18 @@ DA8W4_INLINE void fast_path(TilePointers at, size_t groups, size_t steps) {
 
 // The fast path in C++. An instruction set may have its own, with the same function.
 struct FastPath {
-    template <class V, size_t kRows, class Codes>
+    template <class V, size_t kRows, class Codes, size_t kQuads>
     static void run(const TilePointers &at, size_t groups, size_t steps) {
-        fast_path<V, kRows, Codes, kStepQuads>(at, groups, steps);
+        fast_path<V, kRows, Codes, kQuads>(at, groups, steps);
     }
 };
 
 // That of short steps. Not inlined, so that it takes no registers from the other one.
-template <class V, size_t kRows, class Codes>
+template <class V, class Fast, size_t kRows, class Codes>
 __attribute__((noinline)) void short_path(const TilePointers &from, size_t groups, size_t steps) {
     TilePointers at = from;
     at.prefetch_lines = ceil_div(at.prefetch_lines * kShortStepQuads, kStepQuads);
-    fast_path<V, kRows, Codes, kShortStepQuads>(at, groups, steps);
+    Fast::template run<V, kRows, Codes, kShortStepQuads>(at, groups, steps);
 }
 
 template <class V, class Fast, class Codes, size_t kRows>
@@ -322,9 +322,10 @@ DA8W4_INLINE void run_tile(const TilePointers &at, const MicroTiles &tiles) {
         if (!fast)
             general_path<V, kRows, Codes>(from, grouping, tiles.k);
         else if (grouping.group % (kStepQuads * kQuad) == 0)
-            Fast::template run<V, kRows, Codes>(from, tiles.k.whole_groups, grouping.group / (kStepQuads * kQuad));
+            Fast::template run<V, kRows, Codes, kStepQuads>(from, tiles.k.whole_groups,
+                                                            grouping.group / (kStepQuads * kQuad));
         else
-            short_path<V, kRows, Codes>(from, tiles.k.whole_groups, grouping.group / (kShortStepQuads * kQuad));
+            short_path<V, Fast, kRows, Codes>(from, tiles.k.whole_groups, grouping.group / (kShortStepQuads * kQuad));
     }
 }
 
