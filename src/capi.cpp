@@ -4,6 +4,7 @@
 #include "gemm/driver.h"
 #include "gemm/plan.h"
 #include "kernels/registry.h"
+#include "packing/layout.h"
 #include "packing/pack.h"
 #include "runtime/cpu.h"
 #include "runtime/parallel.h"
@@ -17,18 +18,42 @@ constexpr size_t kMinValuesPerThread = 1 << 17;
 
 bool valid_group(size_t group, size_t k) { return group && (group % kQuad == 0 || group == k); }
 
+bool is_kind(da8w4_kind kind) { return kind >= DA8W4_INT4 && kind <= DA8W4_TABLE4; }
+bool is_sub_type(da8w4_type type) { return type == DA8W4_U8 || type == DA8W4_S8; }
+
+// Whether codes of this kind can come in this format.
+bool fits(da8w4_kind kind, da8w4_codes format) {
+    switch (format) {
+        case DA8W4_CODES_UNSIGNED: return kind != DA8W4_INT8;
+        case DA8W4_CODES_SIGNED: return kind != DA8W4_TABLE4;
+        case DA8W4_CODES_LOW_FIRST:
+        case DA8W4_CODES_HIGH_FIRST: return kind == DA8W4_INT4 || kind == DA8W4_TABLE4;
+    }
+    return false;
+}
+
+// What a weight and a packed weight have alike: all that their kind and two levels take, and no table without use.
+template <class Weight>
+bool has_parts(const Weight &weight) {
+    if (!is_kind(weight.kind) || (weight.kind == DA8W4_TABLE4) != (weight.table != nullptr)) return false;
+    if (!weight.super) return true;
+    if (!weight.sub_scales || !is_sub_type(weight.sub_scale_type)) return false;
+    return !weight.offsets || (weight.sub_offsets && is_sub_type(weight.sub_offset_type));
+}
+
 bool valid(const da8w4_weight *weight) {
-    return weight && weight->n && weight->k && weight->group && weight->scales && weight->format >= DA8W4_CODES_U4 &&
-           weight->format <= DA8W4_CODES_HIGH_FIRST;
+    return weight && weight->n && weight->k && weight->group && weight->scales && has_parts(*weight) &&
+           fits(weight->kind, weight->format);
 }
 
 bool valid(const da8w4_packed *weight) {
     return weight && weight->n && weight->k && weight->group <= weight->k && valid_group(weight->group, weight->k) &&
-           is_float(weight->scale_type) && weight->codes && weight->scales && weight->sums;
+           has_parts(*weight) && is_float(weight->scale_type) && weight->codes && weight->scales;
 }
 
 size_t row_bytes(const da8w4_weight &weight) {
-    return weight.format >= DA8W4_CODES_LOW_FIRST ? ceil_div(weight.k, 2) : weight.k;
+    const bool nibbles = weight.format == DA8W4_CODES_LOW_FIRST || weight.format == DA8W4_CODES_HIGH_FIRST;
+    return nibbles ? ceil_div(weight.k, 2) : weight.k;
 }
 
 Problem problem_of(const da8w4_call &call) {
@@ -38,6 +63,8 @@ Problem problem_of(const da8w4_call &call) {
         .n = weight.n,
         .grouping = {.k = weight.k, .group = weight.group},
         .has_offsets = weight.offsets != nullptr,
+        .transforms = is_float(call.act_type) && (weight.perm || weight.factors),
+        .scheme = is_float(call.act_type) ? call.scheme : DA8W4_ACT_UINT8,
     };
 }
 
@@ -66,8 +93,15 @@ da8w4_status check_operands(const da8w4_call &call) {
     return is_float(call.act_type) ? DA8W4_OK : check_act_zps(call);
 }
 
+bool is_scheme(da8w4_scheme scheme) { return scheme >= DA8W4_ACT_UINT8 && scheme <= DA8W4_ACT_INT16; }
+
+bool valid(const da8w4_call *call) {
+    return call && valid(call->weight) && call->weight->sums && is_scheme(call->scheme);
+}
+
 da8w4_status execute(const da8w4_call *call, bool (*takes)(da8w4_type)) {
-    if (!call || !valid(call->weight) || !is_float(call->out_type) || !takes(call->act_type)) return DA8W4_BAD_ARGUMENT;
+    if (!valid(call) || !is_float(call->out_type) || !takes(call->act_type)) return DA8W4_BAD_ARGUMENT;
+    if (!is_float(call->act_type) && call->weight->factors) return DA8W4_FACTORS_NEED_FLOATS;
     const Kernel *kernel;
     da8w4_status status = find_kernel(call->kernel, &kernel);
     if (status != DA8W4_OK || call->m == 0) return status;
@@ -90,41 +124,62 @@ da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, d
     return plan_pack(*weight, packed, bytes);
 }
 
-da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, uint8_t *codes, void *scales, int8_t *zps,
-                        void *offsets, float *sums) {
+da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, const da8w4_packed_arrays *to) {
     da8w4_packed checked;
     da8w4_packed_bytes bytes;
     const da8w4_status status = da8w4_plan_pack(weight, &checked, &bytes);
     if (status != DA8W4_OK) return status;
     if (!plan || plan->n != checked.n || plan->k != checked.k || plan->group != checked.group ||
-        plan->scale_type != checked.scale_type || !codes || !scales || (bytes.zps && !zps) ||
-        (bytes.offsets && !offsets) || !sums || !weight->codes || weight->codes_stride < row_bytes(*weight))
+        plan->super != checked.super || plan->kind != checked.kind || plan->scale_type != checked.scale_type || !to ||
+        !weight->codes || weight->codes_stride < row_bytes(*weight))
         return DA8W4_BAD_ARGUMENT;
-    const PackedArrays to = {
-        .codes = codes,
-        .scales = scales,
-        .zps = bytes.zps ? zps : nullptr,
-        .offsets = bytes.offsets ? offsets : nullptr,
-        .sums = sums,
+    const da8w4_packed_arrays wanted = {
+        .codes = to->codes,
+        .scales = to->scales,
+        .sub_scales = bytes.sub_scales ? to->sub_scales : nullptr,
+        .zps = bytes.zps ? to->zps : nullptr,
+        .offsets = bytes.offsets ? to->offsets : nullptr,
+        .sub_offsets = bytes.sub_offsets ? to->sub_offsets : nullptr,
+        .sums = to->sums,
     };
-    return pack(*weight, checked, to) ? DA8W4_OK : DA8W4_BAD_CODE;
+    if (!wanted.codes || !wanted.scales || !wanted.sums || (bytes.sub_scales && !wanted.sub_scales) ||
+        (bytes.zps && !wanted.zps) || (bytes.offsets && !wanted.offsets) ||
+        (bytes.sub_offsets && !wanted.sub_offsets))
+        return DA8W4_BAD_ARGUMENT;
+    return pack(*weight, checked, wanted) ? DA8W4_OK : DA8W4_BAD_CODE;
 }
 
 da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps, float *offsets) {
-    if (!packed || !packed->codes || !packed->scales || !packed->n || !packed->k || !packed->group || !codes ||
-        !scales || !zps || (packed->offsets && !offsets))
-        return DA8W4_BAD_ARGUMENT;
+    if (!valid(packed) || !codes || !scales || !zps || (packed->offsets && !offsets)) return DA8W4_BAD_ARGUMENT;
     unpack(*packed, codes, scales, zps, offsets);
+    return DA8W4_OK;
+}
+
+da8w4_status da8w4_dequantize(const da8w4_packed *packed, const size_t *columns, size_t count, float *out,
+                              size_t out_stride) {
+    if (!valid(packed)) return DA8W4_BAD_ARGUMENT;
+    if (!count) return DA8W4_OK;
+    if (!out || (count > 1 && out_stride < packed->k * sizeof(float))) return DA8W4_BAD_ARGUMENT;
+    for (size_t i = 0; i < count; i++)
+        if ((columns ? columns[i] : i) >= packed->n) return DA8W4_BAD_ARGUMENT;
+    dequantize(*packed, columns, count, out, out_stride);
+    return DA8W4_OK;
+}
+
+da8w4_status da8w4_sum_columns(const da8w4_packed *packed, float *sums) {
+    if (!valid(packed) || !sums) return DA8W4_BAD_ARGUMENT;
+    sum_columns(*packed, sums);
     return DA8W4_OK;
 }
 
 // ---- activations -----------------------------------------------------------------------------
 
 da8w4_status da8w4_quantize_rows(const char *name, const void *x, da8w4_type x_type, size_t x_stride, size_t m,
-                                 size_t k, int symmetric, void *act, size_t act_stride, float *act_scales,
+                                 size_t k, da8w4_scheme scheme, void *act, size_t act_stride, float *act_scales,
                                  int32_t *act_zps) {
     const Kernel *kernel;
-    if (!is_float(x_type) || !k) return DA8W4_BAD_ARGUMENT;
+    const bool symmetric = scheme == DA8W4_ACT_INT8;
+    if (!is_float(x_type) || !k || (!symmetric && scheme != DA8W4_ACT_UINT8)) return DA8W4_BAD_ARGUMENT;
     const da8w4_status found = find_kernel(name, &kernel);
     if (found != DA8W4_OK || m == 0) return found;
     if (!x || !act || !act_scales || !act_zps || (m > 1 && (x_stride < k * size_of(x_type) || act_stride < k)))
@@ -132,7 +187,7 @@ da8w4_status da8w4_quantize_rows(const char *name, const void *x, da8w4_type x_t
     parallel(lesser(m * k / kMinValuesPerThread + 1, num_threads()), [&](size_t thread, size_t threads) {
         const Range range = part_of(m, thread, threads);
         for (size_t row = range.begin; row < range.end; row++) {
-            kernel->quantize_row(static_cast<const char *>(x) + row * x_stride, x_type, k, symmetric != 0,
+            kernel->quantize_row(static_cast<const char *>(x) + row * x_stride, x_type, k, symmetric,
                                  symmetric ? 0 : 0x80, static_cast<char *>(act) + row * act_stride, act_scales + row,
                                  act_zps + row);
             if (!symmetric) act_zps[row] += 128;
@@ -145,7 +200,7 @@ da8w4_status da8w4_quantize_rows(const char *name, const void *x, da8w4_type x_t
 
 size_t da8w4_workspace_bytes(const da8w4_call *call) {
     const Kernel *kernel;
-    if (!call || !valid(call->weight) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
+    if (!valid(call) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
     return workspace_bytes(plan_problem(problem_of(*call), *kernel), threads_of(*call));
 }
 
@@ -196,8 +251,10 @@ const char *da8w4_status_text(da8w4_status status) {
         case DA8W4_BAD_SCALE: return "a weight scale is NaN or infinite";
         case DA8W4_BAD_OFFSET: return "a weight offset is NaN or infinite";
         case DA8W4_BAD_WEIGHT_ZP: return "a weight zero point is out of range";
+        case DA8W4_INEXACT_SCALE: return "a scale or offset of two levels is not exact in float32";
         case DA8W4_INT32_OVERFLOW: return "a group's dot product may not fit int32";
         case DA8W4_BAD_ACT_ZP: return "an activation zero point is out of range";
+        case DA8W4_FACTORS_NEED_FLOATS: return "the weight multiplies activations by factors before they are quantized";
         case DA8W4_UNKNOWN_KERNEL: return "no kernel has this name";
         case DA8W4_KERNEL_UNAVAILABLE: return "this CPU cannot run the kernel";
         case DA8W4_WORKSPACE_TOO_SMALL: return "the workspace is too small";

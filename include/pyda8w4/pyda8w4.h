@@ -212,9 +212,9 @@ typedef struct da8w4_call {
     size_t workspace_bytes;
 } da8w4_call;
 
-/* Bytes of workspace that this call needs with the number of threads that it would use now. Reads m, scheme, weight,
- * kernel and threads; 0 where one of them is not valid. A call with fewer returns DA8W4_WORKSPACE_TOO_SMALL, so a caller may
- * keep one workspace, and ask only then how large a new one must be. */
+/* Bytes of workspace that this call needs with the number of threads that it would use now. Reads m, act_type, scheme,
+ * weight, kernel and threads; 0 where one of them is not valid. A call with fewer returns DA8W4_WORKSPACE_TOO_SMALL, so
+ * a caller may keep one workspace, and ask only then how large a new one must be. */
 DA8W4_API size_t da8w4_workspace_bytes(const da8w4_call *call);
 
 /* Activations that are already quantized. A weight with factors is refused. Nothing is written to out unless DA8W4_OK is returned. */

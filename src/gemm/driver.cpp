@@ -6,7 +6,7 @@
 // multiplied. K is never split between threads and rows never meet, so neither changes a bit of the result.
 #include "gemm/driver.h"
 
-#include <cstring>
+#include "gemm/activations.h"
 
 namespace da8w4 {
 namespace {
@@ -14,22 +14,23 @@ namespace {
 class GemmDriver {
 public:
     GemmDriver(const da8w4_call &call, const Kernel &kernel, const ProblemPlan &plan)
-        : call_(call), weight_(*call.weight), kernel_(kernel), plan_(plan), form_(*plan.form) {}
+        : call_(call),
+          weight_(*call.weight),
+          kernel_(kernel),
+          plan_(plan),
+          form_(*plan.form),
+          quantizer_(call, kernel, plan) {}
 
     void run(size_t threads) const {
-        char *shared = static_cast<char *>(call_.workspace), *own = shared + plan_.shared_bytes;
         for (size_t first_row = 0; first_row < call_.m; first_row += plan_.mc) {
             const size_t rows = lesser(plan_.mc, call_.m - first_row);
             if (!plan_.private_rows)
                 parallel(threads, [&](size_t thread, size_t count) {
-                    quantize_rows(first_row, part_of(rows, thread, count), shared);
+                    quantize_rows(first_row, part_of(rows, thread, count), memory_of(thread));
                 });
             parallel(threads, [&](size_t thread, size_t count) {
-                const Memory memory = {
-                    .rows = plan_.private_rows ? own + thread * plan_.thread_bytes : shared,
-                    .tiles = own + thread * plan_.thread_bytes,
-                };
-                if (plan_.private_rows) quantize_rows(first_row, {.begin = 0, .end = rows}, memory.rows);
+                const ThreadMemory memory = memory_of(thread);
+                if (plan_.private_rows) quantize_rows(first_row, {.begin = 0, .end = rows}, memory);
                 WorkItems items(&plan_, &rows, 1, thread, count);
                 size_t state = 0;
                 for (WorkItem item; items.next(&item);) multiply(first_row, item, memory, &state);
@@ -39,48 +40,27 @@ public:
     }
 
 private:
-    // Where a thread finds the quantized rows of the row block, and what it multiplies in.
-    struct Memory {
-        char *rows, *tiles;
-    };
+    ThreadMemory memory_of(size_t thread) const {
+        char *shared = static_cast<char *>(call_.workspace);
+        char *own = shared + plan_.shared_bytes + thread * plan_.thread_bytes;
+        return {.rows = plan_.private_rows ? own : shared, .own = own};
+    }
 
     // Rows of the row block that begins at first_row.
-    void quantize_rows(size_t first_row, Range rows, char *memory) const {
-        for (size_t row = rows.begin; row < rows.end; row++) quantize_row(first_row + row, row, memory);
+    void quantize_rows(size_t first_row, Range rows, const ThreadMemory &memory) const {
+        for (size_t row = rows.begin; row < rows.end; row++) quantizer_.quantize(first_row + row, row, memory);
     }
 
-    // Row `from` of the activations to row `to` of the row block.
-    void quantize_row(size_t from, size_t to, char *memory) const {
-        const Grouping &grouping = plan_.problem.grouping;
-        const size_t k = grouping.k;
-        const char *source = static_cast<const char *>(call_.act) + from * call_.act_stride;
-        int8_t *act = plan_.rows.act.in(memory) + to * plan_.act_stride;
-        float *scale = plan_.rows.scales.in(memory) + to, *zp = plan_.rows.zps.in(memory) + to;
-        if (is_float(call_.act_type)) {
-            int32_t act_zp;
-            kernel_.quantize_row(source, call_.act_type, k, call_.symmetric != 0, 0, act, scale, &act_zp);
-            *zp = static_cast<float>(act_zp);
-        } else {
-            const bool is_unsigned = call_.act_type == DA8W4_U8;
-            const uint8_t flip = is_unsigned ? 0x80 : 0;  // flipping the sign bit is subtracting 128
-            for (size_t i = 0; i < k; i++) act[i] = static_cast<int8_t>(source[i] ^ flip);
-            *scale = call_.act_scales ? call_.act_scales[from] : 1.0f;
-            *zp = static_cast<float>((call_.act_zps ? call_.act_zps[from] : 0) - (is_unsigned ? 128 : 0));
-        }
-        memset(act + k, 0, plan_.act_stride - k);
-        form_.sum_row(act, grouping, plan_.rows.chunk_sums.in(memory) + to,
-                      plan_.problem.has_offsets ? plan_.rows.group_sums.in(memory) + to : nullptr, plan_.sums_stride);
-    }
-
-    void multiply(size_t first_row, const WorkItem &item, const Memory &memory, size_t *state) const {
+    void multiply(size_t first_row, const WorkItem &item, const ThreadMemory &memory, size_t *state) const {
         const Grouping &grouping = plan_.problem.grouping;
         const size_t groups = grouping.groups(), rows = item.rows.end - item.rows.begin;
-        const RowTiles tiles(item.rows, form_.mr);
+        const size_t parts = plan_.problem.act_parts();
+        const RowTiles tiles(item.rows, plan_.mr);
         const PanelBuffer buffer = {
-            .codes = plan_.tiles.codes.in(memory.tiles),
-            .scales = plan_.tiles.scales.in(memory.tiles),
-            .offsets = plan_.tiles.offsets.in(memory.tiles),
-            .zp_terms = plan_.tiles.zp_terms.in(memory.tiles),
+            .codes = plan_.tiles.codes.in(memory.own),
+            .scales = plan_.tiles.scales.in(memory.own),
+            .offsets = plan_.tiles.offsets.in(memory.own),
+            .zp_terms = plan_.tiles.zp_terms.in(memory.own),
         };
         for (Steps steps(plan_, item.blocks); steps.more(); steps.advance()) {
             const Step &step = steps.now(), *next = steps.next();
@@ -92,7 +72,7 @@ private:
                 .k = step.k,
                 .grouping = grouping,
                 .buffer = buffer,
-                .rows = rows,
+                .rows = rows * parts,
                 .next_block = next ? &next_block : nullptr,
                 .next_k = next ? &next->k : nullptr,
             });
@@ -100,16 +80,16 @@ private:
                 end = last ? lesser(tile + kEpilogueTiles, tiles.count()) : tiles.count();
                 const Range batch = {.begin = tiles.first_row(tile), .end = tiles.first_row(end)};
                 if (last) prefetch_out(step.block, first_row, batch);
-                const size_t at = (step.turn * rows + batch.begin - item.rows.begin) * kBlock;
-                float *acc = plan_.tiles.acc.in(memory.tiles) + at;
+                const size_t at = (step.turn * rows + batch.begin - item.rows.begin) * parts * kBlock;
+                float *acc = plan_.tiles.acc.in(memory.own) + at;
                 form_.run(
                     {
-                        .rows = batch.end - batch.begin,
+                        .rows = (batch.end - batch.begin) * parts,
                         .act = act_rows(batch.begin, step.k, memory.rows),
                         .grouping = grouping,
                         .k = step.k,
                         .acc = acc,
-                        .carried = plan_.tiles.carried.in(memory.tiles) + at,
+                        .carried = plan_.tiles.carried.in(memory.own) + at,
                         .state = state,
                     },
                     panel);
@@ -119,11 +99,15 @@ private:
     }
 
     ActRows act_rows(size_t row, const KBlock &k, char *memory) const {
+        const size_t first = row * plan_.problem.act_parts(), group = k.group * plan_.sums_stride + first;
+        const bool group_scales = plan_.problem.scheme == DA8W4_ACT_INT8_GROUP;
         return {
-            .rows = plan_.rows.act.in(memory) + row * plan_.act_stride + k.begin,
+            .rows = plan_.rows.act.in(memory) + first * plan_.act_stride + k.begin,
             .stride = plan_.act_stride,
-            .chunk_sums = plan_.rows.chunk_sums.in(memory) + k.chunk * plan_.sums_stride + row,
-            .group_sums = plan_.rows.group_sums.in(memory) + k.group * plan_.sums_stride + row,
+            .is_int16 = plan_.problem.scheme == DA8W4_ACT_INT16,
+            .chunk_sums = plan_.rows.chunk_sums.in(memory) + k.chunk * plan_.sums_stride + first,
+            .group_sums = plan_.rows.group_sums.in(memory) + group,
+            .group_scales = group_scales ? plan_.rows.group_scales.in(memory) + group : nullptr,
             .sums_stride = plan_.sums_stride,
         };
     }
@@ -143,6 +127,7 @@ private:
             .rows = rows.end - rows.begin,
             .cols = lesser(kBlock, weight_.n - n),
             .acc = acc,
+            .acc_stride = kBlock * plan_.problem.act_parts(),
             .column_sums = weight_.sums + n,
             .bias = call_.bias ? call_.bias + n : nullptr,
             .act_scales = plan_.rows.scales.in(memory) + rows.begin,
@@ -158,6 +143,7 @@ private:
     const Kernel &kernel_;
     const ProblemPlan &plan_;
     const WeightForm &form_;
+    const ActQuantizer quantizer_;
 };
 
 }  // namespace

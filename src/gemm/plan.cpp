@@ -16,9 +16,9 @@ constexpr size_t kUnitsPerThread = 4;
 size_t row_stride(size_t k) { return (ceil_div(k, 64) | 1) * 64; }
 
 // Row blocks of nearly equal size in whole micro-tiles: each one reads all weights again.
-size_t row_block_of(size_t m, const WeightForm &form) {
-    const size_t count = ceil_div(m, form.mc);
-    return count <= 1 ? m : lesser(form.mc, round_up(ceil_div(m, count), form.mr));
+size_t row_block_of(size_t m, size_t mr, size_t mc) {
+    const size_t count = ceil_div(m, mc);
+    return count <= 1 ? m : lesser(mc, round_up(ceil_div(m, count), mr));
 }
 
 }  // namespace
@@ -47,18 +47,21 @@ KBlock KBlocks::at(size_t begin, size_t group, size_t chunk) const {
 
 ProblemPlan plan_problem(const Problem &problem, const Kernel &kernel) {
     const Grouping &grouping = problem.grouping;
-    const bool packed = problem.m <= kernel.packed_max;
+    const size_t parts = problem.act_parts();
+    const bool packed = problem.m <= kernel.packed_max / parts;
     const WeightForm &form = packed ? kernel.packed : kernel.unpacked;
-    const size_t mc = row_block_of(problem.m, form);
+    const size_t mr = form.mr / parts, mc = row_block_of(problem.m, mr, form.mc / parts), rows = mc * parts;
     ProblemPlan plan = {
         .problem = problem,
         .form = &form,
+        .mr = mr,
         .mc = mc,
         .private_rows = problem.m <= kPrivateRows,
         .k_blocks = KBlocks(grouping, form.kc),
         .act_stride = row_stride(grouping.k),
-        .sums_stride = round_up(mc, 16),
+        .sums_stride = round_up(rows, 16),
         .rows = {},
+        .quantize = {},
         .tiles = {},
         .shared_bytes = 0,
         .thread_bytes = 0,
@@ -66,13 +69,17 @@ ProblemPlan plan_problem(const Problem &problem, const Kernel &kernel) {
 
     ScratchLayout shared, own;
     ScratchLayout &for_rows = plan.private_rows ? own : shared;
-    plan.rows.act = for_rows.add<int8_t>(mc * plan.act_stride);
+    const bool group_scales = problem.scheme == DA8W4_ACT_INT8_GROUP;
+    plan.rows.act = for_rows.add<int8_t>(rows * plan.act_stride);
     plan.rows.chunk_sums = for_rows.add<int32_t>(grouping.chunks() * plan.sums_stride);
     plan.rows.group_sums = for_rows.add<float>(problem.has_offsets ? grouping.groups() * plan.sums_stride : 0);
+    plan.rows.group_scales = for_rows.add<float>(group_scales ? grouping.groups() * plan.sums_stride : 0);
     plan.rows.scales = for_rows.add<float>(mc);
     plan.rows.zps = for_rows.add<float>(mc);
+    plan.quantize.transformed = own.add<float>(problem.transforms ? grouping.k : 0);
+    plan.quantize.group_sums = own.add<int32_t>(problem.has_offsets ? parts * grouping.groups() : 0);
 
-    const size_t accumulators = form.pass_blocks * mc * kBlock;
+    const size_t accumulators = form.pass_blocks * rows * kBlock;
     const size_t values = plan.k_blocks.most_groups() * kBlock;
     plan.tiles.acc = own.add<float>(accumulators);
     plan.tiles.carried = own.add<int32_t>(grouping.group > form.kc ? accumulators : 0);
@@ -88,7 +95,7 @@ ProblemPlan plan_problem(const Problem &problem, const Kernel &kernel) {
 
 size_t useful_threads(const Problem &problem, size_t threads) {
     // In integers: floating point would leave its exception flags with the caller.
-    const size_t busy = problem.m * problem.n / ceil_div(kMinWorkPerThread, problem.grouping.k) + 1;
+    const size_t busy = problem.m * problem.act_parts() * problem.n / ceil_div(kMinWorkPerThread, problem.grouping.k) + 1;
     return lesser(lesser(threads, kMostThreads), busy);
 }
 
@@ -105,7 +112,7 @@ WorkItems::WorkItems(const ProblemPlan *plans, const size_t *rows, size_t count,
 
 WorkItems::Units WorkItems::units_of(size_t problem) const {
     const ProblemPlan &plan = plans_[problem];
-    const size_t tiles = ceil_div(rows_[problem], plan.form->mr), parts = lesser(most_parts_, tiles);
+    const size_t tiles = ceil_div(rows_[problem], plan.mr), parts = lesser(most_parts_, tiles);
     return {
         .blocks = plan.column_blocks(),
         .parts = parts,
@@ -132,7 +139,7 @@ bool WorkItems::next(WorkItem *item) {
         if (unit_ < last) {
             const size_t part = unit_ / units.blocks, block = unit_ % units.blocks;
             const size_t end = lesser(units.blocks, block + (last - unit_));
-            const RowTiles tiles({.begin = 0, .end = rows_[problem_]}, plans_[problem_].form->mr);
+            const RowTiles tiles({.begin = 0, .end = rows_[problem_]}, plans_[problem_].mr);
             const size_t tile = part * units.tiles + lesser(part, units.higher);
             const size_t tile_end = tile + units.tiles + (part < units.higher);
             *item = {

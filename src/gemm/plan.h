@@ -12,6 +12,11 @@ struct Problem {
     size_t m, n;
     Grouping grouping;
     bool has_offsets;
+    bool transforms;  // activations are permuted or multiplied by factors before they are quantized
+    da8w4_scheme scheme;
+
+    // Rows of int8 for each row of activations.
+    size_t act_parts() const { return scheme == DA8W4_ACT_INT16 ? 2 : 1; }
 };
 
 // Cuts k into K blocks of at most kc: whole groups where they fit, else whole chunks of one group. Without a division
@@ -60,8 +65,14 @@ private:
 struct RowScratch {
     Scratch<int8_t> act;
     Scratch<int32_t> chunk_sums;
-    Scratch<float> group_sums;
-    Scratch<float> scales, zps;  // zps: z_a - c
+    Scratch<float> group_sums, group_scales;
+    Scratch<float> scales, zps;  // [row of activations]; zps: z_a - c
+};
+
+// What one thread quantizes a row in.
+struct QuantizeScratch {
+    Scratch<float> transformed;   // [k]
+    Scratch<int32_t> group_sums;  // [act_parts][groups]
 };
 
 // What one thread multiplies in.
@@ -73,15 +84,16 @@ struct TileScratch {
     Scratch<int32_t> zp_terms;
 };
 
-// The blocking of one problem.
+// The blocking of one problem. Its rows are those of activations, of each of which the kernel may see two: of int8.
 struct ProblemPlan {
     Problem problem;
     const WeightForm *form;
-    size_t mc;          // rows of a row block; the last may have fewer
+    size_t mr, mc;      // rows of a micro-tile and of a row block; the last may have fewer
     bool private_rows;  // each thread quantizes the rows for itself: cheaper than meeting first
     KBlocks k_blocks;
     size_t act_stride, sums_stride;  // see ActRows
     RowScratch rows;                 // in the thread's memory if private, else in the shared one
+    QuantizeScratch quantize;        // this and what follows: in the thread's memory
     TileScratch tiles;
     size_t shared_bytes, thread_bytes;
 

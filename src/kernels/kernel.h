@@ -126,7 +126,7 @@ struct Epilogue {
 
 // One way in which micro-kernels read weights, with the blocking that suits it.
 struct WeightForm {
-    size_t mr;           // most rows of a micro-tile; even, or 1
+    size_t mr;           // most rows of a micro-tile; even
     size_t mc;           // most rows of a row block
     size_t kc;           // longest K block; a multiple of kChunk
     size_t pass_blocks;  // column blocks that alternate over one K block, so that its activations stay in L2

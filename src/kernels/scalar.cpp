@@ -1,5 +1,5 @@
 // Kernel scalar: plain C++ for any CPU, and the reference that the tests compare the others with.
-// It reads packed codes for any number of rows: unpacking a nibble costs it nothing beside the multiplication.
+// It reads packed codes for any number of rows: unpacking them costs it nothing beside the multiplication.
 // Exact because D is summed in int64 and std::fma rounds once.
 #include <math.h>
 
@@ -10,17 +10,24 @@ namespace {
 
 float clamp(float value, float low, float high) { return fminf(fmaxf(value, low), high); }
 
+// The least and the greatest of a row and 0; false if one is NaN or infinite.
+bool range_of(const void *x, da8w4_type x_type, size_t k, float *low, float *high) {
+    bool finite = true;
+    *low = *high = 0;
+    for (size_t i = 0; i < k; i++) {
+        const float value = load_float(x, x_type, i);
+        finite = finite && __builtin_isfinite(value);
+        *low = fminf(*low, value);
+        *high = fmaxf(*high, value);
+    }
+    return finite;
+}
+
 void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act, float *scale,
                   int32_t *zp) {
     uint8_t *bytes = static_cast<uint8_t *>(act);
-    float low = 0, high = 0;
-    bool finite = true;
-    for (size_t i = 0; i < k; i++) {
-        float value = load_float(x, x_type, i);
-        finite = finite && __builtin_isfinite(value);
-        low = fminf(low, value);
-        high = fmaxf(high, value);
-    }
+    float low, high;
+    const bool finite = range_of(x, x_type, k, &low, &high);
     float s = symmetric ? fmaxf(-low, high) / 127.0f : (high - low) / 255.0f;
     if (!finite || !__builtin_isfinite(s)) {
         memset(bytes, flip, k);
@@ -40,70 +47,126 @@ void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, ui
     *zp = static_cast<int32_t>(z - c);
 }
 
-void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, float *group_sums, size_t stride) {
+void quantize_groups(const void *x, da8w4_type x_type, const Grouping &grouping, int8_t *act, float *scales,
+                     size_t stride) {
+    for (size_t g = 0, begin = 0; begin < grouping.k; g++, begin += grouping.group) {
+        int32_t zp;
+        quantize_row(element(x, x_type, begin), x_type, lesser(grouping.group, grouping.k - begin), true, 0,
+                     act + begin, scales + g * stride, &zp);
+    }
+}
+
+void quantize_int16(const void *x, da8w4_type x_type, size_t k, int8_t *upper, int8_t *lower, float *scale) {
+    float low, high;
+    if (!range_of(x, x_type, k, &low, &high)) {
+        memset(upper, 0, k);
+        memset(lower, 0, k);
+        *scale = float_of(kNanF32);
+        return;
+    }
+    const float s = fmaxf(fmaxf(-low, high) / 32512.0f, kLeastActScale), inverse = 1.0f / s;
+    for (size_t i = 0; i < k; i++) {
+        const int q = static_cast<int>(nearbyintf(load_float(x, x_type, i) * inverse));
+        const int rounded = (q + 128) >> 8;
+        upper[i] = static_cast<int8_t>(rounded);
+        lower[i] = static_cast<int8_t>(q - 256 * rounded);
+    }
+    *scale = s;
+}
+
+void transform_row(const void *x, da8w4_type x_type, size_t k, const int32_t *perm, const float *factors, float *to) {
+    for (size_t i = 0; i < k; i++) {
+        const float value = load_float(x, x_type, perm ? static_cast<size_t>(perm[i]) : i);
+        to[i] = factors ? value * factors[i] : value;
+    }
+}
+
+void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride, int32_t *group_sums) {
     for (size_t g = 0, chunk = 0; g < grouping.groups(); g++) {
         const size_t group_end = lesser((g + 1) * grouping.group, grouping.k);
-        int64_t group_sum = 0;
+        int32_t group_sum = 0;
         for (size_t begin = g * grouping.group; begin < group_end; begin += kChunk, chunk++) {
             int32_t sum = 0;
             for (size_t k = begin; k < lesser(begin + kChunk, group_end); k++) sum += act[k];
             chunk_sums[chunk * stride] = sum;
             group_sum += sum;
         }
-        if (group_sums) group_sums[g * stride] = static_cast<float>(group_sum);
+        if (group_sums) group_sums[g] = group_sum;
     }
 }
 
-// Its zp_terms are the zero points themselves.
+// Scales and offsets are float32 in the buffer. Its zp_terms are the zero points themselves.
 Panel prepare(const PanelJob &job) {
     const PackedBlock &block = job.block;
-    const size_t group = job.k.group;
-    const size_t groups = ceil_div(job.k.end - group * job.grouping.group, job.grouping.group);
-    for (size_t i = 0; i < groups * kBlock; i++) job.buffer.zp_terms[i] = block.zps ? block.zps_at(group)[i] : block.zp;
+    const PanelBuffer &buffer = job.buffer;
+    const size_t first = job.k.group, groups = ceil_div(job.k.end - first * job.grouping.group, job.grouping.group);
+    for (size_t g = 0; g < groups; g++)
+        for (size_t n = 0; n < kBlock; n++) {
+            buffer.zp_terms[g * kBlock + n] = zp_of(block, first + g, n);
+            buffer.scales[g * kBlock + n] = scale_of(block, first + g, n);
+            if (block.offsets) buffer.offsets[g * kBlock + n] = offset_of(block, first + g, n);
+        }
     Panel panel = {};
+    panel.kind = block.kind;
     panel.codes = block.codes_at(job.k.begin);
-    panel.scale_type = block.scale_type;
-    panel.scales = block.scales_at(group);
-    panel.offsets = block.offsets_at(group);
-    panel.zp_terms = job.buffer.zp_terms;
+    panel.first_quad = job.k.begin / kQuad % layout_of(block.kind).unit_quads;
+    panel.table = block.table;
+    panel.scale_type = DA8W4_F32;
+    panel.scales = buffer.scales;
+    panel.offsets = block.offsets ? buffer.offsets : nullptr;
+    panel.zp_terms = buffer.zp_terms;
     panel.zp_stride = kBlock;
     return panel;
 }
 
-// Sum of a' * (code - zp) of one column from k = begin to end of the K block; act is at its first k.
-int64_t dot(const int8_t *act, const uint8_t *codes, size_t n, int zp, size_t begin, size_t end) {
+// Sum of a' * (value - zp) of column n from k = begin to end of the K block; act is at its first k.
+int64_t dot(const int8_t *act, const Panel &panel, size_t n, int zp, size_t begin, size_t end) {
+    const CodeLayout layout = layout_of(panel.kind);
     int64_t sum = 0;
-    for (size_t k = begin; k < end; k++) sum += int64_t{act[k]} * ((codes[code_byte(n, k)] >> code_shift(n) & 15) - zp);
+    for (size_t k = begin; k < end; k += kQuad) {
+        const uint32_t word = quad_codes(layout, panel.codes, n, panel.first_quad + k / kQuad);
+        uint8_t codes[kQuad];
+        memcpy(codes, &word, sizeof codes);
+        for (size_t j = 0; j < lesser(kQuad, end - k); j++)
+            sum += int64_t{act[k + j]} * (value_of(layout, panel.table, codes[j]) - zp);
+    }
     return sum;
 }
 
-// One output: row `row` of the tiles, column n.
+// One output: row `row` of the tiles, column n. Of 16-bit activations, `row` is that of the upper bytes.
 void run_one(const MicroTiles &tiles, const Panel &panel, size_t row, size_t n) {
     const KBlock &block = tiles.k;
     const Grouping &grouping = tiles.grouping;
+    const ActRows &rows = tiles.act;
+    const size_t parts = rows.is_int16 ? 2 : 1;
     float *acc = tiles.acc + row * kBlock + n;
-    int32_t *carried = tiles.carried + row * kBlock + n;
     float total = block.begin == 0 ? 0.0f : *acc;
     for (size_t g = 0, begin = block.begin, end; begin < block.end; g++, begin = end) {
         const size_t group_begin = (block.group + g) * grouping.group, group_end = group_begin + grouping.group;
+        const bool goes_on = group_end > block.end && block.end != grouping.k;
         end = lesser(group_end, block.end);
-        int64_t sum = dot(tiles.act.rows + row * tiles.act.stride, panel.codes, n,
-                          panel.zp_terms[g * panel.zp_stride + n], begin - block.begin, end - block.begin);
-        if (begin != group_begin) sum += *carried;
-        if (end != group_end && end != grouping.k) {
-            *carried = static_cast<int32_t>(sum);
-            continue;
+        float sums[2];
+        for (size_t part = 0; part < parts; part++) {
+            int32_t *carried = tiles.carried + (row + part) * kBlock + n;
+            int64_t sum = dot(rows.rows + (row + part) * rows.stride, panel, n,
+                              panel.zp_terms[g * panel.zp_stride + n], begin - block.begin, end - block.begin);
+            if (begin != group_begin) sum += *carried;
+            if (goes_on) *carried = static_cast<int32_t>(sum);
+            sums[part] = static_cast<float>(sum);
         }
-        total = fmaf(static_cast<float>(sum), load_float(panel.scales, panel.scale_type, g * kBlock + n), total);
+        if (goes_on) continue;
+        float scale = static_cast<const float *>(panel.scales)[g * kBlock + n];
+        if (rows.group_scales) scale *= rows.group_scales[g * rows.sums_stride + row];
+        total = fmaf(rows.is_int16 ? fmaf(256.0f, sums[0], sums[1]) : sums[0], scale, total);
         if (!panel.offsets) continue;
-        const float group_sum = tiles.act.group_sums[g * tiles.act.sums_stride + row];
-        total = fmaf(group_sum, load_float(panel.offsets, panel.scale_type, g * kBlock + n), total);
+        const float offset = static_cast<const float *>(panel.offsets)[g * kBlock + n];
+        total = fmaf(rows.group_sums[g * rows.sums_stride + row], offset, total);
     }
     *acc = total;
 }
 
 void run(const MicroTiles &tiles, Panel &panel) {
-    for (size_t row = 0; row < tiles.rows; row++)
+    for (size_t row = 0; row < tiles.rows; row += tiles.act.is_int16 ? 2 : 1)
         for (size_t n = 0; n < kBlock; n++) run_one(tiles, panel, row, n);
 }
 
@@ -111,7 +174,7 @@ void epilogue(const Epilogue &epilogue) {
     for (size_t row = 0; row < epilogue.rows; row++)
         for (size_t n = 0; n < epilogue.cols; n++) {
             const float zp = epilogue.act_zps[row], scale = epilogue.act_scales[row];
-            const float acc = epilogue.acc[row * kBlock + n];
+            const float acc = epilogue.acc[row * epilogue.acc_stride + n];
             const float t = zp == 0 ? acc : fmaf(-zp, epilogue.column_sums[n], acc);
             const float y = epilogue.bias ? fmaf(t, scale, epilogue.bias[n]) : t * scale;
             char *out = static_cast<char *>(epilogue.out) + row * epilogue.out_stride;
@@ -122,7 +185,7 @@ void epilogue(const Epilogue &epilogue) {
 size_t no_panel(size_t, size_t) { return 0; }
 
 constexpr WeightForm kForm = {
-    .mr = 1,
+    .mr = 2,
     .mc = 256,
     .kc = 1024,
     .pass_blocks = 1,
@@ -142,6 +205,9 @@ extern constexpr Kernel kernel_scalar = {
     .packed = kForm,
     .unpacked = kForm,
     .quantize_row = quantize_row,
+    .quantize_groups = quantize_groups,
+    .quantize_int16 = quantize_int16,
+    .transform_row = transform_row,
     .epilogue = epilogue,
     .release = nullptr,
 };

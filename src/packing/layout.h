@@ -88,6 +88,43 @@ struct PackedBlock {
     DA8W4_INLINE const int8_t *zps_at(size_t group) const { return zps ? zps + group * kBlock : nullptr; }
 };
 
+// Four codes of column `n`, one a byte, as they are stored.
+static inline uint32_t quad_codes(const CodeLayout &layout, const uint8_t *codes, size_t n, size_t quad) {
+    uint32_t word;
+    memcpy(&word, codes + code_byte(layout, n, quad, 0), kQuad);
+    if (layout.bits == 8) return word;
+    word = word >> code_shift(n) & 0x0f0f0f0f;
+    if (!layout.high_bits()) return word;
+    uint32_t high;
+    memcpy(&high, codes + high_byte(layout, n, quad, 0), kQuad);
+    return word | (high >> high_shift(layout, n, quad) & 0x01010101u * ((1u << layout.high_bits()) - 1)) << 4;
+}
+
+// What a stored code stands for, before zero point and scale.
+static inline int value_of(const CodeLayout &layout, const int8_t *table, uint8_t code) {
+    return table ? table[code] : layout.bits == 8 ? code - 128 : code;
+}
+
+// The scale or offset of column `n` and a group: `floats` and `subs` as PackedBlock has them.
+static inline float group_float(const void *floats, da8w4_type type, const void *subs, da8w4_type sub_type,
+                                size_t super, size_t group, size_t n) {
+    if (!super) return load_float(floats, type, group * kBlock + n);
+    const size_t at = group * kBlock + n;
+    const int sub = sub_type == DA8W4_U8 ? static_cast<const uint8_t *>(subs)[at] : static_cast<const int8_t *>(subs)[at];
+    return load_float(floats, type, group / super * kBlock + n) * static_cast<float>(sub);
+}
+
+static inline float scale_of(const PackedBlock &block, size_t group, size_t n) {
+    return group_float(block.scales, block.scale_type, block.sub_scales, block.sub_scale_type, block.super, group, n);
+}
+static inline float offset_of(const PackedBlock &block, size_t group, size_t n) {
+    return group_float(block.offsets, block.scale_type, block.sub_offsets, block.sub_offset_type, block.super, group,
+                       n);
+}
+static inline int zp_of(const PackedBlock &block, size_t group, size_t n) {
+    return block.zps ? block.zps[group * kBlock + n] : block.zp;
+}
+
 static inline PackedBlock block_of(const da8w4_packed &weight, size_t groups, size_t block) {
     const size_t at = block * groups * kBlock;
     const size_t rows = weight.super ? ceil_div(groups, weight.super) : groups, scales_at = block * rows * kBlock;
