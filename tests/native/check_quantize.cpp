@@ -50,8 +50,8 @@ Output quantize(Random random, const char *kernel, const Input &in, const Guarde
     const Guarded act(in.m ? (in.m - 1) * in.act_stride + in.k : 0, in.at_end), scales(in.m * sizeof(float), in.at_end),
         zps(in.m * sizeof(int32_t), in.at_end);
     const auto call = [&] {
-        return da8w4_quantize_rows(kernel, x.as(), in.type, in.x_stride, in.m, in.k, in.scheme, act.as(),
-                                   in.act_stride, scales.as<float>(), zps.as<int32_t>());
+        return da8w4_quantize_rows(kernel, x.as(), in.type, in.x_stride, in.m, in.k, in.scheme, act.as(), in.act_stride,
+                                   scales.as<float>(), zps.as<int32_t>());
     };
     if (timing()) {
         time_call([&] { (void)call(); });

@@ -25,9 +25,8 @@ float symmetric_scale(const float *x, size_t count, float highest) {
 void append_symmetric(const float *x, size_t count, float scale, float highest, std::vector<int> *to) {
     const float inverse = 1.0f / scale;
     for (size_t i = 0; i < count; i++)
-        to->push_back(std::isnan(scale)
-                          ? 0
-                          : static_cast<int>(std::clamp(std::nearbyint(x[i] * inverse), -highest, highest)));
+        to->push_back(
+            std::isnan(scale) ? 0 : static_cast<int>(std::clamp(std::nearbyint(x[i] * inverse), -highest, highest)));
 }
 
 Row quantized_uint8(const std::vector<float> &x) {

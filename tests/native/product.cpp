@@ -114,9 +114,7 @@ Operands random_operands(Random &random, const Matrix &w, size_t m, bool linear)
     o.scheme = static_cast<da8w4_scheme>(random.below(linear ? 4 : 2));
     o.at_end = !random.one_in(4);
     o.out_type = static_cast<da8w4_type>(random.below(3));
-    o.act_type = linear                         ? static_cast<da8w4_type>(random.below(3))
-                 : o.scheme == DA8W4_ACT_INT8 ? DA8W4_S8
-                                              : DA8W4_U8;
+    o.act_type = linear ? static_cast<da8w4_type>(random.below(3)) : o.scheme == DA8W4_ACT_INT8 ? DA8W4_S8 : DA8W4_U8;
     const size_t out_size = size_of(o.out_type);
     o.act_stride = (w.k + random.below(2) * random.below(40)) * size_of(o.act_type);
     o.out_stride = (w.n + random.below(2) * random.below(40)) * out_size;

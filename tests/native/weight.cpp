@@ -81,8 +81,7 @@ std::vector<int> draw_sub(Random &random, const Matrix &w, da8w4_type *type) {
     const int low = *type == DA8W4_U8 ? 0 : INT8_MIN;
     const bool extremes = random.one_in(4);
     std::vector<int> values(w.n * w.groups);
-    for (int &value : values)
-        value = extremes ? low + (random.one_in(2) ? 255 : 0) : random.between(low, low + 255);
+    for (int &value : values) value = extremes ? low + (random.one_in(2) ? 255 : 0) : random.between(low, low + 255);
     return values;
 }
 
@@ -165,7 +164,8 @@ void append_blocks(const std::vector<T> &values, size_t n, size_t rows, size_t s
     to->resize(begin + (n + 31) / 32 * 32 * rows * size);
     for (size_t column = 0; column < n; column++)
         for (size_t row = 0; row < rows; row++)
-            put_one(&(*to)[begin + ((column / 32 * rows + row) * 32 + column % 32) * size], values[column * rows + row]);
+            put_one(&(*to)[begin + ((column / 32 * rows + row) * 32 + column % 32) * size],
+                    values[column * rows + row]);
 }
 
 }  // namespace
@@ -188,9 +188,7 @@ const std::vector<Shape> &edge_shapes() {
     return shapes;
 }
 
-int bits_of(da8w4_kind kind) {
-    return kind == DA8W4_INT5 ? 5 : kind == DA8W4_INT6 ? 6 : kind == DA8W4_INT8 ? 8 : 4;
-}
+int bits_of(da8w4_kind kind) { return kind == DA8W4_INT5 ? 5 : kind == DA8W4_INT6 ? 6 : kind == DA8W4_INT8 ? 8 : 4; }
 
 int lowest_code(const Matrix &w) { return w.format == DA8W4_CODES_SIGNED ? -(1 << (bits_of(w.kind) - 1)) : 0; }
 int highest_code(const Matrix &w) { return lowest_code(w) + (1 << bits_of(w.kind)) - 1; }

@@ -25,11 +25,11 @@ struct Matrix {
     da8w4_kind kind;
     da8w4_codes format;
     da8w4_type scale_type, sub_scale_type, sub_offset_type;
-    std::vector<int> codes, zps, table;           // table: of a table only
-    std::vector<float> scales, offsets;           // offsets empty: none
-    std::vector<int> sub_scales, sub_offsets;     // [n][groups], where there are two levels
-    std::vector<int32_t> perm;                    // empty: none
-    std::vector<float> factors;                   // empty: none
+    std::vector<int> codes, zps, table;        // table: of a table only
+    std::vector<float> scales, offsets;        // offsets empty: none
+    std::vector<int> sub_scales, sub_offsets;  // [n][groups], where there are two levels
+    std::vector<int32_t> perm;                 // empty: none
+    std::vector<float> factors;                // empty: none
     bool one_zp;
 
     bool has_table() const { return kind == DA8W4_TABLE4; }
