@@ -374,7 +374,8 @@ def _fields(data: npt.NDArray[Any], width: int, run: int) -> npt.NDArray[Any]:
     """Fields of `width` bits of each byte: the lowest of `run` bytes, then the next of those bytes, and so on."""
     runs = data.reshape(*data.shape[:2], -1, 1, run)
     shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
-    return (runs >> shifts & np.uint8((1 << width) - 1)).reshape(len(data), -1)
+    fields: npt.NDArray[Any] = runs >> shifts & np.uint8((1 << width) - 1)
+    return fields.reshape(len(data), -1)
 
 
 def _five_bits(blocks: npt.NDArray[Any], at: int) -> npt.NDArray[Any]:
