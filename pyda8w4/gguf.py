@@ -73,7 +73,7 @@ class File:
     >>> file.types
     {'output.weight': 'Q4_0'}
     >>> file.packed("output.weight")
-    PackedWeight(shape=(64, 128), group_size=32, scales=float16, zero_point=8, nbytes=4864)
+    PackedWeight(shape=(64, 128), bits=4, group_size=32, scales=float16, zero_point=8, nbytes=4864)
     """
 
     metadata: dict[str, Any]
