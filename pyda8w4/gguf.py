@@ -380,7 +380,8 @@ def _fields(data: npt.NDArray[Any], width: int, run: int) -> npt.NDArray[Any]:
 
 def _five_bits(blocks: npt.NDArray[Any], at: int) -> npt.NDArray[Any]:
     """The codes of Q5_0 and Q5_1: 4 bytes with the fifth bits come before the nibbles."""
-    return _fields(blocks[:, :, at + 4 :], 4, 16) | _fields(blocks[:, :, at : at + 4], 1, 1) << 4
+    codes: npt.NDArray[Any] = _fields(blocks[:, :, at + 4 :], 4, 16) | _fields(blocks[:, :, at : at + 4], 1, 1) << 4
+    return codes
 
 
 def _halves(blocks: npt.NDArray[Any], at: int, what: str = "scales") -> npt.NDArray[Any]:
