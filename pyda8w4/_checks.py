@@ -11,6 +11,11 @@ import numpy.typing as npt
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint8": 3, "int8": 4}
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 FLOATS = ("float32", "float16", "bfloat16")
+INTEGERS = ("uint8", "int8")
+
+# Schemes of activations by name, as the C interface numbers them. The first two have zero points or none, a scale for
+# each row, and values of 8 bits.
+SCHEMES = {"uint8": 0, "int8": 1, "int8_group": 2, "int16": 3}
 
 # Native dtypes by name, and names by the identity of the dtype, of which numpy has one each and whose hash
 # takes longer than all other checks together. ml_dtypes' bfloat16 joins when one is first seen.
