@@ -109,18 +109,18 @@ def check_factors(factors: npt.NDArray[Any]) -> None:
         raise ValueError("factors must be finite, got NaN or infinity")
 
 
-def group_size_of(k: int, groups: int) -> int:
-    """-> the one group size that cuts rows of `k` into so many groups."""
+def group_size_of(k: int, groups: int, name: str) -> int:
+    """-> the one group size that cuts rows of `k` into so many groups, which the array `name` has."""
     if k % groups == 0:
         group = k // groups
         if not _fits(group, k):
             raise ValueError(
-                f"scales with {groups} groups of K = {k} make groups of {group}, not a multiple of {_QUAD}"
+                f"{name} with {groups} groups of K = {k} make groups of {group}, not a multiple of {_QUAD}"
             )
         return group
     group = ceil_div(ceil_div(k, groups), _QUAD) * _QUAD
     if group_count(k, group) != groups:
-        raise ValueError(f"scales must have G groups of one size for K = {k}, got G = {groups}, which none gives")
+        raise ValueError(f"{name} must have G groups of one size for K = {k}, got G = {groups}, which none gives")
     if group_count(k, group + _QUAD) == groups:
         raise ValueError(f"group_size must be given: several sizes make {groups} groups of K = {k}")
     return group
@@ -144,7 +144,7 @@ class ArraySpec(NamedTuple):
 # All that a weight may have, in the order in which they are stored. The last three are those of all columns; the others
 # are in blocks of columns.
 ARRAYS = ("codes", "scales", "sums", "zps", "offsets", "sub_scales", "sub_offsets", "table", "perm", "factors")
-_SHARED = ARRAYS[-3:]
+SHARED = ARRAYS[-3:]
 
 # What weights that are joined along N have in common.
 _SAME = ("k", "group_size", "bits", "has_table", "super_size", "sub_scale_dtype", "has_perm", "has_factors")
@@ -162,7 +162,7 @@ class Format:
     group_size: int
     scale_dtype: str
     zero_point: int | None
-    has_offsets: bool
+    has_offsets: bool = False
     bits: int = 4
     has_table: bool = False
     super_size: int = 0
@@ -184,7 +184,7 @@ class Format:
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be a bool, got {getattr(self, name)!r}")
         if type(self.bits) is not int or (self.bits, self.has_table) not in KINDS:
-            takes = "4 with a table" if self.has_table else one_of(tuple(map(str, BITS)))
+            takes = "4 with a table" if self.has_table else one_of(BITS)
             raise ValueError(f"bits must be {takes}, got {self.bits!r}")
         self._check_levels()
         if self.zero_point is not None:
@@ -297,7 +297,7 @@ class Format:
                 f"the slice must begin and end at multiples of {_BLOCK} (or end at {self.n}), got {begin}:{end}"
             )
         blocks = slice(begin // _BLOCK, ceil_div(end, _BLOCK))
-        parts = {name: arrays[name] if name in _SHARED else arrays[name][blocks] for name in self.arrays}
+        parts = {name: arrays[name] if name in SHARED else arrays[name][blocks] for name in self.arrays}
         return replace(self, n=end - begin), parts
 
     @staticmethod
@@ -342,7 +342,7 @@ class Format:
     def of_columns(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """What `prepack` was given beside the codes: (N, G), and where there are two levels both; floats as float32."""
         given = {name: arrays[name] for name in arrays if name not in ("codes", "sums")}
-        for name in given.keys() - set(_SHARED):
+        for name in given.keys() - set(SHARED):
             floats = name in ("scales", "offsets")
             given[name] = self._columns(self._as_float32(given[name]) if floats else given[name])
         return given
@@ -357,6 +357,7 @@ class Format:
 
     def view(self, arrays: Mapping[str, Any]) -> View:
         """What kernels read: of numpy arrays, which the view keeps alive, or of addresses, which it cannot."""
+        memory: dict[str, Any] = {name: arrays.get(name) for name in ARRAYS}
         return View(
             n=self.n,
             k=self.k,
@@ -367,5 +368,5 @@ class Format:
             sub_scale_type=TYPES[self.sub_scale_dtype or "uint8"],
             sub_offset_type=TYPES[self.sub_offset_dtype or "uint8"],
             zp=self.zero_point or 0,
-            **{name: arrays.get(name) for name in ARRAYS},
+            **memory,
         )

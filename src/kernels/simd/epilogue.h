@@ -16,7 +16,7 @@ void epilogue_to(const Epilogue &epilogue) {
     if (epilogue.bias) memcpy(bias, epilogue.bias, epilogue.cols * sizeof(float));
     const float *acc = epilogue.acc;
     char *out = static_cast<char *>(epilogue.out);
-    for (size_t row = 0; row < epilogue.rows; row++, acc += kBlock, out += epilogue.out_stride) {
+    for (size_t row = 0; row < epilogue.rows; row++, acc += epilogue.acc_stride, out += epilogue.out_stride) {
         const typename V::Float scale = V::broadcast_float(epilogue.act_scales[row]);
         const typename V::Float minus_zp = V::broadcast_float(-epilogue.act_zps[row]);
         for (size_t n = 0; n < kBlock; n += V::kLanes) {

@@ -1,13 +1,15 @@
-// The micro-kernel: rows of activations by a pair of column vectors (see unpack.h) over one K block, and the loop that
+// The micro-kernel: rows of activations by a pair of column vectors (see codes.h) over one K block, and the loop that
 // cuts rows into micro-tiles.
 //
-// Exactness. D = sum a' * code - zp * sum a', or in a biased panel sum a' * (code - zp + 128) - 128 * sum a': all sums
-// modulo 2^32, and D in range (prepacking sees to that). Each chunk's sum starts from the term that is subtracted, and
-// dot products are added in any order. The float chain is one fma per group, or two where there are offsets, groups
-// ascending.
+// Exactness. D = sum a' * (value + bias) - (zp + bias) * sum a', or in a biased panel
+// sum a' * (value - zp + 128) - 128 * sum a': all sums modulo 2^32, and D in range (prepacking sees to that). Each
+// chunk's sum starts from the term that is subtracted, and dot products are added in any order. The float chain is one
+// fma per group, or two where there are offsets, groups ascending. Where each group has a scale of activations, that
+// multiplies the weights' first; of 16-bit activations, another fma joins the sums of two rows first.
 #pragma once
 
 #include "kernels/kernel.h"
+#include "kernels/simd/codes.h"
 #include "kernels/simd/unpack.h"
 #include "kernels/simd/vec.h"
 
@@ -21,14 +23,25 @@ constexpr size_t sets_for(size_t rows) {
     return rows == 1 ? V::kSetsOneRow : rows == 2 ? V::kSetsTwoRows : 1;
 }
 
+// What the float step of a group multiplies by.
+enum class Scaling {
+    weight,   // the scale of the weight
+    group,    // that times the row's scale for this group
+    two_rows  // the scale of the weight: 256 times the sum of one row, and the sum of the next
+};
+
 // What one micro-tile reads and writes, from the first k of its K block.
 struct TilePointers {
     const int8_t *act;
     size_t act_stride;
     const int32_t *chunk_sums;  // [chunk][row]
     const float *group_sums;    // [group][row]
+    const float *group_scales;  // [group][row]
     size_t sums_stride;
+    Scaling scaling;
     const uint8_t *codes;
+    size_t first_quad;    // of the unit at `codes`
+    const int8_t *table;
     da8w4_type scale_type;
     const void *scales, *offsets;  // [group][kBlock]; offsets may be null
     const int32_t *zp_terms;       // [group][kBlock], or [kBlock], or null
@@ -52,18 +65,28 @@ struct TilePointers {
         if (n) at.prefetch_lines = 0;
         return at;
     }
+    TilePointers with_short_steps() const {
+        TilePointers at = *this;
+        at.prefetch_lines = ceil_div(prefetch_lines * kShortStepQuads, kStepQuads);
+        return at;
+    }
 };
 
 // The accumulators of one micro-tile. The general and the fast path are loops over the same verbs.
-template <class V, size_t kRows, bool kPacked>
+template <class V, size_t kRows, class Codes>
 class MicroTile {
     using Int = typename V::Int;
     static constexpr size_t kSets = sets_for<V>(kRows);
-    static constexpr size_t kCodeBytes = kPacked ? kLineBytes : kPanelLineBytes;
-    static constexpr bool kBiased = !kPacked && V::kBiasedPanels;
+    static constexpr size_t kUnitQuads = Codes::kUnitQuads;
+    static constexpr bool kBiased = !Codes::kPacked && V::kBiasedPanels;
+
+    // Two products of a byte and an activation go into one sum of a Part. Where that does not hold them, nibbles are
+    // multiplied one after the other.
+    static constexpr size_t kNibbles = V::kMostPart < 256 * Codes::kMost ? 2 : 1;
+    static constexpr size_t kMostQuads = V::kMostPart / (256 * (kNibbles == 2 ? 15 : Codes::kMost));
 
 public:
-    explicit DA8W4_INLINE MicroTile(const TilePointers &at) : at_(at) {
+    explicit DA8W4_INLINE MicroTile(const TilePointers &at) : at_(at), codes_(at.table) {
         for (size_t r = 0; r < kRows; r++)
             for (size_t v = 0; v < 2; v++) acc_[r][v] = V::load_f32(at.acc_from + r * kBlock + v * kHalf);
     }
@@ -97,41 +120,22 @@ public:
         at_.chunk_sums += at_.sums_stride;
     }
 
-    // The dot products of kQuads quads: one, or a K step.
-    template <size_t kQuads>
-    DA8W4_INLINE void add_quads() {
-        typename V::Part part[kSets][kRows][2];
-        for (size_t s = 0; s < kSets; s++)
-            for (size_t r = 0; r < kRows; r++)
-                for (size_t v = 0; v < 2; v++) part[s][r][v] = V::open(sum_[s][r][v]);
-#pragma GCC unroll 16
-        for (size_t i = 0; i < kQuads; i++) {
-            Int low, high;
-            if (kPacked) {
-                unpack_line<V>(at_.codes + i * kCodeBytes, &low, &high);
-            } else {
-                low = V::load(at_.codes + i * kCodeBytes);
-                high = V::load(at_.codes + i * kCodeBytes + kHalf * 4);
-            }
-#pragma GCC unroll 16
-            for (size_t r = 0; r < kRows; r++) {
-                const Int a = V::broadcast_quad(at_.act + r * at_.act_stride + i * kQuad);
-                typename V::Part *to = part[i % kSets][r];
-                to[0] = V::dot(to[0], low, a);
-                to[1] = V::dot(to[1], high, a);
-            }
-        }
-        at_.codes += kQuads * kCodeBytes;
-        at_.act += kQuads * kQuad;
-        for (size_t s = 0; s < kSets; s++)
-            for (size_t r = 0; r < kRows; r++)
-                for (size_t v = 0; v < 2; v++) sum_[s][r][v] = V::flush(sum_[s][r][v], part[s][r][v]);
+    // Whether the next quad begins a unit of codes.
+    DA8W4_INLINE bool at_unit() const { return kUnitQuads == 1 || at_.first_quad == 0; }
+
+    // The dot products of one quad.
+    DA8W4_INLINE void add_quad() {
+        add_quads<1>(at_.first_quad);
+        if (kUnitQuads > 1) at_.first_quad = (at_.first_quad + 1) % kUnitQuads;
+        if (at_unit()) at_.codes += Codes::kUnitBytes;
     }
 
-    // Prefetches into L2, for L1 is full. A tile that is alone prefetches as many lines as it reads, without a loop:
-    // where they are in cache already, that would cost as much as multiplying them.
+    // Those of kQuads quads of whole units. Prefetches into L2, for L1 is full. A tile that is alone prefetches as many
+    // lines as it reads, without a loop: where they are in cache already, that would cost as much as multiplying them.
+    template <size_t kQuads>
     DA8W4_INLINE void add_step() {
-        constexpr size_t kLines = kStepQuads * kLineBytes / 64;
+        constexpr size_t kBytes = kQuads / kUnitQuads * Codes::kUnitBytes;
+        constexpr size_t kLines = Codes::kPacked ? kBytes / 64 : kQuads;
         if (at_.prefetch_lines == kLines) {
 #pragma GCC unroll 16
             for (size_t i = 0; i < kLines; i++) __builtin_prefetch(at_.prefetch + i * 64, 0, 2);
@@ -139,16 +143,36 @@ public:
         } else {
             for (size_t i = 0; i < at_.prefetch_lines; i++, at_.prefetch += 64) __builtin_prefetch(at_.prefetch, 0, 2);
         }
-        add_quads<kStepQuads>();
+        add_quads<kQuads>(0);
+        at_.codes += kBytes;
     }
 
     // The float steps at the end of a group: one, or with offsets two.
     DA8W4_INLINE void end_group() {
         join_sets();
-        const da8w4_type type = kPacked ? at_.scale_type : DA8W4_F32;  // a panel's are float32
-        for (size_t v = 0; v < 2; v++) {
-            const typename V::Float scale = load_floats<V>(at_.scales, type, v * kHalf);
-            for (size_t r = 0; r < kRows; r++) acc_[r][v] = V::fma(V::to_float(sum_[0][r][v]), scale, acc_[r][v]);
+        const da8w4_type type = Codes::kPacked ? at_.scale_type : DA8W4_F32;  // a panel's are float32
+        if (__builtin_expect(at_.scaling == Scaling::weight, 1)) {
+            for (size_t v = 0; v < 2; v++) {
+                const typename V::Float scale = load_floats<V>(at_.scales, type, v * kHalf);
+                for (size_t r = 0; r < kRows; r++) acc_[r][v] = V::fma(V::to_float(sum_[0][r][v]), scale, acc_[r][v]);
+            }
+        } else if (at_.scaling == Scaling::group) {
+            for (size_t v = 0; v < 2; v++) {
+                const typename V::Float scale = load_floats<V>(at_.scales, type, v * kHalf);
+                for (size_t r = 0; r < kRows; r++) {
+                    const typename V::Float product = V::mul(scale, V::broadcast_float(at_.group_scales[r]));
+                    acc_[r][v] = V::fma(V::to_float(sum_[0][r][v]), product, acc_[r][v]);
+                }
+            }
+            at_.group_scales += at_.sums_stride;
+        } else if (kRows % 2 == 0) {
+            for (size_t v = 0; v < 2; v++) {
+                const typename V::Float scale = load_floats<V>(at_.scales, type, v * kHalf);
+                for (size_t r = 0; r + 1 < kRows; r += 2) {
+                    const typename V::Float upper = V::to_float(sum_[0][r][v]), lower = V::to_float(sum_[0][r + 1][v]);
+                    acc_[r][v] = V::fma(V::fma(V::broadcast_float(256), upper, lower), scale, acc_[r][v]);
+                }
+            }
         }
         at_.scales = element(at_.scales, type, kBlock);
         if (at_.zp_terms) at_.zp_terms += at_.zp_stride;
@@ -156,7 +180,8 @@ public:
         for (size_t v = 0; v < 2; v++) {
             const typename V::Float offset = load_floats<V>(at_.offsets, type, v * kHalf);
             for (size_t r = 0; r < kRows; r++)
-                acc_[r][v] = V::fma(V::broadcast_float(at_.group_sums[r]), offset, acc_[r][v]);
+                if (kRows % 2 || r % 2 == 0 || at_.scaling != Scaling::two_rows)
+                    acc_[r][v] = V::fma(V::broadcast_float(at_.group_sums[r]), offset, acc_[r][v]);
         }
         at_.offsets = element(at_.offsets, type, kBlock);
         at_.group_sums += at_.sums_stride;
@@ -174,6 +199,47 @@ public:
     }
 
 private:
+    // The dot products of kQuads quads, the first of which is quad `first` of the unit at `codes`.
+    template <size_t kQuads>
+    DA8W4_INLINE void add_quads(size_t first) {
+        constexpr size_t kRun = lesser(kQuads, kMostQuads);
+#pragma GCC unroll 16
+        for (size_t from = 0; from < kQuads; from += kRun)
+#pragma GCC unroll 16
+            for (size_t nibble = 0; nibble < kNibbles; nibble++) add_run<kRun>(first, from, nibble);
+        at_.act += kQuads * kQuad;
+    }
+
+    // As many of them as a Part holds, from quad `from` on.
+    template <size_t kQuads>
+    DA8W4_INLINE void add_run(size_t first, size_t from, size_t nibble) {
+        typename V::Part part[kSets][kRows][2];
+        for (size_t s = 0; s < kSets; s++)
+            for (size_t r = 0; r < kRows; r++)
+                for (size_t v = 0; v < 2; v++) part[s][r][v] = V::open(sum_[s][r][v]);
+#pragma GCC unroll 16
+        for (size_t i = 0; i < kQuads; i++) {
+            Int low, high;
+            const size_t quad = first + from + i;
+            codes_.unpack(at_.codes + quad / kUnitQuads * Codes::kUnitBytes, quad % kUnitQuads, &low, &high);
+            if (kNibbles == 2) {
+                low = nibble ? V::high_nibbles(low) : V::low_nibbles(low);
+                high = nibble ? V::high_nibbles(high) : V::low_nibbles(high);
+            }
+#pragma GCC unroll 16
+            for (size_t r = 0; r < kRows; r++) {
+                const Int a = V::broadcast_quad(at_.act + r * at_.act_stride + (from + i) * kQuad);
+                typename V::Part *to = part[i % kSets][r];
+                to[0] = V::dot(to[0], low, a);
+                to[1] = V::dot(to[1], high, a);
+            }
+        }
+        for (size_t s = 0; s < kSets; s++)
+            for (size_t r = 0; r < kRows; r++)
+                for (size_t v = 0; v < 2; v++)
+                    sum_[s][r][v] = V::flush(sum_[s][r][v], part[s][r][v], nibble ? 16 : 1);
+    }
+
     DA8W4_INLINE void join_sets() {
         for (size_t s = 1; s < kSets; s++)
             for (size_t r = 0; r < kRows; r++)
@@ -181,14 +247,15 @@ private:
     }
 
     TilePointers at_;
+    Codes codes_;
     Int sum_[kSets][kRows][2];
     typename V::Float acc_[kRows][2];
 };
 
 // Any groups and chunks; the first and the last group may lie in the neighbouring K blocks, too.
-template <class V, size_t kRows, bool kPacked>
+template <class V, size_t kRows, class Codes>
 __attribute__((noinline)) void general_path(const TilePointers &at, const Grouping &grouping, const KBlock &block) {
-    MicroTile<V, kRows, kPacked> tile(at);
+    MicroTile<V, kRows, Codes> tile(at);
     size_t k = block.begin, group_end = (block.group + 1) * grouping.group;
     if (k == block.group * grouping.group)
         tile.begin_group();
@@ -198,8 +265,9 @@ __attribute__((noinline)) void general_path(const TilePointers &at, const Groupi
         const size_t end = lesser(lesser(k + kChunk, group_end), grouping.k);
         tile.begin_chunk();
         size_t quads = quads_of(end - k);
-        for (; quads >= kStepQuads; quads -= kStepQuads) tile.add_step();
-        for (; quads; quads--) tile.template add_quads<1>();
+        for (; quads && !tile.at_unit(); quads--) tile.add_quad();
+        for (; quads >= kStepQuads; quads -= kStepQuads) tile.template add_step<kStepQuads>();
+        for (; quads; quads--) tile.add_quad();
         k = end;
         const bool group_ends = k == group_end || k == grouping.k;
         if (group_ends) tile.end_group();
@@ -216,66 +284,77 @@ __attribute__((noinline)) void general_path(const TilePointers &at, const Groupi
 
 // Whole groups, each of one chunk and some K steps. Where groups are short, what they cost beside their dot products
 // decides, so this path keeps that small.
+
 inline bool has_fast_path(const Grouping &grouping, const KBlock &block) {
-    return block.whole_groups && grouping.group % (kStepQuads * kQuad) == 0 && grouping.group <= kChunk;
+    return block.whole_groups && grouping.group % (kShortStepQuads * kQuad) == 0 && grouping.group <= kChunk;
 }
 
 // The fast path in C++. An instruction set may have its own, with the same function.
 struct FastPath {
-    template <class V, size_t kRows, bool kPacked>
+    template <class V, size_t kRows, class Codes, size_t kQuads>
     static void run(TilePointers at, size_t groups, size_t steps) {
-        if (!kPacked && V::kBiasedPanels) at.zp_terms = nullptr;  // which the compiler does not know
-        MicroTile<V, kRows, kPacked> tile(at);
+        if (!Codes::kPacked && V::kBiasedPanels) at.zp_terms = nullptr;  // which the compiler does not know
+        MicroTile<V, kRows, Codes> tile(at);
         for (; groups; groups--) {
             tile.begin_group();
             tile.begin_chunk();
-            for (size_t step = steps; step; step--) tile.add_step();
+            for (size_t step = steps; step; step--) tile.template add_step<kQuads>();
             tile.end_group();
         }
         tile.store();
     }
 };
 
-template <class V, class Fast, bool kPacked, size_t kRows>
+template <class V, class Fast, class Codes, size_t kRows>
 DA8W4_INLINE void run_tile(const TilePointers &at, const MicroTiles &tiles) {
     const Grouping &grouping = tiles.grouping;
     // Only the general path knows of zero points that a biased panel does not hold.
-    const bool fast = has_fast_path(grouping, tiles.k) && (kPacked || !V::kBiasedPanels || !at.zp_terms);
+    const bool fast = has_fast_path(grouping, tiles.k) && (Codes::kPacked || !V::kBiasedPanels || !at.zp_terms);
     for (size_t n = 0; n < kHalf; n += V::kLanes) {
-        if (fast)
-            Fast::template run<V, kRows, kPacked>(at.columns_from(n), tiles.k.whole_groups,
-                                                  grouping.group / (kStepQuads * kQuad));
+        const TilePointers from = at.columns_from(n);
+        if (!fast)
+            general_path<V, kRows, Codes>(from, grouping, tiles.k);
+        else if (grouping.group % (kStepQuads * kQuad) == 0)
+            Fast::template run<V, kRows, Codes, kStepQuads>(from, tiles.k.whole_groups,
+                                                            grouping.group / (kStepQuads * kQuad));
         else
-            general_path<V, kRows, kPacked>(at.columns_from(n), grouping, tiles.k);
+            Fast::template run<V, kRows, Codes, kShortStepQuads>(from.with_short_steps(), tiles.k.whole_groups,
+                                                                 grouping.group / (kShortStepQuads * kQuad));
     }
 }
 
 // run_tile for 1 to kMost rows. Inlined all the way, so that the pointers stay in registers.
-template <class V, class Fast, bool kPacked, size_t kMost>
+template <class V, class Fast, class Codes, size_t kMost>
 DA8W4_INLINE void run_tile_of(size_t rows, const TilePointers &at, const MicroTiles &tiles) {
     if constexpr (kMost > 1)
-        if (rows < kMost) return run_tile_of<V, Fast, kPacked, kMost - 1>(rows, at, tiles);
-    run_tile<V, Fast, kPacked, kMost>(at, tiles);
+        if (rows < kMost) return run_tile_of<V, Fast, Codes, kMost - 1>(rows, at, tiles);
+    run_tile<V, Fast, Codes, kMost>(at, tiles);
 }
 
-// Rows as micro-tiles of nearly equal height, the higher ones first.
-template <class V, class Fast, bool kPacked>
-void run_tiles(const MicroTiles &tiles, Panel &panel) {
+// Rows as micro-tiles of nearly equal height, the higher ones first. Two rows of 16-bit activations stay together.
+template <class V, class Fast, class Codes>
+void run_tiles_of(const MicroTiles &tiles, Panel &panel) {
     alignas(64) static const float zeros[V::kRows * kBlock] = {};
-    const size_t count = ceil_div(tiles.rows, V::kRows), height = tiles.rows / count, higher = tiles.rows % count;
+    const ActRows &act = tiles.act;
+    const size_t together = act.is_int16 ? 2 : 1, all = tiles.rows / together;
+    const size_t count = ceil_div(all, V::kRows / together), height = all / count, higher = all % count;
     const size_t steps = tiles.k.length() / (kStepQuads * kQuad);
     const bool first_k = tiles.k.begin == 0;
     for (size_t tile = 0, row = 0, rows; tile < count; tile++, row += rows) {
-        rows = height + (tile < higher);
+        rows = (height + (tile < higher)) * together;
         Prefetch &prefetch = panel.prefetch;
         float *acc = tiles.acc + row * kBlock;
         const TilePointers at = {
-            .act = tiles.act.rows + row * tiles.act.stride,
-            .act_stride = tiles.act.stride,
-            .chunk_sums = tiles.act.chunk_sums + row,
-            .group_sums = tiles.act.group_sums + row,
-            .sums_stride = tiles.act.sums_stride,
+            .act = act.rows + row * act.stride,
+            .act_stride = act.stride,
+            .chunk_sums = act.chunk_sums + row,
+            .group_sums = act.group_sums + row,
+            .group_scales = act.group_scales + row,
+            .sums_stride = act.sums_stride,
+            .scaling = act.is_int16 ? Scaling::two_rows : act.group_scales ? Scaling::group : Scaling::weight,
             .codes = panel.codes,
+            .first_quad = panel.first_quad,
+            .table = panel.table,
             .scale_type = panel.scale_type,
             .scales = panel.scales,
             .offsets = panel.offsets,
@@ -287,9 +366,19 @@ void run_tiles(const MicroTiles &tiles, Panel &panel) {
             .prefetch = prefetch.codes,
             .prefetch_lines = prefetch.codes < prefetch.end ? prefetch.lines : 0,
         };
-        run_tile_of<V, Fast, kPacked, V::kRows>(rows, at, tiles);
+        run_tile_of<V, Fast, Codes, V::kRows>(rows, at, tiles);
         prefetch.codes += steps * prefetch.lines * 64;
     }
+}
+
+template <class V, class Fast, bool kPacked>
+void run_tiles(const MicroTiles &tiles, Panel &panel) {
+    with_kind(panel.kind, [&](auto kind) {
+        if constexpr (kPacked)
+            run_tiles_of<V, Fast, PackedCodes<V, kind.kKind>>(tiles, panel);
+        else
+            run_tiles_of<V, Fast, PanelCodesOf<V, kind.kKind>>(tiles, panel);
+    });
 }
 
 }  // namespace

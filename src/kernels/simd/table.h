@@ -50,6 +50,9 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
                 .run = run_tiles<V, Fast, false>,
             },
         .quantize_row = quantize_row<V>,
+        .quantize_groups = quantize_groups<V>,
+        .quantize_int16 = quantize_int16<V>,
+        .transform_row = transform_row<V>,
         .epilogue = epilogue<V>,
         .release = nullptr,
     };

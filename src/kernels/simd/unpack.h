@@ -1,43 +1,29 @@
 // From packed weights to what micro-kernels read: panels of codes, float32 scales, terms for zero points.
-//
-// Column vectors. A register of L lanes loaded at byte 4*L*h of a packed line holds columns h*L.. in its low nibbles
-// and 16 + h*L.. in its high ones. So a micro-kernel works on that pair of column vectors, for h = 0 .. 16/L - 1 in
-// turn; a panel line, of 128 bytes, is read as the same pairs.
 #pragma once
 
 #include "kernels/kernel.h"
+#include "kernels/simd/codes.h"
 #include "kernels/simd/vec.h"
 
 namespace da8w4 {
 namespace {
 
-constexpr size_t kPanelLineBytes = 128;  // a packed line with one code a byte
-constexpr size_t kStepQuads = 8;         // quads of a micro-kernel's K step
-constexpr size_t kLeastGroup = 4;        // the shortest group that is not all of k
+constexpr size_t kStepQuads = 8;       // quads of a micro-kernel's K step
+constexpr size_t kShortStepQuads = 4;  // where groups are no multiple of that; a multiple of every unit of codes
+constexpr size_t kLeastGroup = 4;      // the shortest group that is not all of k
 
 // What a byte of a panel is.
 enum class Encoding {
-    plain,   // the code. A row starts a chunk with -zp * sum of a' for each column.
-    biased,  // code - zp + 128, unsigned. A row starts a chunk with -128 * sum of a' for all columns.
-    signed_  // code - zp, signed. Nothing is left to compensate.
+    plain,   // value + bias, as packed codes become. A row starts a chunk with -(zp + bias) * sum of a' for each column.
+    biased,  // value - zp + 128, unsigned. A row starts a chunk with -128 * sum of a' for all columns.
+    signed_  // value - zp, signed. Nothing is left to compensate.
 };
-
-// The bytes of the second and third hold zero points down to this one only. Below, the byte is made with the zero point
-// -112, and the panel's zp_terms have what is missing. Such weights are rare, so that path may be slow.
-constexpr int kLeastZp = -112;
 
 // The factor of the chunk sums that go with each encoding.
 constexpr int32_t sums_factor(Encoding encoding) { return encoding == Encoding::biased ? -128 : 1; }
 
 template <class V>
 constexpr Encoding panel_encoding = V::kBiasedPanels ? Encoding::biased : Encoding::plain;
-
-template <class V>
-inline void unpack_line(const uint8_t *line, typename V::Int *low, typename V::Int *high) {
-    const typename V::Int both = V::load(line);
-    *low = V::low_nibbles(both);
-    *high = V::high_nibbles(both);
-}
 
 // Zero points of some groups of a column block.
 struct ZeroPoints {
@@ -48,48 +34,86 @@ struct ZeroPoints {
     typename V::Int load(size_t at) const {
         return each ? V::load_s8(each + at) : V::broadcast(all);
     }
+    int8_t at(size_t i) const { return each ? each[i] : static_cast<int8_t>(all); }
 };
+
+inline ZeroPoints zero_points(const PanelJob &job) {
+    return {.each = job.block.zps_at(job.k.group), .all = job.block.zp};
+}
 
 inline size_t groups_touched(const PanelJob &job) {
     return job.k.whole_groups ? job.k.whole_groups
                               : ceil_div(job.k.end - job.k.group * job.grouping.group, job.grouping.group);
 }
 
-// Groups are filled up with zeros to multiples of kMultiple quads.
-template <class V, Encoding kEncoding, size_t kMultiple>
+// How many zero points there are to look at.
+inline size_t zps_touched(const PanelJob &job) { return job.block.zps ? groups_touched(job) * kBlock : 1; }
+
+// Zero points with which every value - zp fits int8: what bytes of the last two encodings hold. Elsewhere the byte is
+// made with the nearest of these, and the panel's zp_terms have what is missing. Of codes below 8 bits such weights are
+// rare, so that path may be slow.
+struct ZpRange {
+    int least, most;
+};
+constexpr ZpRange zps_of_bytes(const CodeLayout &layout) {
+    const int least_value = -layout.bias, most_value = most_byte(layout) - layout.bias;
+    return {.least = most_value - INT8_MAX, .most = least_value - INT8_MIN};
+}
+
+inline bool fit_bytes(const PanelJob &job) {
+    const ZpRange range = zps_of_bytes(layout_of(job.block.kind));
+    const ZeroPoints zps = zero_points(job);
+    int least = zps.at(0), most = least;
+    for (size_t i = 1, count = zps_touched(job); i < count; i++) {
+        least = zps.each[i] < least ? zps.each[i] : least;
+        most = zps.each[i] > most ? zps.each[i] : most;
+    }
+    return least >= range.least && most <= range.most;
+}
+
+// From quads of packed codes to lines of a panel. Groups are filled up with zeros to multiples of kMultiple quads.
+template <class V, class Packed, Encoding kEncoding, size_t kMultiple>
 void unpack_codes(const PanelJob &job, const ZeroPoints &zps) {
-    constexpr size_t kPairs = kHalf / V::kLanes;
-    constexpr int kBias = kEncoding == Encoding::biased ? 128 : 0;
+    using Int = typename V::Int;
+    constexpr size_t kUnit = Packed::kUnitQuads;
+    constexpr int kBias = layout_of(Packed::kKind).bias, kShift = kEncoding == Encoding::biased ? 128 - kBias : -kBias;
+    const Packed codes(job.block.table);
     const size_t group = job.grouping.group;
     const uint8_t *from = job.block.codes_at(job.k.begin);
     uint8_t *to = job.buffer.codes;
+    size_t first = job.k.begin / kQuad % kUnit;  // from the unit at `from` on
     for (size_t g = 0, begin = job.k.begin, end; begin < job.k.end; g++, begin = end) {
         end = lesser((job.k.group + g + 1) * group, job.k.end);
         const size_t quads = quads_of(end - begin), all_quads = round_up(quads, kMultiple);
-        for (size_t h = 0; h < kPairs; h++) {
-            typename V::Int shift[2];
+        for (size_t n = 0; n < kHalf; n += V::kLanes) {
+            Int shift[2];
             for (size_t v = 0; v < 2; v++) {
-                const typename V::Int zp = zps.load<V>(g * kBlock + h * V::kLanes + v * kHalf);
-                shift[v] = V::replicate_byte(V::sub(V::broadcast(kBias), zp));
+                const Int zp = zps.load<V>(g * kBlock + n + v * kHalf);
+                shift[v] = V::replicate_byte(V::sub(V::broadcast(kShift), zp));
             }
-            for (size_t quad = 0; quad < quads; quad++) {
-                typename V::Int codes[2];
-                unpack_line<V>(from + quad * kLineBytes + h * V::kLanes * 4, &codes[0], &codes[1]);
+            uint8_t *line = to + n * kQuad;
+            const auto unpack_quad = [&](const uint8_t *unit, size_t quad) {
+                Int bytes[2];
+                codes.unpack(unit + n * kQuad, quad, &bytes[0], &bytes[1]);
                 for (size_t v = 0; v < 2; v++)
-                    V::store(to + quad * kPanelLineBytes + (h * V::kLanes + v * kHalf) * 4,
-                             kEncoding == Encoding::plain ? codes[v] : V::add_bytes(codes[v], shift[v]));
-            }
+                    V::store(line + v * kHalf * kQuad,
+                             kEncoding == Encoding::plain ? bytes[v] : V::add_bytes(bytes[v], shift[v]));
+                line += kPanelLineBytes;
+            };
+            const uint8_t *unit = from;
+            size_t quad = first, left = quads;
+            for (; left && quad % kUnit; quad++, left--) unpack_quad(unit, quad);
+            if (quad == kUnit) unit += Packed::kUnitBytes;
+            for (; left >= kUnit; left -= kUnit, unit += Packed::kUnitBytes)
+#pragma GCC unroll 4
+                for (size_t i = 0; i < kUnit; i++) unpack_quad(unit, i);
+            for (size_t i = quad % kUnit; left; i++, left--) unpack_quad(unit, i);
         }
         memset(to + quads * kPanelLineBytes, 0, (all_quads - quads) * kPanelLineBytes);
-        from += quads * kLineBytes;
+        from += (first + quads) / kUnit * Packed::kUnitBytes;
+        first = (first + quads) % kUnit;
         to += all_quads * kPanelLineBytes;
     }
-}
-
-// (int16(value), 0) in each lane: so a 16-bit multiplication by a chunk sum is their product.
-template <class V>
-void store_zp_terms(const ZeroPoints &zps, size_t count, int32_t *to) {
-    for (size_t i = 0; i < count; i += V::kLanes) V::store(to + i, V::low_int16(V::sub(V::zero(), zps.load<V>(i))));
 }
 
 // Always inlined: GCC takes a function that only prefetches for one without effect, and drops calls of it.
@@ -97,7 +121,35 @@ DA8W4_INLINE void prefetch_bytes(const void *from, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char *>(from) + i);
 }
 
-// Scales, or offsets, as float32, or where they are.
+// What the next panel needs beside its codes is prefetched in two parts, with the work of this preparation between
+// them: where groups are short, one burst would hold up the loads behind it.
+DA8W4_INLINE void prefetch_next_floats(const PanelJob &job) {
+    if (!job.next_block) return;
+    const PackedBlock &next = *job.next_block;
+    const size_t groups = groups_touched(job), group = job.next_k->group;
+    const size_t rows = next.super ? next.row_of(group + groups - 1) + 1 - next.row_of(group) : groups;
+    const size_t bytes = rows * kBlock * size_of(next.scale_type);
+    prefetch_bytes(next.scales_at(group), bytes);
+    if (next.offsets) prefetch_bytes(next.offsets_at(group), bytes);
+    if (next.super) prefetch_bytes(element(next.sub_scales, next.sub_scale_type, group * kBlock), groups * kBlock);
+}
+
+// The second part, and the codes, which micro-tiles of at most mr rows prefetch.
+DA8W4_INLINE Prefetch prefetch_next(const PanelJob &job, size_t mr, size_t step_quads) {
+    if (!job.next_block) return {};
+    const PackedBlock &next = *job.next_block;
+    const CodeLayout layout = layout_of(next.kind);
+    const size_t bytes = groups_touched(job) * kBlock, at = job.next_k->group * kBlock;
+    if (next.zps) prefetch_bytes(next.zps + at, bytes);
+    if (next.sub_offsets) prefetch_bytes(element(next.sub_offsets, next.sub_offset_type, at), bytes);
+    return {
+        .codes = next.codes_at(job.next_k->begin),
+        .end = next.codes + layout.lines(quads_of(job.next_k->end)) * kLineBytes,
+        .lines = ceil_div(layout.lines(step_quads) * kLineBytes / 64, ceil_div(job.rows, mr)),
+    };
+}
+
+// Scales, or offsets, of one level, as float32, or where they are.
 template <class V>
 const void *floats_of(const void *from, da8w4_type type, size_t count, float *buffer, bool in_place) {
     if (in_place) return from;
@@ -105,97 +157,123 @@ const void *floats_of(const void *from, da8w4_type type, size_t count, float *bu
     return buffer;
 }
 
-// What the next panel needs beside its codes is prefetched in two parts, with the work of this preparation between
-// them: where groups are short, one burst would hold up the loads behind it.
-DA8W4_INLINE void prefetch_next_floats(const PanelJob &job) {
-    if (!job.next_block) return;
-    const PackedBlock &next = *job.next_block;
-    const size_t bytes = groups_touched(job) * kBlock * size_of(next.scale_type);
-    prefetch_bytes(next.scales_at(job.next_k->group), bytes);
-    if (next.offsets) prefetch_bytes(next.offsets_at(job.next_k->group), bytes);
-}
+// Numbers of two levels: those of super-groups, times the integers of groups from `group` on.
+struct TwoLevels {
+    const void *supers;
+    da8w4_type type;
+    const void *subs;
+    da8w4_type sub_type;
+};
 
-// The second part, and the codes, which micro-tiles of at most mr rows prefetch.
-inline Prefetch prefetch_next(const PanelJob &job, size_t mr, size_t step_quads) {
-    if (!job.next_block) return {};
-    const PackedBlock &next = *job.next_block;
-    if (next.zps) prefetch_bytes(next.zps_at(job.next_k->group), groups_touched(job) * kBlock);
-    return {
-        .codes = next.codes_at(job.next_k->begin),
-        .end = next.codes_at(job.next_k->end),
-        .lines = ceil_div(step_quads * kLineBytes / 64, ceil_div(job.rows, mr)),
-    };
+template <class V>
+const void *multiply_levels(const TwoLevels &from, size_t super, size_t group, size_t groups, float *buffer) {
+    constexpr size_t kRegisters = kBlock / V::kLanes;
+    const void *supers = from.supers;
+    const uint8_t *subs = static_cast<const uint8_t *>(from.subs) + group * kBlock;
+    float *to = buffer;
+    for (size_t left = groups, in_super = super - group % super; left;) {
+        typename V::Float factors[kRegisters];
+        for (size_t i = 0; i < kRegisters; i++) factors[i] = load_floats<V>(supers, from.type, i * V::kLanes);
+        const size_t count = lesser(left, in_super);
+        for (size_t g = 0; g < count; g++)
+            for (size_t i = 0; i < kRegisters; i++, subs += V::kLanes, to += V::kLanes) {
+                const typename V::Int sub = from.sub_type == DA8W4_U8
+                                                ? V::load_u8(subs)
+                                                : V::load_s8(reinterpret_cast<const int8_t *>(subs));
+                V::store_f32(to, V::mul(factors[i], V::to_float(sub)));
+            }
+        supers = element(supers, from.type, kBlock);
+        left -= count;
+        in_super = super;
+    }
+    return buffer;
 }
 
 // All of a panel but its codes and zp_terms.
 template <class V>
 Panel prepare_floats(const PanelJob &job, bool in_place) {
     const PackedBlock &block = job.block;
-    const size_t count = groups_touched(job) * kBlock, group = job.k.group;
+    const size_t group = job.k.group, groups = groups_touched(job), count = groups * kBlock;
     prefetch_next_floats(job);
-    in_place = in_place || block.scale_type == DA8W4_F32;
     Panel panel = {};
+    panel.kind = block.kind;
+    panel.table = block.table;
+    const void *scales = block.scales_at(group), *offsets = block.offsets_at(group);
+    if (block.super) {
+        panel.scale_type = DA8W4_F32;
+        panel.scales = multiply_levels<V>(
+            {.supers = scales, .type = block.scale_type, .subs = block.sub_scales, .sub_type = block.sub_scale_type},
+            block.super, group, groups, job.buffer.scales);
+        if (offsets)
+            panel.offsets = multiply_levels<V>({.supers = offsets,
+                                                .type = block.scale_type,
+                                                .subs = block.sub_offsets,
+                                                .sub_type = block.sub_offset_type},
+                                               block.super, group, groups, job.buffer.offsets);
+        return panel;
+    }
+    in_place = in_place || block.scale_type == DA8W4_F32;
     panel.scale_type = in_place ? block.scale_type : DA8W4_F32;
-    panel.scales = floats_of<V>(block.scales_at(group), block.scale_type, count, job.buffer.scales, in_place);
-    if (block.offsets)
-        panel.offsets = floats_of<V>(block.offsets_at(group), block.scale_type, count, job.buffer.offsets, in_place);
+    panel.scales = floats_of<V>(scales, block.scale_type, count, job.buffer.scales, in_place);
+    if (offsets) panel.offsets = floats_of<V>(offsets, block.scale_type, count, job.buffer.offsets, in_place);
     return panel;
 }
 
-inline ZeroPoints zero_points(const PanelJob &job) {
-    return {.each = job.block.zps_at(job.k.group), .all = job.block.zp};
+// Zero points as (int16(value), 0) in each lane: so a 16-bit multiplication by a chunk sum is their product.
+template <class V>
+void prepare_zp_terms(const PanelJob &job, Panel *panel) {
+    const ZeroPoints zps = zero_points(job);
+    const typename V::Int minus_bias = V::broadcast(-layout_of(job.block.kind).bias);
+    const size_t count = zps.each ? groups_touched(job) * kBlock : kBlock;
+    for (size_t i = 0; i < count; i += V::kLanes)
+        V::store(job.buffer.zp_terms + i, V::low_int16(V::sub(minus_bias, zps.load<V>(i))));
+    panel->zp_terms = job.buffer.zp_terms;
+    panel->zp_stride = zps.each ? kBlock : 0;
 }
 
 // Micro-kernels read the packed codes. One micro-tile alone also converts scales where it uses them.
 template <class V>
 Panel prepare_packed(const PanelJob &job) {
     Panel panel = prepare_floats<V>(job, job.rows <= V::kRows);
-    const ZeroPoints zps = zero_points(job);
     panel.codes = job.block.codes_at(job.k.begin);
-    panel.zp_terms = job.buffer.zp_terms;
-    panel.zp_stride = zps.each ? kBlock : 0;
-    store_zp_terms<V>(zps, zps.each ? groups_touched(job) * kBlock : kBlock, job.buffer.zp_terms);
+    panel.first_quad = job.k.begin / kQuad % layout_of(job.block.kind).unit_quads;
+    prepare_zp_terms<V>(job, &panel);
     panel.prefetch = prefetch_next(job, V::kRows, kStepQuads);
     return panel;
 }
 
-inline bool fit_a_byte(const ZeroPoints &zps, size_t count) {
-    int8_t least = zps.each ? zps.each[0] : static_cast<int8_t>(zps.all);
-    for (size_t i = 0; zps.each && i < count; i++) least = zps.each[i] < least ? zps.each[i] : least;
-    return least >= kLeastZp;
-}
-
-// The panel of codes where some zero point is below kLeastZp.
-template <class V, Encoding kEncoding, size_t kMultiple, size_t kKc>
-void unpack_low_zps(const PanelJob &job, const ZeroPoints &zps, Panel *panel) {
-    int8_t raised[kKc / kLeastGroup * kBlock];
-    const size_t count = zps.each ? groups_touched(job) * kBlock : kBlock;
-    for (size_t i = 0; i < count; i++) {
-        const int zp = zps.each ? zps.each[i] : zps.all;
-        raised[i] = static_cast<int8_t>(zp < kLeastZp ? kLeastZp : zp);
-        job.buffer.zp_terms[i] = raised[i] - zp;
+// Where zero points do not fit bytes: the nearest that do, to `held`, and what they miss, to the panel.
+inline ZeroPoints hold_zps(const PanelJob &job, int8_t *held, Panel *panel) {
+    const ZpRange range = zps_of_bytes(layout_of(job.block.kind));
+    const ZeroPoints zps = zero_points(job);
+    for (size_t i = 0, count = zps.each ? zps_touched(job) : kBlock; i < count; i++) {
+        const int zp = zps.at(i), nearest = zp < range.least ? range.least : zp > range.most ? range.most : zp;
+        held[i] = static_cast<int8_t>(nearest);
+        job.buffer.zp_terms[i] = static_cast<uint16_t>(nearest - zp);
     }
     panel->zp_terms = job.buffer.zp_terms;
     panel->zp_stride = zps.each ? kBlock : 0;
-    unpack_codes<V, kEncoding, kMultiple>(job, {.each = zps.each ? raised : nullptr, .all = raised[0]});
+    return {.each = zps.each ? held : nullptr, .all = held[0]};
 }
 
+// Packed codes of 8 bits are a panel as they are: of either encoding, for a biased byte holds a zero point of 0 only.
 template <class V, size_t kKc>
 Panel prepare_panel(const PanelJob &job) {
     constexpr Encoding kEncoding = panel_encoding<V>;
     Panel panel = prepare_floats<V>(job, false);
     panel.codes = job.buffer.codes;
-    const ZeroPoints zps = zero_points(job);
-    const size_t count = groups_touched(job) * kBlock;
-    if (kEncoding == Encoding::plain) {
-        panel.zp_terms = job.buffer.zp_terms;
-        panel.zp_stride = zps.each ? kBlock : 0;
-        store_zp_terms<V>(zps, zps.each ? count : kBlock, job.buffer.zp_terms);
-    }
-    if (kEncoding == Encoding::plain || fit_a_byte(zps, count))
-        unpack_codes<V, kEncoding, 1>(job, zps);
-    else
-        unpack_low_zps<V, kEncoding, 1, kKc>(job, zps, &panel);
+    ZeroPoints zps = zero_points(job);
+    int8_t held[kKc / kLeastGroup * kBlock];
+    if (kEncoding == Encoding::plain)
+        prepare_zp_terms<V>(job, &panel);
+    else if (!fit_bytes(job))
+        zps = hold_zps(job, held, &panel);
+    with_kind(job.block.kind, [&](auto kind) {
+        if constexpr (kind.kKind == DA8W4_INT8)
+            panel.codes = job.block.codes_at(job.k.begin);
+        else
+            unpack_codes<V, PackedCodes<V, kind.kKind>, kEncoding, 1>(job, zps);
+    });
     panel.prefetch = prefetch_next(job, V::kRows, kStepQuads);
     return panel;
 }

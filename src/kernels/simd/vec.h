@@ -25,8 +25,8 @@ template <class V>
 concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V::Part part, void *to, const void *from,
                              const int8_t *s8, const uint16_t *halves, uint8_t *bytes, int32_t number, float value) {
     // Constants: 32-bit lanes of a register; rows of a micro-tile; how panels encode codes (see unpack.h); independent
-    // accumulators of a micro-tile of one and of two rows.
-    { V::kLanes + V::kRows + V::kSetsOneRow + V::kSetsTwoRows } -> Is<size_t>;
+    // accumulators of a micro-tile of one and of two rows; the largest sum that a Part holds.
+    { V::kLanes + V::kRows + V::kSetsOneRow + V::kSetsTwoRows + V::kMostPart } -> Is<size_t>;
     { V::kBiasedPanels } -> Is<const bool &>;
 
     // Integers of 32 bits, and registers of bytes.
@@ -36,8 +36,15 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     { V::load(from) } -> Is<typename V::Int>;
     { V::store(to, i) } -> Is<void>;
     { V::load_s8(s8) } -> Is<typename V::Int>;
+    { V::load_u8(bytes) } -> Is<typename V::Int>;
+    { V::load_table(s8) } -> Is<typename V::Int>;
+    { V::look_up(i, i) } -> Is<typename V::Int>;
     { V::low_nibbles(i) } -> Is<typename V::Int>;
     { V::high_nibbles(i) } -> Is<typename V::Int>;
+    { V::shift_left(i, 1) } -> Is<typename V::Int>;
+    { V::shift_right(i, 1) } -> Is<typename V::Int>;
+    { V::shift_right_signed(i, 1) } -> Is<typename V::Int>;
+    { V::insert_bits(i, i, i) } -> Is<typename V::Int>;
     { V::add(i, i) } -> Is<typename V::Int>;
     { V::sub(i, i) } -> Is<typename V::Int>;
     { V::add_bytes(i, i) } -> Is<typename V::Int>;
@@ -50,7 +57,7 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     // Dot products of quads: uint8 codes by int8 activations.
     { V::open(i) } -> Is<typename V::Part>;
     { V::dot(part, i, i) } -> Is<typename V::Part>;
-    { V::flush(i, part) } -> Is<typename V::Int>;
+    { V::flush(i, part, 1) } -> Is<typename V::Int>;
 
     // Floats.
     { V::zero_float() } -> Is<typename V::Float>;

@@ -1,13 +1,13 @@
 // Kernel amx: tdpbssd, 16 x 16 sums of 64 products in 16 cycles. A micro-tile is 32 rows by 32 columns in 2 x 2 tile
 // registers, so that each register of activations and of weights that is loaded is used twice.
 //
-// A panel holds code - zp as int8, in rows of 16 quads for each 64 k of a group; a group that is no multiple of 64 is
+// A panel holds value - zp as int8, in rows of 16 quads for each 64 k of a group; a group that is no multiple of 64 is
 // filled up with zeros. So activations beyond its end, which lie in the same row or right after it in the workspace,
 // are multiplied by zero, and one tile configuration does for all of k. Only the number of rows makes another.
 //
 // The sums of a group are stored and scaled as 512-bit floats while the next group multiplies. Exact: int32 sums of
-// int8 products, and the same chain of fma as everywhere. Few rows, and panels whose zero points leave code - zp no
-// room in int8, are left to avx512vnni.
+// int8 products, and the same chain of fma as everywhere. Few rows, and panels whose zero points leave value - zp
+// no room in int8, are left to avx512vnni.
 #include "kernels/simd/table.h"
 #include "kernels/x86/amx_tile.h"
 #include "kernels/x86/avx512vnni.h"
@@ -42,11 +42,12 @@ void release(size_t state) {
 }
 
 Panel prepare_panel_amx(const PanelJob &job) {
-    const ZeroPoints zps = zero_points(job);
-    if (!fit_a_byte(zps, groups_touched(job) * kBlock)) return avx512vnni::prepare_panel(job);
+    if (!fit_bytes(job)) return avx512vnni::prepare_panel(job);
     Panel panel = prepare_floats<Vec512>(job, false);
     panel.codes = job.buffer.codes;
-    unpack_codes<Vec512, Encoding::signed_, kTileQuads>(job, zps);
+    with_kind(job.block.kind, [&](auto kind) {
+        unpack_codes<Vec512, PackedCodes<Vec512, kind.kKind>, Encoding::signed_, kTileQuads>(job, zero_points(job));
+    });
     panel.prefetch = prefetch_next(job, 2 * kTileRows, kTileQuads);
     return panel;
 }
@@ -99,23 +100,34 @@ void prefetch_step(Prefetch &prefetch) {
 struct GroupEnd {
     const float *scales, *offsets;  // of the panel; no offsets: null
     const float *group_sums;        // of the rows
+    const float *group_scales;      // of the rows, or null
 };
 
-template <bool kOffsets>
+// kRows: 1, or 2 of 16-bit activations.
+template <bool kOffsets, bool kGroupScales, size_t kRows>
 void scale_sums(const int32_t *sums, const GroupEnd &end, size_t rows, float *acc) {
     Vec512::Float scale[2], offset[2];
     for (size_t v = 0; v < 2; v++) {
         scale[v] = Vec512::load_f32(end.scales + v * kHalf);
         if (kOffsets) offset[v] = Vec512::load_f32(end.offsets + v * kHalf);
     }
-    const float *group_sum = end.group_sums;
-    for (size_t row = 0; row < rows; row++, sums += kBlock, acc += kBlock)
+    for (size_t row = 0; row < rows; row += kRows, sums += kRows * kBlock, acc += kRows * kBlock)
         for (size_t v = 0; v < 2; v++) {
-            Vec512::Float sum = Vec512::load_f32(acc + v * kHalf);
-            sum = Vec512::fma(Vec512::to_float(Vec512::load(sums + v * kHalf)), scale[v], sum);
-            if (kOffsets) sum = Vec512::fma(Vec512::broadcast_float(group_sum[row]), offset[v], sum);
-            Vec512::store_f32(acc + v * kHalf, sum);
+            Vec512::Float sum = Vec512::to_float(Vec512::load(sums + v * kHalf)), factor = scale[v];
+            if (kRows == 2)
+                sum = Vec512::fma(Vec512::broadcast_float(256), sum,
+                                  Vec512::to_float(Vec512::load(sums + kBlock + v * kHalf)));
+            if (kGroupScales) factor = Vec512::mul(factor, Vec512::broadcast_float(end.group_scales[row]));
+            Vec512::Float total = Vec512::fma(sum, factor, Vec512::load_f32(acc + v * kHalf));
+            if (kOffsets) total = Vec512::fma(Vec512::broadcast_float(end.group_sums[row]), offset[v], total);
+            Vec512::store_f32(acc + v * kHalf, total);
         }
+}
+
+auto scale_sums_of(const GroupEnd &end, bool is_int16) {
+    if (is_int16) return end.offsets ? scale_sums<true, false, 2> : scale_sums<false, false, 2>;
+    if (end.group_scales) return end.offsets ? scale_sums<true, true, 1> : scale_sums<false, true, 1>;
+    return end.offsets ? scale_sums<true, false, 1> : scale_sums<false, false, 1>;
 }
 
 // Rows row.. of the tiles, at most two tile registers of them.
@@ -132,17 +144,16 @@ void run_tile_amx(const MicroTiles &tiles, size_t row, size_t rows, Panel &panel
         .scales = static_cast<const float *>(panel.scales),
         .offsets = static_cast<const float *>(panel.offsets),
         .group_sums = tiles.act.group_sums + row,
+        .group_scales = tiles.act.group_scales ? tiles.act.group_scales + row : nullptr,
     };
     const int32_t *waiting = nullptr;  // sums of the group before, not scaled yet
+    const auto scale = scale_sums_of(scaled, tiles.act.is_int16);
     const auto scale_waiting = [&] {
-        if (panel.offsets) {
-            scale_sums<true>(waiting, scaled, rows, acc);
-            scaled.offsets += kBlock;
-        } else {
-            scale_sums<false>(waiting, scaled, rows, acc);
-        }
+        scale(waiting, scaled, rows, acc);
         scaled.scales += kBlock;
         scaled.group_sums += tiles.act.sums_stride;
+        if (scaled.offsets) scaled.offsets += kBlock;
+        if (scaled.group_scales) scaled.group_scales += tiles.act.sums_stride;
     };
     if (block.begin == 0) memset(acc, 0, rows * kBlock * sizeof(float));
     for (size_t k = block.begin, group = block.group, end; k < block.end; k = end, group++) {
@@ -167,11 +178,13 @@ void run_tile_amx(const MicroTiles &tiles, size_t row, size_t rows, Panel &panel
     if (waiting) scale_waiting();
 }
 
+// Two rows of 16-bit activations stay together.
 void run_panel_amx(const MicroTiles &tiles, Panel &panel) {
     if (panel.zp_terms) return avx512vnni::run_panel(tiles, panel);
-    const size_t count = ceil_div(tiles.rows, 2 * kTileRows), height = tiles.rows / count, higher = tiles.rows % count;
+    const size_t together = tiles.act.is_int16 ? 2 : 1, all = tiles.rows / together;
+    const size_t count = ceil_div(all, 2 * kTileRows / together), height = all / count, higher = all % count;
     for (size_t tile = 0, row = 0, rows; tile < count; tile++, row += rows) {
-        rows = height + (tile < higher);
+        rows = (height + (tile < higher)) * together;
         configure(rows, tiles.state);
         run_tile_amx(tiles, row, rows, panel);
     }
@@ -206,6 +219,9 @@ constexpr Kernel amx_kernel() {
                 .run = run_panel_amx,
             },
         .quantize_row = avx512vnni::quantize_row,
+        .quantize_groups = avx512vnni::quantize_groups,
+        .quantize_int16 = avx512vnni::quantize_int16,
+        .transform_row = avx512vnni::transform_row,
         .epilogue = avx512vnni::epilogue,
         .release = release,
     };

@@ -1,6 +1,8 @@
 // Kernel avx2: 256-bit registers, vpmaddubsw (u8 x s8 pairs to int16) and vpaddw.
 // Two products of codes 0..15 and a' are at most 2 * 15 * 128 = 3840, so nothing saturates and eight
-// steps add up to 30720 before they are widened to int32 by vpmaddwd.
+// quads add up to 30720 before they are widened to int32 by vpmaddwd. Of codes up to 31 that are four
+// quads, up to 63 two; bytes up to 255 are multiplied by halves, first their low and then their high
+// nibbles, whose sums vpmaddwd multiplies by 16.
 // Registers of a 4-row tile: 8 int16 sums, 2 codes, 1 activation; int32 and float sums wait in L1
 // and are touched every eighth step.
 #include "kernels/simd/table.h"
@@ -14,6 +16,7 @@ struct VecAvx2 : Vec256 {
     using Part = Int;
     static constexpr bool kBiasedPanels = false;
     static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
+    static constexpr size_t kMostPart = INT16_MAX;
 
     static Part open(Int) { return zero(); }
     static Part dot(Part part, Int codes, Int act) {
@@ -22,7 +25,9 @@ struct VecAvx2 : Vec256 {
         __asm__ volatile("" : "+x"(part));
         return part;
     }
-    static Int flush(Int sum, Part part) { return add(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1))); }
+    static Int flush(Int sum, Part part, int weight) {
+        return add(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(static_cast<int16_t>(weight))));
+    }
 };
 
 }  // namespace

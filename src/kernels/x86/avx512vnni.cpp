@@ -20,12 +20,26 @@ void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, ui
     kernel_avx512vnni.quantize_row(x, x_type, k, symmetric, flip, act, scale, zp);
 }
 
-void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, float *group_sums, size_t stride) {
-    kernel_avx512vnni.packed.sum_row(act, grouping, chunk_sums, group_sums, stride);
+void quantize_groups(const void *x, da8w4_type x_type, const Grouping &grouping, int8_t *act, float *scales,
+                     size_t stride) {
+    kernel_avx512vnni.quantize_groups(x, x_type, grouping, act, scales, stride);
 }
 
-void sum_panel_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, float *group_sums, size_t stride) {
-    kernel_avx512vnni.unpacked.sum_row(act, grouping, chunk_sums, group_sums, stride);
+void quantize_int16(const void *x, da8w4_type x_type, size_t k, int8_t *upper, int8_t *lower, float *scale) {
+    kernel_avx512vnni.quantize_int16(x, x_type, k, upper, lower, scale);
+}
+
+void transform_row(const void *x, da8w4_type x_type, size_t k, const int32_t *perm, const float *factors, float *to) {
+    kernel_avx512vnni.transform_row(x, x_type, k, perm, factors, to);
+}
+
+void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride, int32_t *group_sums) {
+    kernel_avx512vnni.packed.sum_row(act, grouping, chunk_sums, stride, group_sums);
+}
+
+void sum_panel_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride,
+                   int32_t *group_sums) {
+    kernel_avx512vnni.unpacked.sum_row(act, grouping, chunk_sums, stride, group_sums);
 }
 
 Panel prepare_packed(const PanelJob &job) { return kernel_avx512vnni.packed.prepare(job); }

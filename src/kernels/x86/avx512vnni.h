@@ -7,8 +7,13 @@ namespace da8w4::avx512vnni {
 
 void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, uint8_t flip, void *act, float *scale,
                   int32_t *zp);
-void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, float *group_sums, size_t stride);
-void sum_panel_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, float *group_sums, size_t stride);
+void quantize_groups(const void *x, da8w4_type x_type, const Grouping &grouping, int8_t *act, float *scales,
+                     size_t stride);
+void quantize_int16(const void *x, da8w4_type x_type, size_t k, int8_t *upper, int8_t *lower, float *scale);
+void transform_row(const void *x, da8w4_type x_type, size_t k, const int32_t *perm, const float *factors, float *to);
+void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride, int32_t *group_sums);
+void sum_panel_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride,
+                   int32_t *group_sums);
 Panel prepare_packed(const PanelJob &job);
 Panel prepare_panel(const PanelJob &job);
 void run_packed(const MicroTiles &tiles, Panel &panel);

@@ -13,6 +13,7 @@ struct VecAvxVnni : Vec256 {
     using Part = Int;
     static constexpr bool kBiasedPanels = true;
     static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
+    static constexpr size_t kMostPart = SIZE_MAX;  // sums modulo 2^32 do for any number of products
 
     static Part open(Int sum) { return sum; }
     // In inline assembly, because GCC would copy the sums that it passes to the intrinsic from register to register.
@@ -20,7 +21,7 @@ struct VecAvxVnni : Vec256 {
         __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(part) : "x"(codes), "x"(act));
         return part;
     }
-    static Int flush(Int, Part part) { return part; }
+    static Int flush(Int, Part part, int) { return part; }
 };
 
 }  // namespace

@@ -6,7 +6,7 @@
 // in groups of 128, 80 % in groups of 32, with offsets 91 % and 73 %. The branches of a step and of a group (prefetch,
 // scale type, offsets) always go the same way and fit beside that work, so they cost no copies of the code.
 //
-// Packed codes are low + 16 * high as they are: only the low nibbles are cut out, and at the end of a group the high
+// Packed codes of 4 bits are low + 16 * high as they are: only the low nibbles are cut out, and at the end of a group the high
 // sum is (both - low) / 16, exactly: a chunk is short enough for int32. Two instructions less for each quad of a tile,
 // two more for each output of a group.
 //
@@ -43,6 +43,9 @@ struct AsmArgs {
     size_t prefetch_lines;
     uint32_t scale_type;
     uint32_t nibbles;
+    size_t scaling;
+    size_t to_group_scales;  // from chunk_sums
+    float factor;            // of the upper bytes of 16-bit activations
 };
 
 static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 && offsetof(AsmArgs, scales_end) == 16 &&
@@ -50,7 +53,8 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
               offsetof(AsmArgs, sums_stride) == 40 && offsetof(AsmArgs, zp_stride) == 48 &&
               offsetof(AsmArgs, scales_stride) == 56 && offsetof(AsmArgs, steps) == 64 &&
               offsetof(AsmArgs, prefetch_lines) == 72 && offsetof(AsmArgs, scale_type) == 80 &&
-              offsetof(AsmArgs, nibbles) == 84);
+              offsetof(AsmArgs, nibbles) == 84 && offsetof(AsmArgs, scaling) == 88 &&
+              offsetof(AsmArgs, to_group_scales) == 96 && offsetof(AsmArgs, factor) == 104);
 
 // clang-format off
 
@@ -67,6 +71,9 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
 #define ARG_prefetch_lines "72"
 #define ARG_scale_type "80"
 #define ARG_nibbles "84"
+#define ARG_scaling "88"
+#define ARG_to_group_scales "96"
+#define ARG_factor "104"
 #define ARG(name) ARG_##name "(%[args])"
 
 #define LOW_0 "0"
@@ -126,7 +133,11 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     ".if %c[packed]\n"                                                                \
     "vpxord " XMM(LOW, row) ", " XMM(LOW, row) ", " XMM(LOW, row) "\n"                \
     "vpdpwssd 4*" #row "(%[chunk_sums])%{1to16%}, %%zmm26, " ZMM(LOW, row) "\n"       \
+    ".if %c[bits] == 4\n"                                                             \
     "vmovdqa64 " ZMM(LOW, row) ", " ZMM(HIGH, row) "\n"                               \
+    ".else\n"                                                                        \
+    "vpxord " XMM(HIGH, row) ", " XMM(HIGH, row) ", " XMM(HIGH, row) "\n"             \
+    ".endif\n"                                                                       \
     "vpdpwssd 4*" #row "(%[chunk_sums])%{1to16%}, %%zmm27, " ZMM(HIGH, row) "\n"      \
     ".else\n"                                                                         \
     "vpbroadcastd 4*" #row "(%[chunk_sums]), " ZMM(LOW, row) "\n"                     \
@@ -142,7 +153,7 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     "vpaddd " ZMM(SECOND2, row) ", " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"
 
 #define CODES(quad)                                      \
-    ".if %c[packed]\n"                                   \
+    ".if %c[bits] == 4\n"                                \
     "vmovdqu64 64*" #quad "(%[codes]), %%zmm25\n"        \
     "vpandd %%zmm28, %%zmm25, %%zmm24\n"                 \
     ".else\n"                                            \
@@ -174,7 +185,7 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     ".endif\n"
 
 #define CONVERT(row)                                                               \
-    ".if %c[packed]\n"                                                             \
+    ".if %c[bits] == 4\n"                                                          \
     "vpsubd " ZMM(LOW, row) ", " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"           \
     "vpsrad $4, " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"                          \
     ".endif\n"                                                                     \
@@ -184,6 +195,22 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
 #define SCALE(row)                                                                 \
     "vfmadd231ps %%zmm24, " ZMM(LOW, row) ", " ZMM(ACC, row) "\n"                  \
     "vfmadd231ps %%zmm25, " ZMM(HIGH, row) ", " ZMM(ACC2, row) "\n"
+
+// Where each group has a scale of activations.
+#define SCALE_BY_GROUP(row)                                                                \
+    "vmulps 4*" #row "(%[chunk_sums],%[n])%{1to16%}, %%zmm24, %%zmm26\n"                   \
+    "vmulps 4*" #row "(%[chunk_sums],%[n])%{1to16%}, %%zmm25, %%zmm27\n"                   \
+    "vfmadd231ps %%zmm26, " ZMM(LOW, row) ", " ZMM(ACC, row) "\n"                          \
+    "vfmadd231ps %%zmm27, " ZMM(HIGH, row) ", " ZMM(ACC2, row) "\n"
+
+// Rows of upper and of lower bytes.
+#define EACH_PAIR(USE) \
+    ".if (%c[rows] & 1) == 0\n" IF_ROW(1, USE(0, 1)) IF_ROW(3, USE(2, 3)) IF_ROW(5, USE(4, 5)) ".endif\n"
+#define SCALE_PAIR(row, next)                                                                    \
+    "vfmadd132ps " ARG(factor) "%{1to16%}, " ZMM(LOW, next) ", " ZMM(LOW, row) "\n"              \
+    "vfmadd132ps " ARG(factor) "%{1to16%}, " ZMM(HIGH, next) ", " ZMM(HIGH, row) "\n"            \
+    SCALE(row)
+#define OFFSET_PAIR(row, next) OFFSET(row)
 
 #define OFFSET(row)                                                                        \
     "vfmadd231ps 4*" #row "(%[chunk_sums],%[n])%{1to16%}, %%zmm26, " ZMM(ACC, row) "\n"    \
@@ -218,22 +245,29 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     ".endif\n"
 #define SCALES(USE) USE("3", "(%[scales])", "%%zmm24", "%%zmm25")
 #define OFFSETS(USE) USE("4", "(%[scales],%[n])", "%%zmm26", "%%zmm27")
+#define OFFSETS_OF_PAIRS(USE) USE("13", "(%[scales],%[n])", "%%zmm26", "%%zmm27")
 
 // A K step. AHEAD(quad) is what each quad prefetches.
 #define STEP(AHEAD)                                                              \
     AHEAD(0) EVEN(0) AHEAD(1) ODD(1) AHEAD(2) EVEN(2) AHEAD(3) ODD(3)            \
     AHEAD(4) EVEN(4) AHEAD(5) ODD(5) AHEAD(6) EVEN(6) AHEAD(7) ODD(7)            \
     "add $4*8, %[act]\n"                                                         \
-    "add $128*8 >> %c[packed], %[codes]\n"
+    "add $16*8*%c[bits], %[codes]\n"
 #define NO_LINE(quad)
-#define ONE_LINE(quad) "prefetcht1 64*" #quad "(%[prefetch])\n"
+#define LINES(quad)                                      \
+    ".if %c[bits] == 4\n"                                \
+    "prefetcht1 64*" #quad "(%[prefetch])\n"             \
+    ".else\n"                                            \
+    "prefetcht1 128*" #quad "(%[prefetch])\n"            \
+    "prefetcht1 128*" #quad "+64(%[prefetch])\n"         \
+    ".endif\n"
 
-// Prefetches go into L2, for L1 is full. A micro-tile that is alone prefetches as many lines as it reads, one with each
-// quad: in a burst they would wait for each other.
+// Prefetches go into L2, for L1 is full. A micro-tile that is alone prefetches as many lines as it reads, those of a
+// quad with each quad: in a burst they would wait for each other.
 #define LONE_STEPS                                  \
     "2:\n"                                          \
-    STEP(ONE_LINE)                                  \
-    "add $64*8, %[prefetch]\n"                      \
+    STEP(LINES)                                     \
+    "add $16*8*%c[bits], %[prefetch]\n"             \
     "dec %[step]\n"                                 \
     "jnz 2b\n"
 
@@ -253,9 +287,25 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     "dec %[step]\n"                                 \
     "jnz 50b\n"
 
+// The fast path of packed codes of 4 and of 8 bits and of panels; of others, and of short steps, that in C++.
 struct AsmFastPath {
-    template <class V, size_t kRows, bool kPacked>
+    template <class V, size_t kRows, class Codes, size_t kQuads>
     DA8W4_INLINE static void run(const TilePointers &at, size_t groups, size_t steps) {
+        if constexpr (kQuads != kStepQuads)
+            FastPath::run<V, kRows, Codes, kQuads>(at, groups, steps);
+        else if constexpr (!Codes::kPacked)
+            run_steps<V, kRows, false, 8>(at, groups, steps);
+        else if constexpr (Codes::kKind == DA8W4_INT4)
+            run_steps<V, kRows, true, 4>(at, groups, steps);
+        else if constexpr (Codes::kKind == DA8W4_INT8)
+            run_steps<V, kRows, true, 8>(at, groups, steps);
+        else
+            FastPath::run<V, kRows, Codes, kQuads>(at, groups, steps);
+    }
+
+private:
+    template <class V, size_t kRows, bool kPacked, int kBits>
+    DA8W4_INLINE static void run_steps(const TilePointers &at, size_t groups, size_t steps) {
         static_assert(is_same<V, Vec512> && kRows <= 6 && kStepQuads == 8 && kLineBytes == 64);
         const int8_t *act = at.act;
         const uint8_t *codes = at.codes, *prefetch = at.prefetch;
@@ -276,23 +326,32 @@ struct AsmFastPath {
             .prefetch_lines = at.prefetch_lines,
             .scale_type = static_cast<uint32_t>(at.scale_type),
             .nibbles = 0x0f0f0f0f,
+            .scaling = static_cast<size_t>(at.scaling),
+            .to_group_scales = reinterpret_cast<uintptr_t>(at.group_scales) - reinterpret_cast<uintptr_t>(chunk_sums),
+            .factor = 256,
         };
         size_t step, n;
         __asm__ volatile(
             "mov " ARG(acc_from) ", %[n]\n"
             EACH_ROW(LOAD)
+            ".if %c[bits] == 4\n"
             "vpbroadcastd " ARG(nibbles) ", %%zmm28\n"
+            ".endif\n"
             "1:\n"  // a group
             ".if %c[packed]\n"
             "vmovdqu64 (%[zp_terms]), %%zmm26\n"
+            ".if %c[bits] == 4\n"
             "vpsllw $4, 64(%[zp_terms]), %%zmm27\n"
+            ".else\n"
+            "vmovdqu64 64(%[zp_terms]), %%zmm27\n"
+            ".endif\n"
             "add " ARG(zp_stride) ", %[zp_terms]\n"
             ".endif\n"
             EACH_ROW(START)
             EACH_ROW_OF_3(START_SECOND)
             "mov " ARG(steps) ", %[step]\n"
             ".if %c[packed]\n"
-            "cmpq $8, " ARG(prefetch_lines) "\n"
+            "cmpq $2*%c[bits], " ARG(prefetch_lines) "\n"
             "jne 5f\n"
             ".p2align 5\n"
             LONE_STEPS
@@ -304,7 +363,10 @@ struct AsmFastPath {
             SCALES(FLOATS)
             EACH_ROW_OF_3(JOIN_SECOND)
             EACH_ROW(CONVERT)
+            "cmpq $0, " ARG(scaling) "\n"
+            "jne 10f\n"
             EACH_ROW(SCALE)
+            "11:\n"
             "mov " ARG(to_offsets) ", %[n]\n"
             "test %[n], %[n]\n"
             "jnz 8f\n"
@@ -321,8 +383,24 @@ struct AsmFastPath {
             "mov " ARG(to_group_sums) ", %[n]\n"
             EACH_ROW(OFFSET)
             "jmp 7b\n"
+            "10:\n"  // finer activations
+            "cmpq %[by_group], " ARG(scaling) "\n"
+            "jne 12f\n"
+            "mov " ARG(to_group_scales) ", %[n]\n"
+            EACH_ROW(SCALE_BY_GROUP)
+            "jmp 11b\n"
+            "12:\n"
+            EACH_PAIR(SCALE_PAIR)
+            "mov " ARG(to_offsets) ", %[n]\n"
+            "test %[n], %[n]\n"
+            "jz 7b\n"
+            OFFSETS_OF_PAIRS(FLOATS)
+            "mov " ARG(to_group_sums) ", %[n]\n"
+            EACH_PAIR(OFFSET_PAIR)
+            "jmp 7b\n"
             SCALES(OTHER_FLOATS)
             OFFSETS(OTHER_FLOATS)
+            OFFSETS_OF_PAIRS(OTHER_FLOATS)
             ".if %c[packed]\n"
             ".p2align 5\n"
             "5:\n"
@@ -333,7 +411,8 @@ struct AsmFastPath {
             : [act] "+r"(act), [codes] "+r"(codes), [chunk_sums] "+r"(chunk_sums), [scales] "+r"(scales),
               [zp_terms] "+r"(zp_terms), [prefetch] "+r"(prefetch), [step] "=&r"(step), [n] "=&r"(n)
             : [args] "r"(&args), [s1] "r"(at.act_stride), [s3] "r"(at.act_stride * 3), [s5] "r"(at.act_stride * 5),
-              [rows] "i"(kRows), [packed] "i"(kPacked), [f16] "i"(DA8W4_F16)
+              [rows] "i"(kRows), [packed] "i"(kPacked), [bits] "i"(kBits),
+              [f16] "i"(DA8W4_F16), [by_group] "i"(Scaling::group)
             : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
               "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21",
               "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28");
@@ -356,6 +435,9 @@ static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compa
 #undef ARG_prefetch_lines
 #undef ARG_scale_type
 #undef ARG_nibbles
+#undef ARG_scaling
+#undef ARG_to_group_scales
+#undef ARG_factor
 #undef LOW_0
 #undef HIGH_0
 #undef ACC_0
@@ -410,14 +492,19 @@ static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compa
 #undef ODD
 #undef CONVERT
 #undef SCALE
+#undef EACH_PAIR
+#undef SCALE_BY_GROUP
+#undef SCALE_PAIR
+#undef OFFSET_PAIR
 #undef OFFSET
 #undef FLOATS
 #undef OTHER_FLOATS
 #undef SCALES
 #undef OFFSETS
+#undef OFFSETS_OF_PAIRS
 #undef STEP
 #undef NO_LINE
-#undef ONE_LINE
+#undef LINES
 #undef LONE_STEPS
 #undef STEPS
 

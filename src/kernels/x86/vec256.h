@@ -13,6 +13,7 @@ namespace {
 struct Vec256 {
     using Int = __m256i;
     using Float = __m256;
+    using Lanes = uint32_t __attribute__((vector_size(32)));
     static constexpr size_t kLanes = 8;
 
     static Int zero() { return _mm256_setzero_si256(); }
@@ -27,8 +28,22 @@ struct Vec256 {
     static Int load_s8(const int8_t *p) {
         return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
     }
+    static Int load_u8(const uint8_t *p) {
+        return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+    }
+    static Int load_table(const int8_t *p) {  // 16 int8 + 128
+        const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+        return _mm256_broadcastsi128_si256(_mm_xor_si128(table, _mm_set1_epi8(-128)));
+    }
+    static Int look_up(Int table, Int nibbles) { return _mm256_shuffle_epi8(table, nibbles); }
     static Int low_nibbles(Int line) { return _mm256_and_si256(line, _mm256_set1_epi8(15)); }
     static Int high_nibbles(Int line) { return low_nibbles(_mm256_srli_epi32(line, 4)); }
+    static Int shift_left(Int value, int bits) { return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) << bits); }
+    static Int shift_right(Int value, int bits) { return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) >> bits); }
+    static Int shift_right_signed(Int value, int bits) { return _mm256_srai_epi32(value, bits); }
+    static Int insert_bits(Int value, Int bits, Int mask) {  // value | (bits & mask)
+        return _mm256_or_si256(value, _mm256_and_si256(bits, mask));
+    }
     static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
     static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
 

@@ -15,9 +15,11 @@ struct Vec512 {
     using Int = __m512i;
     using Float = __m512;
     using Part = Int;
+    using Lanes = uint32_t __attribute__((vector_size(64)));
     static constexpr size_t kLanes = 16;
     static constexpr bool kBiasedPanels = true;
     static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
+    static constexpr size_t kMostPart = SIZE_MAX;  // sums modulo 2^32 do for any number of products
 
     static Int zero() { return _mm512_setzero_si512(); }
     static Int broadcast(int32_t value) { return _mm512_set1_epi32(value); }
@@ -31,8 +33,24 @@ struct Vec512 {
     static Int load_s8(const int8_t *p) {
         return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
     }
+    static Int load_u8(const uint8_t *p) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    }
+    static Int load_table(const int8_t *p) {  // 16 int8 + 128
+        const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+        return _mm512_broadcast_i32x4(_mm_xor_si128(table, _mm_set1_epi8(-128)));
+    }
+    static Int look_up(Int table, Int nibbles) { return _mm512_shuffle_epi8(table, nibbles); }
     static Int low_nibbles(Int line) { return _mm512_and_si512(line, _mm512_set1_epi8(15)); }
     static Int high_nibbles(Int line) { return low_nibbles(_mm512_srli_epi32(line, 4)); }
+    static Int shift_left(Int value, int bits) { return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) << bits); }
+    static Int shift_right(Int value, int bits) { return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) >> bits); }
+    static Int shift_right_signed(Int value, int bits) {
+        return _mm512_sra_epi32(value, _mm_cvtsi32_si128(bits));
+    }
+    static Int insert_bits(Int value, Int bits, Int mask) {  // value | (bits & mask)
+        return _mm512_ternarylogic_epi32(value, bits, mask, 0xf8);
+    }
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
     static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
 
@@ -42,7 +60,7 @@ struct Vec512 {
         __asm__("vpdpbusd %2, %1, %0" : "+v"(part) : "v"(unsigned_bytes), "v"(signed_bytes));
         return part;
     }
-    static Int flush(Int, Part part) { return part; }
+    static Int flush(Int, Part part, int) { return part; }
 
     static Int low_int16(Int value) { return _mm512_and_si512(value, broadcast(0xffff)); }
     // sum + a * b of int16, where the upper half of each lane of a is zero.
