@@ -40,7 +40,7 @@ struct TilePointers {
     size_t sums_stride;
     Scaling scaling;
     const uint8_t *codes;
-    size_t first_quad;    // of the unit at `codes`
+    size_t first_quad;  // of the unit at `codes`
     const int8_t *table;
     da8w4_type scale_type;
     const void *scales, *offsets;  // [group][kBlock]; offsets may be null
@@ -63,11 +63,6 @@ struct TilePointers {
         at.acc += n;
         at.carried += n;
         if (n) at.prefetch_lines = 0;
-        return at;
-    }
-    TilePointers with_short_steps() const {
-        TilePointers at = *this;
-        at.prefetch_lines = ceil_div(prefetch_lines * kShortStepQuads, kStepQuads);
         return at;
     }
 };
@@ -136,6 +131,7 @@ public:
     DA8W4_INLINE void add_step() {
         constexpr size_t kBytes = kQuads / kUnitQuads * Codes::kUnitBytes;
         constexpr size_t kLines = Codes::kPacked ? kBytes / 64 : kQuads;
+        static_assert(kQuads % kUnitQuads == 0);
         if (at_.prefetch_lines == kLines) {
 #pragma GCC unroll 16
             for (size_t i = 0; i < kLines; i++) __builtin_prefetch(at_.prefetch + i * 64, 0, 2);
@@ -151,29 +147,14 @@ public:
     DA8W4_INLINE void end_group() {
         join_sets();
         const da8w4_type type = Codes::kPacked ? at_.scale_type : DA8W4_F32;  // a panel's are float32
-        if (__builtin_expect(at_.scaling == Scaling::weight, 1)) {
-            for (size_t v = 0; v < 2; v++) {
-                const typename V::Float scale = load_floats<V>(at_.scales, type, v * kHalf);
+        for (size_t v = 0; v < 2; v++) {
+            const typename V::Float scale = load_floats<V>(at_.scales, type, v * kHalf);
+            if (__builtin_expect(at_.scaling == Scaling::weight, 1))
                 for (size_t r = 0; r < kRows; r++) acc_[r][v] = V::fma(V::to_float(sum_[0][r][v]), scale, acc_[r][v]);
-            }
-        } else if (at_.scaling == Scaling::group) {
-            for (size_t v = 0; v < 2; v++) {
-                const typename V::Float scale = load_floats<V>(at_.scales, type, v * kHalf);
-                for (size_t r = 0; r < kRows; r++) {
-                    const typename V::Float product = V::mul(scale, V::broadcast_float(at_.group_scales[r]));
-                    acc_[r][v] = V::fma(V::to_float(sum_[0][r][v]), product, acc_[r][v]);
-                }
-            }
-            at_.group_scales += at_.sums_stride;
-        } else if (kRows % 2 == 0) {
-            for (size_t v = 0; v < 2; v++) {
-                const typename V::Float scale = load_floats<V>(at_.scales, type, v * kHalf);
-                for (size_t r = 0; r + 1 < kRows; r += 2) {
-                    const typename V::Float upper = V::to_float(sum_[0][r][v]), lower = V::to_float(sum_[0][r + 1][v]);
-                    acc_[r][v] = V::fma(V::fma(V::broadcast_float(256), upper, lower), scale, acc_[r][v]);
-                }
-            }
+            else
+                scale_otherwise(v, scale);
         }
+        if (at_.scaling == Scaling::group) at_.group_scales += at_.sums_stride;
         at_.scales = element(at_.scales, type, kBlock);
         if (at_.zp_terms) at_.zp_terms += at_.zp_stride;
         if (!at_.offsets) return;
@@ -236,8 +217,21 @@ private:
         }
         for (size_t s = 0; s < kSets; s++)
             for (size_t r = 0; r < kRows; r++)
-                for (size_t v = 0; v < 2; v++)
-                    sum_[s][r][v] = V::flush(sum_[s][r][v], part[s][r][v], nibble ? 16 : 1);
+                for (size_t v = 0; v < 2; v++) sum_[s][r][v] = V::flush(sum_[s][r][v], part[s][r][v], nibble ? 16 : 1);
+    }
+
+    DA8W4_INLINE void scale_otherwise(size_t v, typename V::Float scale) {
+        if (at_.scaling == Scaling::group) {
+            for (size_t r = 0; r < kRows; r++) {
+                const typename V::Float product = V::mul(scale, V::broadcast_float(at_.group_scales[r]));
+                acc_[r][v] = V::fma(V::to_float(sum_[0][r][v]), product, acc_[r][v]);
+            }
+        } else if (kRows % 2 == 0) {
+            for (size_t r = 0; r + 1 < kRows; r += 2) {
+                const typename V::Float upper = V::to_float(sum_[0][r][v]), lower = V::to_float(sum_[0][r + 1][v]);
+                acc_[r][v] = V::fma(V::fma(V::broadcast_float(256), upper, lower), scale, acc_[r][v]);
+            }
+        }
     }
 
     DA8W4_INLINE void join_sets() {
@@ -289,21 +283,34 @@ inline bool has_fast_path(const Grouping &grouping, const KBlock &block) {
     return block.whole_groups && grouping.group % (kShortStepQuads * kQuad) == 0 && grouping.group <= kChunk;
 }
 
+template <class V, size_t kRows, class Codes, size_t kQuads>
+DA8W4_INLINE void fast_path(TilePointers at, size_t groups, size_t steps) {
+    if (!Codes::kPacked && V::kBiasedPanels) at.zp_terms = nullptr;  // which the compiler does not know
+    MicroTile<V, kRows, Codes> tile(at);
+    for (; groups; groups--) {
+        tile.begin_group();
+        tile.begin_chunk();
+        for (size_t step = steps; step; step--) tile.template add_step<kQuads>();
+        tile.end_group();
+    }
+    tile.store();
+}
+
 // The fast path in C++. An instruction set may have its own, with the same function.
 struct FastPath {
-    template <class V, size_t kRows, class Codes, size_t kQuads>
-    static void run(TilePointers at, size_t groups, size_t steps) {
-        if (!Codes::kPacked && V::kBiasedPanels) at.zp_terms = nullptr;  // which the compiler does not know
-        MicroTile<V, kRows, Codes> tile(at);
-        for (; groups; groups--) {
-            tile.begin_group();
-            tile.begin_chunk();
-            for (size_t step = steps; step; step--) tile.template add_step<kQuads>();
-            tile.end_group();
-        }
-        tile.store();
+    template <class V, size_t kRows, class Codes>
+    static void run(const TilePointers &at, size_t groups, size_t steps) {
+        fast_path<V, kRows, Codes, kStepQuads>(at, groups, steps);
     }
 };
+
+// That of short steps. Not inlined, so that it takes no registers from the other one.
+template <class V, size_t kRows, class Codes>
+__attribute__((noinline)) void short_path(const TilePointers &from, size_t groups, size_t steps) {
+    TilePointers at = from;
+    at.prefetch_lines = ceil_div(at.prefetch_lines * kShortStepQuads, kStepQuads);
+    fast_path<V, kRows, Codes, kShortStepQuads>(at, groups, steps);
+}
 
 template <class V, class Fast, class Codes, size_t kRows>
 DA8W4_INLINE void run_tile(const TilePointers &at, const MicroTiles &tiles) {
@@ -315,11 +322,9 @@ DA8W4_INLINE void run_tile(const TilePointers &at, const MicroTiles &tiles) {
         if (!fast)
             general_path<V, kRows, Codes>(from, grouping, tiles.k);
         else if (grouping.group % (kStepQuads * kQuad) == 0)
-            Fast::template run<V, kRows, Codes, kStepQuads>(from, tiles.k.whole_groups,
-                                                            grouping.group / (kStepQuads * kQuad));
+            Fast::template run<V, kRows, Codes>(from, tiles.k.whole_groups, grouping.group / (kStepQuads * kQuad));
         else
-            Fast::template run<V, kRows, Codes, kShortStepQuads>(from.with_short_steps(), tiles.k.whole_groups,
-                                                                 grouping.group / (kShortStepQuads * kQuad));
+            short_path<V, kRows, Codes>(from, tiles.k.whole_groups, grouping.group / (kShortStepQuads * kQuad));
     }
 }
 
@@ -349,9 +354,11 @@ void run_tiles_of(const MicroTiles &tiles, Panel &panel) {
             .act_stride = act.stride,
             .chunk_sums = act.chunk_sums + row,
             .group_sums = act.group_sums + row,
-            .group_scales = act.group_scales + row,
+            .group_scales = act.group_scales ? act.group_scales + row : nullptr,
             .sums_stride = act.sums_stride,
-            .scaling = act.is_int16 ? Scaling::two_rows : act.group_scales ? Scaling::group : Scaling::weight,
+            .scaling = act.is_int16       ? Scaling::two_rows
+                       : act.group_scales ? Scaling::group
+                                          : Scaling::weight,
             .codes = panel.codes,
             .first_quad = panel.first_quad,
             .table = panel.table,

@@ -73,9 +73,8 @@ void quantize_row(const void *x, da8w4_type x_type, size_t k, bool symmetric, ui
 template <class V>
 DA8W4_INLINE float symmetric_scale(const void *x, da8w4_type type, size_t count, float most) {
     typename V::Int magnitude = V::zero();
-    for_each_register<V>(x, type, count, [&](typename V::Float value, size_t) {
-        magnitude = V::max_magnitude(magnitude, value);
-    });
+    for_each_register<V>(x, type, count,
+                         [&](typename V::Float value, size_t) { magnitude = V::max_magnitude(magnitude, value); });
     const uint32_t largest = V::highest_magnitude(magnitude);
     if (__builtin_expect(largest >= kInfinity, 0)) return float_of(kNanF32);
     const float scale = float_of(largest) / most;

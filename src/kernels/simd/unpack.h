@@ -14,7 +14,7 @@ constexpr size_t kLeastGroup = 4;      // the shortest group that is not all of 
 
 // What a byte of a panel is.
 enum class Encoding {
-    plain,   // value + bias, as packed codes become. A row starts a chunk with -(zp + bias) * sum of a' for each column.
+    plain,  // value + bias, as packed codes become. A row starts a chunk with -(zp + bias) * sum of a' for each column.
     biased,  // value - zp + 128, unsigned. A row starts a chunk with -128 * sum of a' for all columns.
     signed_  // value - zp, signed. Nothing is left to compensate.
 };
@@ -177,9 +177,8 @@ const void *multiply_levels(const TwoLevels &from, size_t super, size_t group, s
         const size_t count = lesser(left, in_super);
         for (size_t g = 0; g < count; g++)
             for (size_t i = 0; i < kRegisters; i++, subs += V::kLanes, to += V::kLanes) {
-                const typename V::Int sub = from.sub_type == DA8W4_U8
-                                                ? V::load_u8(subs)
-                                                : V::load_s8(reinterpret_cast<const int8_t *>(subs));
+                const typename V::Int sub =
+                    from.sub_type == DA8W4_U8 ? V::load_u8(subs) : V::load_s8(reinterpret_cast<const int8_t *>(subs));
                 V::store_f32(to, V::mul(factors[i], V::to_float(sub)));
             }
         supers = element(supers, from.type, kBlock);

@@ -1,6 +1,6 @@
 // Kernel avx512vnni: 512-bit registers and vpdpbusd (u8 x s8 quads to int32).
 // Registers of a 6-row tile: 12 int32 sums, 12 float sums, 2 codes, 1 activation, and the nibble mask where codes come
-// packed: 28 of 32.
+// packed: 28 of 32. Codes of 5 and 6 bits take a mask and a line of upper bits more, a table one.
 #include "kernels/x86/avx512vnni.h"
 
 #include "kernels/simd/table.h"

@@ -6,9 +6,9 @@
 // in groups of 128, 80 % in groups of 32, with offsets 91 % and 73 %. The branches of a step and of a group (prefetch,
 // scale type, offsets) always go the same way and fit beside that work, so they cost no copies of the code.
 //
-// Packed codes of 4 bits are low + 16 * high as they are: only the low nibbles are cut out, and at the end of a group the high
-// sum is (both - low) / 16, exactly: a chunk is short enough for int32. Two instructions less for each quad of a tile,
-// two more for each output of a group.
+// Packed codes of 4 bits are low + 16 * high as they are: only the low nibbles are cut out, and at the end of a group
+// the high sum is (both - low) / 16, exactly: a chunk is short enough for int32. Two instructions less for each quad of
+// a tile, two more for each output of a group.
 //
 // Up to three rows wait for the latency of their sums, not for a port: they have second ones for every other quad.
 //
@@ -287,20 +287,18 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     "dec %[step]\n"                                 \
     "jnz 50b\n"
 
-// The fast path of packed codes of 4 and of 8 bits and of panels; of others, and of short steps, that in C++.
+// The fast path of packed codes of 4 and of 8 bits and of panels; others have that in C++.
 struct AsmFastPath {
-    template <class V, size_t kRows, class Codes, size_t kQuads>
+    template <class V, size_t kRows, class Codes>
     DA8W4_INLINE static void run(const TilePointers &at, size_t groups, size_t steps) {
-        if constexpr (kQuads != kStepQuads)
-            FastPath::run<V, kRows, Codes, kQuads>(at, groups, steps);
-        else if constexpr (!Codes::kPacked)
+        if constexpr (!Codes::kPacked)
             run_steps<V, kRows, false, 8>(at, groups, steps);
         else if constexpr (Codes::kKind == DA8W4_INT4)
             run_steps<V, kRows, true, 4>(at, groups, steps);
         else if constexpr (Codes::kKind == DA8W4_INT8)
             run_steps<V, kRows, true, 8>(at, groups, steps);
         else
-            FastPath::run<V, kRows, Codes, kQuads>(at, groups, steps);
+            FastPath::run<V, kRows, Codes>(at, groups, steps);
     }
 
 private:

@@ -39,7 +39,9 @@ struct Vec256 {
     static Int low_nibbles(Int line) { return _mm256_and_si256(line, _mm256_set1_epi8(15)); }
     static Int high_nibbles(Int line) { return low_nibbles(_mm256_srli_epi32(line, 4)); }
     static Int shift_left(Int value, int bits) { return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) << bits); }
-    static Int shift_right(Int value, int bits) { return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) >> bits); }
+    static Int shift_right(Int value, int bits) {
+        return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) >> bits);
+    }
     static Int shift_right_signed(Int value, int bits) { return _mm256_srai_epi32(value, bits); }
     static Int insert_bits(Int value, Int bits, Int mask) {  // value | (bits & mask)
         return _mm256_or_si256(value, _mm256_and_si256(bits, mask));

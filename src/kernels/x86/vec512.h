@@ -44,10 +44,10 @@ struct Vec512 {
     static Int low_nibbles(Int line) { return _mm512_and_si512(line, _mm512_set1_epi8(15)); }
     static Int high_nibbles(Int line) { return low_nibbles(_mm512_srli_epi32(line, 4)); }
     static Int shift_left(Int value, int bits) { return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) << bits); }
-    static Int shift_right(Int value, int bits) { return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) >> bits); }
-    static Int shift_right_signed(Int value, int bits) {
-        return _mm512_sra_epi32(value, _mm_cvtsi32_si128(bits));
+    static Int shift_right(Int value, int bits) {
+        return reinterpret_cast<Int>(reinterpret_cast<Lanes>(value) >> bits);
     }
+    static Int shift_right_signed(Int value, int bits) { return _mm512_sra_epi32(value, _mm_cvtsi32_si128(bits)); }
     static Int insert_bits(Int value, Int bits, Int mask) {  // value | (bits & mask)
         return _mm512_ternarylogic_epi32(value, bits, mask, 0xf8);
     }
