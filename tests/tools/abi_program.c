@@ -22,7 +22,8 @@ int main(void) {
     const da8w4_weight weight = {.n = 2,
                                  .k = 4,
                                  .group = 4,
-                                 .format = DA8W4_CODES_U4,
+                                 .kind = DA8W4_INT4,
+                                 .format = DA8W4_CODES_UNSIGNED,
                                  .codes = codes,
                                  .codes_stride = 4,
                                  .scales = scales,
@@ -33,18 +34,16 @@ int main(void) {
     da8w4_packed packed;
     da8w4_packed_bytes bytes;
     check(da8w4_plan_pack(&weight, &packed, &bytes));
-    uint8_t *packed_codes = da8w4_alloc(bytes.codes);
-    void *packed_scales = da8w4_alloc(bytes.scales);
-    int8_t *packed_zps = da8w4_alloc(bytes.zps);
-    void *packed_offsets = da8w4_alloc(bytes.offsets);
-    float *packed_sums = da8w4_alloc(bytes.sums);
-    if (!packed_codes || !packed_scales || !packed_zps || !packed_offsets || !packed_sums) return 1;
-    check(da8w4_pack(&weight, &packed, packed_codes, packed_scales, packed_zps, packed_offsets, packed_sums));
-    packed.codes = packed_codes;
-    packed.scales = packed_scales;
-    packed.zps = bytes.zps ? packed_zps : NULL;
-    packed.offsets = bytes.offsets ? packed_offsets : NULL;
-    packed.sums = packed_sums;
+    const da8w4_packed_arrays arrays = {.codes = da8w4_alloc(bytes.codes),
+                                        .scales = da8w4_alloc(bytes.scales),
+                                        .zps = da8w4_alloc(bytes.zps),
+                                        .sums = da8w4_alloc(bytes.sums)};
+    if (!arrays.codes || !arrays.scales || !arrays.zps || !arrays.sums) return 1;
+    check(da8w4_pack(&weight, &packed, &arrays));
+    packed.codes = arrays.codes;
+    packed.scales = arrays.scales;
+    packed.zps = bytes.zps ? arrays.zps : NULL;
+    packed.sums = arrays.sums;
 
     /* The largest magnitude of each row is 127, so quantizing to int8 has scale 1 and loses nothing. */
     const float x[2][4] = {{127, -2, 3, 4}, {0, 127, 0, -127}}, bias[2] = {1, 2};
@@ -54,7 +53,7 @@ int main(void) {
                        .act = x,
                        .act_type = DA8W4_F32,
                        .act_stride = sizeof x[0],
-                       .symmetric = 1,
+                       .scheme = DA8W4_ACT_INT8,
                        .weight = &packed,
                        .bias = bias,
                        .out = out,
@@ -71,10 +70,9 @@ int main(void) {
             wrong += out[m][n] != expected[m][n];
         }
     da8w4_free(call.workspace);
-    da8w4_free(packed_sums);
-    da8w4_free(packed_offsets);
-    da8w4_free(packed_zps);
-    da8w4_free(packed_scales);
-    da8w4_free(packed_codes);
+    da8w4_free(arrays.sums);
+    da8w4_free(arrays.zps);
+    da8w4_free(arrays.scales);
+    da8w4_free(arrays.codes);
     return wrong != 0;
 }

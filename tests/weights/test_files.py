@@ -24,6 +24,7 @@ from cases import (
     floats,
     pack,
     stored_arrays,
+    with_stored,
 )
 from safetensors import safe_open
 
@@ -404,6 +405,51 @@ def test_a_description_that_fits_no_weight_is_refused(file, change):
     write(file, header, data)
     with pytest.raises(ValueError):
         pyda8w4.load(file)
+
+
+@pytest.mark.pitfall("general", "hostile header")
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"bits": value} for value in (3, 5, 8, 4.0, "4", None, True, [])),
+        *({"super_size": value} for value in (0, 1, 3, 7, -2, 2**70, 2.0, None, True, "2")),
+        *({"table": value} for value in (False, None, 1)),
+        *({"perm": value} for value in (False, 1)),
+        *({"factors": value} for value in (False, "yes")),
+        {"offsets": False},
+        *({"zero_point": value} for value in (1, None)),
+    ],
+    ids=str,
+)
+def test_a_description_of_another_kind_is_refused(tmp_path, change, verify):
+    file = tmp_path / "weights.safetensors"
+    weight = Weight(33, 70, 12, "float16", 0, True, table=True, supers=2, perm=True, factors=True)
+    pyda8w4.save(file, {"a": pack(weight)})
+    header, data = parts_of(file)
+    weights = json.loads(header["__metadata__"]["weights"])
+    weights["a"].update(change)
+    header["__metadata__"]["weights"] = json.dumps(weights)
+    write(file, header, data)
+    if any(value is False for value in change.values()):  # an array more than it says that it has
+        assert pyda8w4.load(file, verify=verify)["a"].unpack()[0].shape == (33, 70)
+        return
+    with pytest.raises(ValueError, match=str(file)):
+        pyda8w4.load(file, verify=verify)
+
+
+@pytest.mark.pitfall("general", "hostile header")
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("at", [0, 35, 69])
+@pytest.mark.parametrize("value", [-1, 70, 2**31 - 1, "twice"])
+def test_a_permutation_that_leads_elsewhere_is_refused(tmp_path, verify, at, value):
+    file = tmp_path / "weights.safetensors"
+    packed = pack(Weight(33, 70, 32, perm=True))
+    perm = packed.perm.copy()
+    perm[at] = perm[at - 1] if value == "twice" else value
+    pyda8w4.save(file, {"a": with_stored(packed, perm=perm)})
+    with pytest.raises(ValueError, match=r"a\.perm must have each of 0 to 69 once"):
+        pyda8w4.load(file, verify=verify)
 
 
 @pytest.mark.parametrize("group", [71, 72, 128, 2**16])

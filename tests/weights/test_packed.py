@@ -316,6 +316,15 @@ def test_hostile_pickle_of_a_weight_that_has_everything(change):
         rebuild(version, {**fields, **change}, changed)
 
 
+@pytest.mark.parametrize("super_size", [4, 2**31, 2**70])
+def test_hostile_pickle_of_a_super_group_beyond_the_last_group(super_size):
+    """Every array has the shape of one super-group; only this number is wrong."""
+    rebuild, (version, fields, arrays) = pack(Weight(33, 70, 32, "float16", supers=3)).__reduce__()
+    rebuild(version, fields, arrays)
+    with pytest.raises(ValueError, match="super_size must be an int from 0 to 3 groups"):
+        rebuild(version, {**fields, "super_size": super_size}, arrays)
+
+
 def test_hostile_pickle_whose_sums_could_leave_int32():
     rebuild, (version, fields, arrays) = pack(Weight(1, 2**20, zps=8)).__reduce__()
     with pytest.raises(ValueError, match="too large"):
