@@ -30,6 +30,7 @@ int32_t sum_of_values(const PackedBlock &block, size_t n, size_t begin, size_t e
     return sum;
 }
 
+// Group by group, so that a group's lines are in L1 for all columns but the first.
 template <da8w4_kind kKind>
 void sum_block(const PackedBlock &block, const Grouping &grouping, size_t cols, float *sums) {
     for (size_t n = 0; n < kBlock; n++) sums[n] = 0;
