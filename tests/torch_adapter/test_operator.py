@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -181,16 +182,17 @@ def test_vmap() -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("fused", [False, True])
-def test_forward_mode_and_transforms_refuse(grad: bool, fused: bool) -> None:
+@pytest.mark.parametrize("called", ["layer", "fused", "operator"])
+def test_forward_mode_and_transforms_refuse(grad: bool, called: str) -> None:
     import torch.autograd.forward_ad as forward_ad
 
     model: nn.Module = Attention()
     quantize_(model)
-    if fused:
+    if called == "fused":
         fuse_linears(model, GROUPS)
-    f = model.v_proj if fused else model.o_proj
-    x = torch.randn(2, f.in_features)
+    layer = model.v_proj if called == "fused" else model.o_proj
+    f: Any = partial(torch.ops.pyda8w4.linear, **operator_arguments(layer)) if called == "operator" else layer
+    x = torch.randn(2, layer.in_features)
     want = f(x)
     with torch.set_grad_enabled(grad):
         with forward_ad.dual_level():
@@ -202,6 +204,8 @@ def test_forward_mode_and_transforms_refuse(grad: bool, fused: bool) -> None:
         for transform in (
             lambda: torch.func.jvp(f, (x,), (x,)),
             lambda: torch.func.jvp(torch.vmap(f), (x,), (x,)),
+            lambda: torch.vmap(lambda x: torch.func.jvp(f, (x,), (x,)))(x),
+            lambda: torch.func.linearize(f, x),
             lambda: torch.func.jacfwd(f)(x),
             lambda: torch.func.jacrev(f)(x),
             lambda: torch.func.vjp(f, x),
@@ -212,6 +216,46 @@ def test_forward_mode_and_transforms_refuse(grad: bool, fused: bool) -> None:
         ):
             with pytest.raises(NotImplementedError, match="no gradients"):
                 transform()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("called", ["layer", "fused", "operator"])
+@pytest.mark.parametrize("nested_layout", [torch.strided, torch.jagged], ids=["strided", "jagged"])
+def test_nested_tensors(nested_layout: torch.layout, called: str) -> None:
+    model: nn.Module = Attention()
+    quantize_(model)
+    if called == "fused":
+        fuse_linears(model, GROUPS)
+    layer = model.v_proj if called == "fused" else model.o_proj
+    f: Any = partial(torch.ops.pyda8w4.linear, **operator_arguments(layer)) if called == "operator" else layer
+    k = layer.in_features
+    parts = [torch.randn(3, k), torch.randn(0, k), torch.randn(5, k)]
+    for grad in (False, True):
+        nested = torch.nested.nested_tensor(parts, layout=nested_layout, requires_grad=grad)
+        with torch.set_grad_enabled(grad):
+            out = f(nested)
+        assert out.is_nested and out.layout is nested_layout
+        assert all(same(got, layer(part)) for got, part in zip(out.unbind(), parts, strict=True))
+        assert out.requires_grad == grad
+    assert f(nested.bfloat16()).dtype is torch.bfloat16
+    with torch.inference_mode(), torch.profiler.profile():  # where fused layers call the operator of all
+        inner = torch.nested.nested_tensor(parts, layout=nested_layout)
+        assert all(same(got, layer(part)) for got, part in zip(f(inner).unbind(), parts))
+    with torch.autocast("cpu"):
+        assert layer(nested).dtype is torch.bfloat16
+    with pytest.raises(TypeError, match="input must be float32"):
+        f(nested.detach().double())
+    with pytest.raises(ValueError, match=rf"input must have shape \(\.\.\., {k}\)"):
+        f(torch.nested.nested_tensor([part[:, :-4] for part in parts], layout=nested_layout))
+    if nested_layout is torch.jagged:
+        assert (out + f(nested)).is_nested  # as residual branches are added: the ragged sizes are the same one
+        ragged = torch.nested.nested_tensor([part.T for part in parts], layout=torch.jagged)
+        assert all(same(got, layer(part)) for got, part in zip(f(ragged.transpose(1, 2)).unbind(), parts))
+        with pytest.raises(ValueError, match="input must have shape"):
+            f(ragged)
+        torch._dynamo.reset()
+        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+        assert all(same(got, layer(part)) for got, part in zip(compiled(nested.detach()).unbind(), parts))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
