@@ -14,6 +14,8 @@ import numpy as np
 
 import pyda8w4
 from pyda8w4 import _core, bench, selftest
+from pyda8w4._checks import SCHEMES
+from pyda8w4._format import BITS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--group-size", type=_group_size, default=128, metavar="G", help="weights that share a scale (default: 128)"
     )
+    command.add_argument("--bits", type=int, choices=BITS, default=4, help="of a weight's code (default: 4)")
+    command.add_argument(
+        "--act", choices=tuple(SCHEMES), default="uint8", help="to what activations are quantized (default: uint8)"
+    )
     command.add_argument("--threads", type=_threads, metavar="T", help="of pyda8w4, and of numpy with threadpoolctl")
     command.add_argument("--kernel", type=_kernel, metavar="NAME", help="instead of the default one")
     command.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each shape and M (default: 1)")
@@ -155,7 +161,9 @@ def _bench(args: argparse.Namespace) -> int:
         pyda8w4.use_kernel(args.kernel) if args.kernel else nullcontext(),
         open(args.json, "w") if args.json else nullcontext() as file,
     ):
-        return bench.main(args.shapes, args.m, args.group_size, args.seconds, args.threads, file)
+        return bench.main(
+            args.shapes, args.m, args.group_size, args.seconds, args.threads, file, bits=args.bits, act=args.act
+        )
 
 
 def _cpu_info() -> dict[str, Any]:

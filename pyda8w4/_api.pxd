@@ -4,8 +4,10 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     ctypedef enum da8w4_status:
         DA8W4_OK
         DA8W4_BAD_CODE
+        DA8W4_INEXACT_SCALE
         DA8W4_INT32_OVERFLOW
         DA8W4_BAD_ACT_ZP
+        DA8W4_FACTORS_NEED_FLOATS
         DA8W4_UNKNOWN_KERNEL
         DA8W4_KERNEL_UNAVAILABLE
         DA8W4_WORKSPACE_TOO_SMALL
@@ -15,39 +17,66 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         DA8W4_F16
         DA8W4_BF16
 
+    ctypedef enum da8w4_kind:
+        pass
+
     ctypedef enum da8w4_codes:
+        pass
+
+    ctypedef enum da8w4_scheme:
         pass
 
     ctypedef struct da8w4_weight:
         size_t n
         size_t k
         size_t group
+        size_t super
+        da8w4_kind kind
         da8w4_codes format
         const void *codes
         size_t codes_stride
+        const void *table
         const void *scales
+        const void *sub_scales
+        da8w4_type sub_scale_type
         const void *zps
         int zp
         const void *offsets
+        const void *sub_offsets
+        da8w4_type sub_offset_type
 
     ctypedef struct da8w4_packed:
         size_t n
         size_t k
         size_t group
+        size_t super
+        da8w4_kind kind
         da8w4_type scale_type
+        da8w4_type sub_scale_type
+        da8w4_type sub_offset_type
         int zp
         const void *codes
+        const void *table
         const void *scales
+        const void *sub_scales
         const void *zps
         const void *offsets
+        const void *sub_offsets
         const void *sums
+        const void *perm
+        const void *factors
 
     ctypedef struct da8w4_packed_bytes:
-        size_t codes
-        size_t scales
         size_t zps
-        size_t offsets
-        size_t sums
+
+    ctypedef struct da8w4_packed_arrays:
+        void *codes
+        void *scales
+        void *sub_scales
+        void *zps
+        void *offsets
+        void *sub_offsets
+        void *sums
 
     ctypedef struct da8w4_call:
         size_t m
@@ -56,7 +85,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         size_t act_stride
         const void *act_scales
         const void *act_zps
-        int symmetric
+        da8w4_scheme scheme
         const da8w4_packed *weight
         const void *bias
         void *out
@@ -70,13 +99,14 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     const char *da8w4_status_text(da8w4_status status)
     const char *da8w4_version()
     da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *sizes)
-    da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, void *codes, void *scales,
-                            void *zps, void *offsets, void *sums)
+    da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, const da8w4_packed_arrays *to)
     da8w4_status da8w4_unpack(const da8w4_packed *packed, void *codes, void *scales, void *zps, void *offsets)
+    da8w4_status da8w4_dequantize(const da8w4_packed *packed, const size_t *columns, size_t count, void *out,
+                                  size_t out_stride)
     void *da8w4_alloc(size_t size)
     void da8w4_free(void *memory)
     da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da8w4_type x_type, size_t x_stride, size_t m,
-                                     size_t k, int symmetric, void *act, size_t act_stride, void *act_scales,
+                                     size_t k, da8w4_scheme scheme, void *act, size_t act_stride, void *act_scales,
                                      void *act_zps)
     size_t da8w4_workspace_bytes(const da8w4_call *call)
     da8w4_status da8w4_gemm(const da8w4_call *call)

@@ -11,6 +11,10 @@ import numpy.typing as npt
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint8": 3, "int8": 4}
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
 FLOATS = ("float32", "float16", "bfloat16")
+INTEGERS = ("uint8", "int8")
+
+# Schemes of activations by name, as the C interface numbers them.
+SCHEMES = {"uint8": 0, "int8": 1, "int8_group": 2, "int16": 3}
 
 # Native dtypes by name, and names by the identity of the dtype, of which numpy has one each and whose hash
 # takes longer than all other checks together. ml_dtypes' bfloat16 joins when one is first seen.
@@ -47,7 +51,8 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return _dtypes[name] if name in _dtypes else bfloat16()
 
 
-def one_of(names: tuple[str, ...]) -> str:
+def one_of(values: tuple[Any, ...]) -> str:
+    names = list(map(str, values))
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
@@ -109,6 +114,14 @@ def plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def bits(array: npt.NDArray[Any], type_name: str) -> npt.NDArray[Any]:
     """With a buffer, which bfloat16 has not."""
     return array.view(np.uint16) if type_name == "bfloat16" else array
+
+
+def check_scheme(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value in allowed and type(value) is str:
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {type(value).__name__}")
+    raise ValueError(f"{name} must be {one_of(tuple(map(repr, allowed)))}, got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> bool:

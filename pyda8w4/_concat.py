@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._format import Format
-from pyda8w4._packed import PackedWeight, empty_arrays
-from pyda8w4._prepack import prepack
+from pyda8w4._format import SHARED, Format
+from pyda8w4._packed import PackedWeight, empty_arrays, pack_again
 
 
 def concat(weights: Sequence[PackedWeight], *more: PackedWeight) -> PackedWeight:
@@ -19,7 +19,8 @@ def concat(weights: Sequence[PackedWeight], *more: PackedWeight) -> PackedWeight
     Parameters
     ----------
     weights : sequence of PackedWeight
-        At least one; all with the same K and group size.
+        At least one; all with the same K, group size, bits, table, permutation and factors, and with
+        scales of one level or of two levels alike.
     *more : PackedWeight
         None: all weights belong into `weights`.
 
@@ -33,14 +34,14 @@ def concat(weights: Sequence[PackedWeight], *more: PackedWeight) -> PackedWeight
     TypeError
         If `weights` is not a sequence of PackedWeight, or there are `more`.
     ValueError
-        If it is empty, or K or group sizes differ.
+        If it is empty, or what must be the same differs.
 
     Notes
     -----
     Scales that the parts store in different types are stored as float32. Where some parts have offsets,
     the others get offsets of 0, which change no bit of a product (docs/numbers.md). Parts whose N is a
     multiple of 32 (all but the last) are copied block by block; others are unpacked and packed
-    again.
+    again, which loses nothing.
 
     Examples
     --------
@@ -62,24 +63,25 @@ def concat(weights: Sequence[PackedWeight], *more: PackedWeight) -> PackedWeight
     if not weights:
         raise ValueError("weights must hold at least one PackedWeight, got none")
     formats = [weight._format for weight in weights]
-    first = formats[0]
-    for i, format in enumerate(formats):
-        if (format.k, format.group_size) != (first.k, first.group_size):
-            raise ValueError(
-                f"weights[{i}] must have K = {first.k} and group_size = {first.group_size} like weights[0], "
-                f"got K = {format.k} and group_size = {format.group_size}"
-            )
     whole = Format.joined(formats)
-    if not all(format.has_whole_blocks for format in formats[:-1]):
-        unpacked = [_unpacked(weight, whole) for weight in weights]
-        return prepack(*(np.concatenate(arrays) for arrays in zip(*unpacked)), group_size=whole.group_size)
+    first = weights[0]._arrays
+    for i, weight in enumerate(weights):
+        for name in SHARED:
+            if name in first and not np.array_equal(weight._arrays[name], first[name]):
+                raise ValueError(f"weights[{i}] must have the {name} of weights[0], got another")
     parts = [format.restored(weight._arrays, whole) for format, weight in zip(formats, weights)]
+    if not all(format.has_whole_blocks for format in formats[:-1]):
+        columns = [replace(whole, n=format.n).of_columns(part) for format, part in zip(formats, parts)]
+        for part, weight in zip(columns, weights):
+            part["codes"] = weight.unpack()[0]
+        return pack_again({name: _join(name, columns) for name in columns[0]}, whole)
     arrays = empty_arrays(whole)
     for name, array in arrays.items():
-        np.concatenate([part[name] for part in parts], out=array)
+        _join(name, parts, out=array)
     return PackedWeight._from_arrays(whole, arrays)
 
 
-def _unpacked(weight: PackedWeight, whole: Format) -> tuple[npt.NDArray[Any], ...]:
-    arrays = weight.unpack()
-    return (*arrays, np.zeros_like(arrays[1])) if whole.has_offsets and not weight.has_offsets else arrays
+def _join(
+    name: str, parts: Sequence[Mapping[str, npt.NDArray[Any]]], out: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
+    return np.concatenate([part[name] for part in (parts[:1] if name in SHARED else parts)], out=out)

@@ -17,13 +17,20 @@ class Source:
         n: int,
         k: int,
         group: int,
+        super: int,
+        kind: int,
         format: int,
         codes: npt.NDArray[Any],
         codes_stride: int,
+        table: npt.NDArray[Any] | None,
         scales: npt.NDArray[Any],
+        sub_scales: npt.NDArray[Any] | None,
+        sub_scale_type: int,
         zps: npt.NDArray[Any] | None,
         zp: int,
         offsets: npt.NDArray[Any] | None,
+        sub_offsets: npt.NDArray[Any] | None,
+        sub_offset_type: int,
     ) -> None: ...
     def plan_pack(self) -> tuple[int, int | None]: ...
     def pack(
@@ -33,6 +40,8 @@ class Source:
         sums: npt.NDArray[Any],
         zps: npt.NDArray[Any] | None = None,
         offsets: npt.NDArray[Any] | None = None,
+        sub_scales: npt.NDArray[Any] | None = None,
+        sub_offsets: npt.NDArray[Any] | None = None,
     ) -> None: ...
 
 class View:
@@ -41,20 +50,29 @@ class View:
         n: int,
         k: int,
         group: int,
+        super: int,
+        kind: int,
         scale_type: int,
+        sub_scale_type: int,
+        sub_offset_type: int,
         zp: int,
         codes: _Memory,
         scales: _Memory,
         sums: _Memory,
         zps: _Memory | None,
         offsets: _Memory | None,
+        sub_scales: _Memory | None,
+        sub_offsets: _Memory | None,
+        table: _Memory | None,
+        perm: _Memory | None,
+        factors: _Memory | None,
     ) -> None: ...
     def linear(
         self,
         m: int,
         x: _Memory,
         x_type: int,
-        symmetric: bool,
+        scheme: int,
         bias: _Memory | None,
         out: _Memory,
         out_type: int,
@@ -79,13 +97,14 @@ class View:
         zps: npt.NDArray[Any],
         offsets: npt.NDArray[Any] | None,
     ) -> None: ...
+    def dequantize(self, columns: npt.NDArray[Any], out: npt.NDArray[Any]) -> None: ...
 
 def quantize_rows(
     m: int,
     k: int,
     x: npt.NDArray[Any],
     x_type: int,
-    symmetric: bool,
+    scheme: int,
     act: npt.NDArray[Any],
     act_scales: npt.NDArray[Any],
     act_zps: npt.NDArray[Any],

@@ -11,8 +11,10 @@ from pyda8w4._buffers cimport Extent, address, extent, overlaps, target, type_by
 # Statuses that depend on values that callers cannot check without reading them all.
 _NAMES = {
     DA8W4_BAD_CODE: "BAD_CODE",
+    DA8W4_INEXACT_SCALE: "INEXACT_SCALE",
     DA8W4_INT32_OVERFLOW: "INT32_OVERFLOW",
     DA8W4_BAD_ACT_ZP: "BAD_ACT_ZP",
+    DA8W4_FACTORS_NEED_FLOATS: "FACTORS_NEED_FLOATS",
     DA8W4_UNKNOWN_KERNEL: "UNKNOWN_KERNEL",
     DA8W4_KERNEL_UNAVAILABLE: "KERNEL_UNAVAILABLE",
 }
@@ -63,13 +65,17 @@ cdef class Source:
     cdef da8w4_packed plan
     cdef tuple arrays
 
-    def __init__(self, size_t n, size_t k, size_t group, int format, codes, size_t codes_stride, scales, zps, int zp,
-                 offsets):
-        self.arrays = codes, scales, zps, offsets
+    def __init__(self, size_t n, size_t k, size_t group, size_t super, int kind, int format, codes, size_t codes_stride,
+                 table, scales, sub_scales, int sub_scale_type, zps, int zp, offsets, sub_offsets, int sub_offset_type):
+        self.arrays = codes, table, scales, sub_scales, zps, offsets, sub_offsets
         self.weight = da8w4_weight(
-            n=n, k=k, group=group, format=<da8w4_codes>format, codes_stride=codes_stride, zp=zp,
-            codes=extent(codes, PyBUF_STRIDES).start, scales=extent(scales).start,
-            zps=extent(zps).start, offsets=extent(offsets).start)
+            n=n, k=k, group=group, super=super, kind=<da8w4_kind>kind, format=<da8w4_codes>format,
+            codes=extent(codes, PyBUF_STRIDES).start, codes_stride=codes_stride, table=extent(table).start,
+            scales=extent(scales).start,
+            sub_scales=extent(sub_scales).start, sub_scale_type=<da8w4_type>sub_scale_type,
+            zps=extent(zps).start, zp=zp,
+            offsets=extent(offsets).start,
+            sub_offsets=extent(sub_offsets).start, sub_offset_type=<da8w4_type>sub_offset_type)
 
     def plan_pack(self):
         """-> scale type, and the zero point of all groups or None."""
@@ -78,11 +84,12 @@ cdef class Source:
             check(da8w4_plan_pack(&self.weight, &self.plan, &sizes))
         return <int>self.plan.scale_type, None if sizes.zps else self.plan.zp
 
-    def pack(self, codes, scales, sums, zps=None, offsets=None):
-        cdef address to_codes = target(codes), to_scales = target(scales), to_sums = target(sums)
-        cdef address to_zps = target(zps), to_offsets = target(offsets)
+    def pack(self, codes, scales, sums, zps=None, offsets=None, sub_scales=None, sub_offsets=None):
+        cdef da8w4_packed_arrays to = da8w4_packed_arrays(
+            codes=target(codes), scales=target(scales), sub_scales=target(sub_scales), zps=target(zps),
+            offsets=target(offsets), sub_offsets=target(sub_offsets), sums=target(sums))
         with nogil:
-            check(da8w4_pack(&self.weight, &self.plan, to_codes, to_scales, to_zps, to_offsets, to_sums))
+            check(da8w4_pack(&self.weight, &self.plan, &to))
 
 
 # One workspace for each Python thread, grown to the largest call so far and freed with the thread.
@@ -94,34 +101,38 @@ cdef class View:
 
     cdef da8w4_packed packed
     cdef tuple arrays
-    cdef Extent extents[5]  # of those arrays
+    cdef Extent extents[10]  # of those arrays
 
-    def __init__(self, size_t n, size_t k, size_t group, int scale_type, int zp, codes, scales, sums, zps, offsets):
-        self.arrays = codes, scales, sums, zps, offsets
+    def __init__(self, size_t n, size_t k, size_t group, size_t super, int kind, int scale_type, int sub_scale_type,
+                 int sub_offset_type, int zp, codes, scales, sums, zps, offsets, sub_scales, sub_offsets, table, perm,
+                 factors):
+        self.arrays = codes, scales, sums, zps, offsets, sub_scales, sub_offsets, table, perm, factors
         for i, array in enumerate(self.arrays):
             self.extents[i] = extent(array)
         self.packed = da8w4_packed(
-            n=n, k=k, group=group, scale_type=<da8w4_type>scale_type, zp=zp,
-            codes=self.extents[0].start, scales=self.extents[1].start,
-            sums=self.extents[2].start, zps=self.extents[3].start,
-            offsets=self.extents[4].start)
+            n=n, k=k, group=group, super=super, kind=<da8w4_kind>kind, scale_type=<da8w4_type>scale_type,
+            sub_scale_type=<da8w4_type>sub_scale_type, sub_offset_type=<da8w4_type>sub_offset_type, zp=zp,
+            codes=self.extents[0].start, scales=self.extents[1].start, sums=self.extents[2].start,
+            zps=self.extents[3].start, offsets=self.extents[4].start,
+            sub_scales=self.extents[5].start, sub_offsets=self.extents[6].start,
+            table=self.extents[7].start, perm=self.extents[8].start, factors=self.extents[9].start)
 
-    def linear(self, size_t m, x, int x_type, bint symmetric, bias, out, int out_type, bytes kernel):
+    def linear(self, size_t m, x, int x_type, int scheme, bias, out, int out_type, bytes kernel):
         """Multiply rows of floats."""
-        self.multiply(True, m, x, x_type, None, None, symmetric, bias, out, out_type, kernel)
+        self.multiply(True, m, x, x_type, None, None, scheme, bias, out, out_type, kernel)
 
     def gemm(self, size_t m, a, int a_type, a_scales, a_zps, bias, out, int out_type, bytes kernel):
         """Multiply rows that are quantized already."""
-        self.multiply(False, m, a, a_type, a_scales, a_zps, False, bias, out, out_type, kernel)
+        self.multiply(False, m, a, a_type, a_scales, a_zps, 0, bias, out, out_type, kernel)
 
-    cdef int multiply(self, bint quantize, size_t m, act, int act_type, act_scales, act_zps, bint symmetric, bias, out,
+    cdef int multiply(self, bint quantize, size_t m, act, int act_type, act_scales, act_zps, int scheme, bias, out,
                       int out_type, bytes kernel) except -1:
         cdef Extent[4] inputs = [extent(act), extent(act_scales), extent(act_zps), extent(bias)]
         cdef Extent output = extent(out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
-        if overlaps(output, inputs, 4) or overlaps(output, self.extents, 5):
+        if overlaps(output, inputs, 4) or overlaps(output, self.extents, 10):
             raise ValueError("out must not overlap the inputs, got memory that does")
         cdef da8w4_call call = da8w4_call(
-            m=m, weight=&self.packed, symmetric=symmetric, threads=0, kernel=name_of(kernel),
+            m=m, weight=&self.packed, scheme=<da8w4_scheme>scheme, threads=0, kernel=name_of(kernel),
             act=inputs[0].start, act_type=<da8w4_type>act_type, act_stride=self.packed.k * type_bytes(act_type),
             act_scales=inputs[1].start, act_zps=inputs[2].start,
             bias=inputs[3].start,
@@ -144,14 +155,22 @@ cdef class View:
         with nogil:
             check(da8w4_unpack(&self.packed, to_codes, to_scales, to_zps, to_offsets))
 
+    def dequantize(self, columns, out):
+        """Rows of `out`, for each of the columns."""
+        cdef address wanted = extent(columns).start, to = target(out)
+        cdef size_t count = len(columns), stride = self.packed.k * type_bytes(DA8W4_F32)
+        with nogil:
+            check(da8w4_dequantize(&self.packed, <const size_t *>wanted, count, to, stride))
 
-def quantize_rows(size_t m, size_t k, x, int x_type, bint symmetric, act, act_scales, act_zps, bytes kernel):
+
+def quantize_rows(size_t m, size_t k, x, int x_type, int scheme, act, act_scales, act_zps, bytes kernel):
     cdef const char *name = name_of(kernel)
     cdef address at = extent(x).start, to_act = target(act)
     cdef address to_scales = target(act_scales), to_zps = target(act_zps)
     cdef size_t stride = k * type_bytes(x_type)
     with nogil:
-        check(da8w4_quantize_rows(name, at, <da8w4_type>x_type, stride, m, k, symmetric, to_act, k, to_scales, to_zps))
+        check(da8w4_quantize_rows(name, at, <da8w4_type>x_type, stride, m, k, <da8w4_scheme>scheme, to_act, k,
+                                  to_scales, to_zps))
 
 
 def kernel_table():

@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, check_flag, one_of, plain
+from pyda8w4._checks import FLOATS, INTEGERS, check_flag, one_of, plain
 from pyda8w4._filesystem import check_path, map_file, replaced_file
-from pyda8w4._format import LAYOUT, LAYOUT_VERSION, Format
+from pyda8w4._format import LAYOUT, LAYOUT_VERSION, LAYOUT_VERSIONS, Format
 from pyda8w4._packed import PackedWeight
 
 _MOST_HEADER_BYTES = 100_000_000  # that the package safetensors reads
 
 # Element types as safetensors names them.
-_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "int8": "I8"}
+_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "int8": "I8", "int32": "I32"}
 _TYPES = {kind: type for type, kind in _KINDS.items()}
+
+# Arrays that a weight says it has; of the others its numbers tell.
+_OPTIONAL = ("offsets", "table", "perm", "factors")
 
 
 def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> None:
@@ -50,10 +53,10 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     The metadata has a checksum of every tensor, and one of itself, for `load` to verify.
 
     The file is plain safetensors: for each weight the tensors ``name.codes``, ``name.scales``,
-    ``name.sums`` and, where zero points differ, ``name.zps``, where there are offsets,
-    ``name.offsets``. It is written here rather than by the safetensors package because every array is
-    to start at a multiple of 64 bytes, so that kernels can read a mapped file at full speed; that
-    package orders tensors its own way.
+    ``name.sums``, and those of ``name.zps``, ``name.offsets``, ``name.sub_scales``,
+    ``name.sub_offsets``, ``name.table``, ``name.perm`` and ``name.factors`` that it has. It is written
+    here rather than by the safetensors package because arrays are to start at multiples of 64 bytes, so
+    that kernels can read a mapped file at full speed; that package orders tensors its own way.
 
     Examples
     --------
@@ -63,7 +66,7 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     ...     path = os.path.join(folder, "weights.safetensors")
     ...     pyda8w4.save(path, {"lm_head": packed})
     ...     pyda8w4.load(path)
-    {'lm_head': PackedWeight(shape=(64, 128), group_size=128, scales=float16, zero_point=8, nbytes=4480)}
+    {'lm_head': PackedWeight(shape=(64, 128), bits=4, group_size=128, scales=float16, zero_point=8, nbytes=4480)}
     """
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights must be a mapping of names to PackedWeight, got {type(weights).__name__}")
@@ -80,16 +83,18 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
             raise ValueError(f"weights must have names that UTF-8 can hold, got {name!r}") from None
         fields[name] = {
             "shape": weight.shape,
+            "bits": weight.bits,
             "group_size": weight.group_size,
             "zero_point": weight.zero_point,
         }
-        if weight.has_offsets:
-            fields[name]["offsets"] = True
+        if weight.super_size:
+            fields[name]["super_size"] = weight.super_size
+        fields[name] |= {part: True for part in _OPTIONAL if part in weight._arrays}
         kinds = {part: _KINDS[spec.type] for part, spec in weight._format.arrays.items()}
         fields[name]["crc32"] = {part: _crc32(kinds[part], array) for part, array in weight._arrays.items()}
         tensors += [(f"{name}.{part}", kinds[part], array) for part, array in weight._arrays.items()]
-    # Zero points come last: theirs are the only sizes that need not be multiples of 64 bytes.
-    tensors.sort(key=lambda tensor: tensor[1] == "I8")
+    # Those whose sizes are no multiples of 64 bytes come last.
+    tensors.sort(key=lambda tensor: tensor[2].nbytes % 64 != 0)
 
     description = json.dumps(fields)
     header: dict[str, Any] = {
@@ -181,13 +186,18 @@ def _crc32(kind: str, array: npt.NDArray[Any]) -> int:
 def _weights(data: npt.NDArray[np.uint8], verify: bool) -> dict[str, PackedWeight]:
     header, data = _parts(data)
     metadata = header.get("__metadata__", {})
-    found = (metadata.get("layout"), metadata.get("layout_version"))
-    if found != (LAYOUT, str(LAYOUT_VERSION)):
-        raise ValueError(f"it must hold layout {LAYOUT} version {LAYOUT_VERSION}, got {found[0]} version {found[1]}")
+    layout, version = metadata.get("layout"), metadata.get("layout_version")
+    if layout != LAYOUT or version not in map(str, LAYOUT_VERSIONS):
+        raise ValueError(
+            f"it must hold layout {LAYOUT} version {one_of(LAYOUT_VERSIONS)}, got {layout} version {version}"
+        )
     description = metadata["weights"]
     if verify and metadata["weights_crc32"] != str(zlib.crc32(description.encode())):
         raise ValueError("it is damaged: its list of weights does not have its checksum")
-    return {name: _weight(name, fields, header, data, verify) for name, fields in _json(description).items()}
+    return {
+        name: _weight(name, {"bits": 4, **fields} if version == "1" else fields, header, data, verify)
+        for name, fields in _json(description).items()
+    }
 
 
 def _parts(data: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
@@ -225,23 +235,36 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"its header has {name}, which is no JSON")
 
 
+def _dtype(key: str, header: dict[str, Any], allowed: tuple[str, ...]) -> str:
+    """The element type of a tensor, which its weight may have as it likes."""
+    kind = header[key]["dtype"]
+    if _TYPES.get(kind) not in allowed:
+        raise ValueError(f"{key} must be {one_of(tuple(_KINDS[type] for type in allowed))}, got {kind}")
+    return _TYPES[kind]
+
+
 def _weight(
     name: str, fields: dict[str, Any], header: dict[str, Any], data: npt.NDArray[np.uint8], verify: bool
 ) -> PackedWeight:
     shape = fields["shape"]
     if not isinstance(shape, list) or len(shape) != 2:
         raise ValueError(f"{name} must have a shape [N, K], got {shape!r}")
-    scale_kind = header[f"{name}.scales"]["dtype"]
-    if _TYPES.get(scale_kind) not in FLOATS:
-        raise ValueError(f"{name}.scales must be {one_of(tuple(_KINDS[type] for type in FLOATS))}, got {scale_kind}")
+    super_size, has = fields.get("super_size", 0), {part: fields.get(part, False) for part in _OPTIONAL}
+    scale_dtype = _dtype(f"{name}.scales", header, FLOATS)
+    sub_scale_dtype = _dtype(f"{name}.sub_scales", header, INTEGERS) if super_size else None
+    sub_offset_dtype = _dtype(f"{name}.sub_offsets", header, INTEGERS) if super_size and has["offsets"] else None
     try:
         format = Format(
             n=shape[0],
             k=shape[1],
             group_size=fields["group_size"],
-            scale_dtype=_TYPES[scale_kind],
+            scale_dtype=scale_dtype,
             zero_point=fields["zero_point"],
-            has_offsets=fields.get("offsets", False),
+            bits=fields["bits"],
+            super_size=super_size,
+            sub_scale_dtype=sub_scale_dtype,
+            sub_offset_dtype=sub_offset_dtype,
+            **{f"has_{part}": value for part, value in has.items()},
         )
     except ValueError as error:
         raise ValueError(f"{name} is no packed weight: {error}") from None

@@ -1,4 +1,4 @@
-"""The packed format, layout version 1: what docs/packed-format.md says, as Python needs it.
+"""The packed format, layout version 2: what docs/packed-format.md says, as Python needs it.
 
 A `Format` says what kind of weight it is. Which arrays that takes, whether given ones fit, and how they are cut and
 joined follows from it here and nowhere else: what is in memory, in files, in pickles and in torch's state dicts is
@@ -15,18 +15,54 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, TYPES, ceil_div, one_of
+from pyda8w4._checks import FLOATS, INTEGERS, TYPES, ceil_div, one_of
 from pyda8w4._core import View
 
-# A reader refuses every other.
+# A reader refuses every other. Weights of version 1 are those of version 2 that have 4 bits and one level of scales,
+# no table, no permutation and no factors.
 LAYOUT = "da8w4-n32k4"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+LAYOUT_VERSIONS = (1, 2)
 
 _BLOCK = 32  # columns (n) of one packed block
-_QUAD = 4  # consecutive k of one packed line
+_QUAD = 4  # consecutive k that lie side by side
+_LINE = 64  # bytes
 
 # A sum over a group must fit int32, whatever the activations: their absolute values go up to 128.
-INT32_RULE = "group_size * 128 * max|w_int4 - zps| must stay below 2**31"
+INT32_RULE = "group_size * 128 * max|codes - zps| must stay below 2**31"
+
+
+class Kind(NamedTuple):
+    """What the codes of a weight are, and how they lie in lines: a unit is some quads with all of their lines."""
+
+    number: int  # in the C interface
+    least: int  # code
+    most: int
+    unit_quads: int
+    unit_lines: int
+    is_table: bool = False  # codes are indices of a table of int8 values
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of codes that are not packed."""
+        return np.dtype(np.int8 if self.least < 0 else np.uint8)
+
+    @property
+    def values(self) -> tuple[int, int]:
+        """The least and the greatest that codes may stand for. A table counts as if it had every int8."""
+        return (-128, 127) if self.is_table else (self.least, self.most)
+
+
+# By bits, and whether there is a table.
+KINDS = {
+    (4, False): Kind(0, 0, 15, 1, 1),
+    (5, False): Kind(1, 0, 31, 4, 5),
+    (6, False): Kind(2, 0, 63, 2, 3),
+    (8, False): Kind(3, -128, 127, 1, 2),
+    (4, True): Kind(4, 0, 15, 1, 1, is_table=True),
+}
+BITS = tuple(dict.fromkeys(bits for bits, _ in KINDS))
+TABLE_SIZE = 16
 
 # How numpy holds elements of these types: it has no bfloat16, so their bits.
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -35,6 +71,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "uint8": np.dtype(np.uint8),
     "int8": np.dtype(np.int8),
+    "int32": np.dtype(np.int32),
 }
 _TYPES = {dtype: type for type, dtype in _DTYPES.items()}
 
@@ -60,18 +97,30 @@ def check_group_size(value: Any, k: int) -> int:
     return group
 
 
-def group_size_of(k: int, groups: int) -> int:
-    """-> the one group size that cuts rows of `k` into so many groups."""
+def check_perm(perm: npt.NDArray[Any]) -> None:
+    """Raise ValueError unless it has each of 0 to K - 1 once: kernels read where it tells them to."""
+    k = len(perm)
+    if (perm < 0).any() or (perm >= k).any() or (np.bincount(perm, minlength=k) != 1).any():
+        raise ValueError(f"perm must have each of 0 to {k - 1} once")
+
+
+def check_factors(factors: npt.NDArray[Any]) -> None:
+    if not np.isfinite(factors).all():
+        raise ValueError("factors must be finite, got NaN or infinity")
+
+
+def group_size_of(k: int, groups: int, name: str) -> int:
+    """-> the one group size that cuts rows of `k` into so many groups, which the array `name` has."""
     if k % groups == 0:
         group = k // groups
         if not _fits(group, k):
             raise ValueError(
-                f"scales with {groups} groups of K = {k} make groups of {group}, not a multiple of {_QUAD}"
+                f"{name} with {groups} groups of K = {k} make groups of {group}, not a multiple of {_QUAD}"
             )
         return group
     group = ceil_div(ceil_div(k, groups), _QUAD) * _QUAD
     if group_count(k, group) != groups:
-        raise ValueError(f"scales must have G groups of one size for K = {k}, got G = {groups}, which none gives")
+        raise ValueError(f"{name} must have G groups of one size for K = {k}, got G = {groups}, which none gives")
     if group_count(k, group + _QUAD) == groups:
         raise ValueError(f"group_size must be given: several sizes make {groups} groups of K = {k}")
     return group
@@ -92,6 +141,15 @@ class ArraySpec(NamedTuple):
         return f"{self.type} of shape {self.shape}"
 
 
+# All that a weight may have, in the order in which they are stored. The last three are those of all columns; the others
+# are in blocks of columns.
+ARRAYS = ("codes", "scales", "sums", "zps", "offsets", "sub_scales", "sub_offsets", "table", "perm", "factors")
+SHARED = ARRAYS[-3:]
+
+# What weights that are joined along N have in common.
+_SAME = ("k", "group_size", "bits", "has_table", "super_size", "sub_scale_dtype", "has_perm", "has_factors")
+
+
 @dataclass(frozen=True)
 class Format:
     """What kind of packed weight it is.
@@ -104,7 +162,14 @@ class Format:
     group_size: int
     scale_dtype: str
     zero_point: int | None
-    has_offsets: bool
+    has_offsets: bool = False
+    bits: int = 4
+    has_table: bool = False
+    super_size: int = 0
+    sub_scale_dtype: str | None = None
+    sub_offset_dtype: str | None = None
+    has_perm: bool = False
+    has_factors: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n", "k", "group_size"):
@@ -115,32 +180,73 @@ class Format:
             raise ValueError(f"group_size must be a multiple of {_QUAD}, or K = {self.k}, got {self.group_size}")
         if self.scale_dtype not in FLOATS:
             raise ValueError(f"scale_dtype must be {one_of(FLOATS)}, got {self.scale_dtype!r}")
-        if type(self.has_offsets) is not bool:
-            raise ValueError(f"has_offsets must be a bool, got {self.has_offsets!r}")
+        for name in ("has_offsets", "has_table", "has_perm", "has_factors"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be a bool, got {getattr(self, name)!r}")
+        if type(self.bits) is not int or (self.bits, self.has_table) not in KINDS:
+            takes = "4 with a table" if self.has_table else one_of(BITS)
+            raise ValueError(f"bits must be {takes}, got {self.bits!r}")
+        self._check_levels()
         if self.zero_point is not None:
             if type(self.zero_point) is not int or not -128 <= self.zero_point <= 127:
                 raise ValueError(f"zero_point must be an int from -128 to 127, or None, got {self.zero_point!r}")
             self._check_sums(self.zero_point, self.zero_point)
+        if self.has_table and self.zero_point != 0:
+            raise ValueError(f"zero_point must be 0 with a table, got {self.zero_point!r}")
+
+    def _check_levels(self) -> None:
+        if type(self.super_size) is not int or not 0 <= self.super_size <= self.groups:
+            raise ValueError(f"super_size must be an int from 0 to {self.groups} groups, got {self.super_size!r}")
+        for name, needed in (
+            ("sub_scale_dtype", self.super_size > 0),
+            ("sub_offset_dtype", self.super_size > 0 and self.has_offsets),
+        ):
+            dtype = getattr(self, name)
+            if needed and dtype not in INTEGERS:
+                raise ValueError(f"{name} must be {one_of(INTEGERS)}, got {dtype!r}")
+            if not needed and dtype is not None:
+                raise ValueError(f"{name} must be None where there is nothing of two levels, got {dtype!r}")
 
     @property
     def groups(self) -> int:
         """Groups of one row."""
         return group_count(self.k, self.group_size)
 
+    @property
+    def supers(self) -> int:
+        """Scales of one row that are floats: one for each super-group, or group."""
+        return ceil_div(self.groups, self.super_size) if self.super_size else self.groups
+
+    @property
+    def kind(self) -> Kind:
+        """What the codes are."""
+        return KINDS[self.bits, self.has_table]
+
     @cached_property
     def arrays(self) -> dict[str, ArraySpec]:
         """The arrays by name, in the order in which they are stored."""
         blocks = ceil_div(self.n, _BLOCK)
-        per_group = (blocks, self.groups, _BLOCK)
+        per_group, floats = (blocks, self.groups, _BLOCK), (blocks, self.supers, _BLOCK)
+        lines = ceil_div(ceil_div(self.k, _QUAD), self.kind.unit_quads) * self.kind.unit_lines
         arrays = {
-            "codes": ArraySpec((blocks, ceil_div(self.k, _QUAD), 2 * _BLOCK), "uint8"),
-            "scales": ArraySpec(per_group, self.scale_dtype),
+            "codes": ArraySpec((blocks, lines, _LINE), "uint8"),
+            "scales": ArraySpec(floats, self.scale_dtype),
             "sums": ArraySpec((blocks, _BLOCK), "float32"),
         }
         if self.zero_point is None:
             arrays["zps"] = ArraySpec(per_group, "int8")
         if self.has_offsets:
-            arrays["offsets"] = ArraySpec(per_group, self.scale_dtype)
+            arrays["offsets"] = ArraySpec(floats, self.scale_dtype)
+        if self.sub_scale_dtype is not None:
+            arrays["sub_scales"] = ArraySpec(per_group, self.sub_scale_dtype)
+        if self.sub_offset_dtype is not None:
+            arrays["sub_offsets"] = ArraySpec(per_group, self.sub_offset_dtype)
+        if self.has_table:
+            arrays["table"] = ArraySpec((TABLE_SIZE,), "int8")
+        if self.has_perm:
+            arrays["perm"] = ArraySpec((self.k,), "int32")
+        if self.has_factors:
+            arrays["factors"] = ArraySpec((self.k,), "float32")
         return arrays
 
     def check(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -152,16 +258,21 @@ class Format:
             if array.dtype != wanted.dtype or array.shape != wanted.shape:
                 found = ArraySpec(array.shape, _TYPES.get(array.dtype, str(array.dtype)))
                 raise ValueError(f"{name} must be {wanted}, got {found}")
-        if "zps" in arrays:
-            self.check_zero_points(arrays["zps"])
+        self.check_values(arrays)
 
-    def check_zero_points(self, zps: npt.NDArray[Any]) -> None:
-        """Raise ValueError if a sum over a group could leave int32. Columns beyond N do not count."""
-        columns = zps.transpose(0, 2, 1).reshape(-1, self.groups)[: self.n]
-        self._check_sums(int(columns.min()), int(columns.max()))
+    def check_values(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raise ValueError if numbers in those of the arrays that are given could lead a kernel astray."""
+        if "zps" in arrays:
+            columns = self._columns(arrays["zps"])  # those beyond N do not count
+            self._check_sums(int(columns.min()), int(columns.max()))
+        if "perm" in arrays:
+            check_perm(arrays["perm"])
+        if "factors" in arrays:
+            check_factors(arrays["factors"])
 
     def _check_sums(self, least: int, most: int) -> None:
-        if self.group_size * 128 * max(15 - least, most) >= 2**31:
+        low, high = self.kind.values
+        if self.group_size * 128 * max(high - least, most - low) >= 2**31:
             raise ValueError(
                 f"zps of {least} to {most} are too large for a group_size of {self.group_size}: {INT32_RULE}"
             )
@@ -186,35 +297,58 @@ class Format:
                 f"the slice must begin and end at multiples of {_BLOCK} (or end at {self.n}), got {begin}:{end}"
             )
         blocks = slice(begin // _BLOCK, ceil_div(end, _BLOCK))
-        return replace(self, n=end - begin), {name: arrays[name][blocks] for name in self.arrays}
+        parts = {name: arrays[name] if name in SHARED else arrays[name][blocks] for name in self.arrays}
+        return replace(self, n=end - begin), parts
 
     @staticmethod
     def joined(formats: Sequence[Format]) -> Format:
-        """Of weights joined along N, all with the same K and groups."""
+        """Of weights joined along N. ValueError names what must be the same and is not."""
         first = formats[0]
-        return Format(
-            sum(part.n for part in formats),
-            first.k,
-            first.group_size,
-            first.scale_dtype if len({part.scale_dtype for part in formats}) == 1 else "float32",
-            first.zero_point if len({part.zero_point for part in formats}) == 1 else None,
-            any(part.has_offsets for part in formats),
+        for i, part in enumerate(formats):
+            for field in _SAME:
+                wanted, found = getattr(first, field), getattr(part, field)
+                if found != wanted:
+                    name = "K" if field == "k" else field
+                    raise ValueError(f"weights[{i}] must have {name} = {wanted} like weights[0], got {found}")
+        with_offsets = [part for part in formats if part.has_offsets]
+        sub_offset_dtypes = {part.sub_offset_dtype for part in with_offsets}
+        if len(sub_offset_dtypes) > 1:
+            raise ValueError("weights must have sub_offsets of one type, got uint8 and int8")
+        return replace(
+            first,
+            n=sum(part.n for part in formats),
+            scale_dtype=first.scale_dtype if len({part.scale_dtype for part in formats}) == 1 else "float32",
+            zero_point=first.zero_point if len({part.zero_point for part in formats}) == 1 else None,
+            has_offsets=bool(with_offsets),
+            sub_offset_dtype=with_offsets[0].sub_offset_dtype if with_offsets else None,
         )
 
     def restored(self, arrays: Mapping[str, npt.NDArray[Any]], whole: Format) -> dict[str, npt.NDArray[Any]]:
         """The arrays of such a weight as they are stored in one that it is a part of."""
         parts = dict(arrays)
-        if whole.has_offsets and not self.has_offsets:
-            parts["offsets"] = np.zeros_like(arrays["scales"])  # zero is all bits zero in every type
         if whole.scale_dtype != self.scale_dtype:
             for name in ("scales", "offsets"):
                 if name in parts:
                     parts[name] = self._as_float32(parts[name])
+        wanted = replace(whole, n=self.n).arrays
+        for name in wanted.keys() - parts.keys():  # those of offsets: zero is all bits zero in every type
+            parts[name] = np.zeros(wanted[name].shape, wanted[name].dtype)
         if whole.zero_point is None and self.zero_point is not None:
-            wanted = replace(self, zero_point=None).arrays["zps"]
-            zps = parts["zps"] = np.full(wanted.shape, self.zero_point, wanted.dtype)
+            zps = parts["zps"]
+            zps[...] = self.zero_point
             zps[-1, :, self.n - (len(zps) - 1) * _BLOCK :] = 0  # columns beyond N
         return parts
+
+    def of_columns(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """What `prepack` was given beside the codes: (N, G), and where there are two levels both; floats as float32."""
+        given = {name: arrays[name] for name in arrays if name not in ("codes", "sums")}
+        for name in given.keys() - set(SHARED):
+            floats = name in ("scales", "offsets")
+            given[name] = self._columns(self._as_float32(given[name]) if floats else given[name])
+        return given
+
+    def _columns(self, blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return blocks.transpose(0, 2, 1).reshape(-1, blocks.shape[1])[: self.n]
 
     def _as_float32(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if self.scale_dtype == "bfloat16":
@@ -223,15 +357,16 @@ class Format:
 
     def view(self, arrays: Mapping[str, Any]) -> View:
         """What kernels read: of numpy arrays, which the view keeps alive, or of addresses, which it cannot."""
+        memory: dict[str, Any] = {name: arrays.get(name) for name in ARRAYS}
         return View(
             n=self.n,
             k=self.k,
             group=self.group_size,
+            super=self.super_size,
+            kind=self.kind.number,
             scale_type=TYPES[self.scale_dtype],
+            sub_scale_type=TYPES[self.sub_scale_dtype or "uint8"],
+            sub_offset_type=TYPES[self.sub_offset_dtype or "uint8"],
             zp=self.zero_point or 0,
-            codes=arrays["codes"],
-            scales=arrays["scales"],
-            sums=arrays["sums"],
-            zps=arrays.get("zps"),
-            offsets=arrays.get("offsets"),
+            **memory,
         )

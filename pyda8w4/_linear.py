@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from pyda8w4._checks import (
     FLOATS,
+    SCHEMES,
     TYPES,
     as_array,
     as_array_of,
     bits,
     check_dtype,
-    check_flag,
+    check_scheme,
     check_shape,
     dtype_of,
     one_of,
@@ -26,6 +27,8 @@ from pyda8w4._checks import (
 from pyda8w4._core import CoreError
 from pyda8w4._packed import PackedWeight
 from pyda8w4._runtime import forced_kernel, translate
+
+_SCHEMES = tuple(SCHEMES)
 
 
 def gemm(
@@ -45,7 +48,7 @@ def gemm(
     a : (..., K) ndarray of uint8 or int8
         All dimensions but the last are rows; there may be none, or no rows.
     packed : PackedWeight
-        Of shape (N, K).
+        Of shape (N, K), and without factors.
     a_scales : (...) ndarray of float32, optional
         One per row. None means 1.
     a_zps : (...) ndarray of int32, optional
@@ -67,15 +70,16 @@ def gemm(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If shapes do not fit, a zero point is out of range, or `out` cannot be written as it is.
-        Nothing has been written then.
+        If shapes do not fit, a zero point is out of range, `packed` has factors (which are for activations
+        that are still float), or `out` cannot be written as it is. Nothing has been written then.
 
     Notes
     -----
     ``y[m, n] = a_scales[m] * sum_k (a[m, k] - a_zps[m]) * w[n, k] + bias[n]``, where
-    ``w[n, k] = (w_int4[n, k] - zps[n, g]) * scales[n, g] + offsets[n, g]``, with integer sums within
+    ``w[n, k] = (codes[n, k] - zps[n, g]) * scales[n, g] + offsets[n, g]``, with integer sums within
     groups that are exact and one fixed order of float operations (docs/numbers.md): the same bits from
-    every kernel, number of rows and number of threads.
+    every kernel, number of rows and number of threads. Where the weight has a permutation, ``a[m, perm[k]]``
+    takes the place of ``a[m, k]``.
 
     Examples
     --------
@@ -110,6 +114,10 @@ def gemm(
             raise ValueError(
                 f"a_zps must be {takes} for {a_type} activations, got {zps.min()} to {zps.max()}"
             ) from None
+        if error.args[0] == "FACTORS_NEED_FLOATS":
+            raise ValueError(
+                "packed must have no factors for activations that are quantized already, got one that has: use linear"
+            ) from None
         raise translate(error) from None
     return out
 
@@ -119,7 +127,7 @@ def linear(
     packed: PackedWeight,
     bias: npt.ArrayLike | None = None,
     *,
-    symmetric: bool = False,
+    act: str = "uint8",
     out: npt.NDArray[Any] | None = None,
     out_dtype: npt.DTypeLike | None = None,
 ) -> npt.NDArray[Any]:
@@ -133,8 +141,11 @@ def linear(
         Of shape (N, K).
     bias : (N,) ndarray of float32, optional
         Added to each row of the result.
-    symmetric : bool
-        Quantize to int8 instead of uint8, see `quantize_activation`.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        To what `x` is quantized. ``uint8`` and ``int8``: with one scale for each row, see
+        `quantize_activation`. ``int8_group``: with a scale for each row and each group of the weight, so that
+        a large value costs the others of its group, not of the row, their precision. ``int16``: nearly as good
+        as float, at up to twice the time where rows are many.
     out : (..., N) ndarray of float32, float16 or bfloat16, optional
         Where to put the result; C-contiguous, aligned, and apart from the inputs.
     out_dtype : dtype-like, optional
@@ -143,14 +154,16 @@ def linear(
     Returns
     -------
     (..., N) ndarray
-        `out`, or a new array. The same bits as `quantize_activation` followed by `gemm`.
+        `out`, or a new array. With ``uint8`` and ``int8``, and a weight without factors, the same bits as
+        `quantize_activation` followed by `gemm`.
 
     Raises
     ------
     TypeError
         If an argument has the wrong type.
     ValueError
-        If shapes do not fit, or `out` cannot be written as it is. Nothing has been written then.
+        If shapes do not fit, there is no such scheme, or `out` cannot be written as it is. Nothing has been
+        written then.
 
     Examples
     --------
@@ -162,7 +175,7 @@ def linear(
     """
     x, x_type = as_array_of("x", x, FLOATS)
     rows = _check_rows("x", x, packed)
-    symmetric = check_flag("symmetric", symmetric)
+    act = check_scheme("act", act, _SCHEMES)
     n = packed._format.n
     bias = None if bias is None else _operand("bias", bias, "float32", (n,))
     out, out_type = _output(out, out_dtype, x_type, (*rows, n))
@@ -171,7 +184,7 @@ def linear(
             m=prod(rows),
             x=bits(plain(x), x_type),
             x_type=TYPES[x_type],
-            symmetric=symmetric,
+            scheme=SCHEMES[act],
             bias=bias,
             out=bits(out, out_type),
             out_type=TYPES[out_type],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, TYPES, as_array_of, bits, check_flag, plain
+from pyda8w4._checks import FLOATS, INTEGERS, SCHEMES, TYPES, as_array_of, bits, check_flag, check_scheme, plain
 from pyda8w4._core import CoreError, quantize_rows
 from pyda8w4._format import check_group_size, group_count
 from pyda8w4._runtime import forced_kernel, translate
@@ -34,12 +34,12 @@ def quantize_weight(
 
     Returns
     -------
-    w_int4 : (N, K) ndarray of uint8
+    codes : (N, K) ndarray of uint8
         Codes 0 to 15.
     scales : (N, G) ndarray of float32
         G = ceil(K / group_size).
     zps : (N, G) ndarray of int8
-        Zero points, 0 to 15: ``w ~ (w_int4 - zps) * scales``.
+        Zero points, 0 to 15: ``w ~ (codes - zps) * scales``.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def _quantize_rows(
 
 
 def quantize_activation(
-    x: npt.ArrayLike, symmetric: bool = False
+    x: npt.ArrayLike, act: str = "uint8"
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Quantize activations to 8 bits, each row (token) with a scale of its own.
 
@@ -120,13 +120,13 @@ def quantize_activation(
     ----------
     x : (..., K) ndarray of float32, float16 or bfloat16
         K >= 1. All other dimensions are rows.
-    symmetric : bool
-        To int8 with zero point 0; otherwise to uint8 with a zero point per row, which halves the
-        rounding error of rows that are all positive.
+    act : {'uint8', 'int8'}
+        To uint8 with a zero point per row, which halves the rounding error of rows that are all
+        positive; or to int8 with zero point 0. (The other schemes of `linear` have no such form.)
 
     Returns
     -------
-    a : (..., K) ndarray of uint8, or of int8 if symmetric
+    a : (..., K) ndarray of uint8 or int8
         The quantized rows.
     a_scales : (...) ndarray of float32
         One per row.
@@ -136,21 +136,21 @@ def quantize_activation(
     Raises
     ------
     TypeError
-        If `x` has another type.
+        If an argument has another type.
     ValueError
-        If it has no dimension or K is 0.
+        If `x` has no dimension or K is 0, or there is no such scheme.
 
     Notes
     -----
     In float32 with each operation rounded, as in torchao's ``choose_qparams_affine`` and
     ``quantize_affine`` but for the least scale, which is 2**-23 there, and the same bits from every
-    kernel. Asymmetric: ``mn = min(0, min x)``, ``mx = max(0, max x)``,
+    kernel. ``uint8``: ``mn = min(0, min x)``, ``mx = max(0, max x)``,
     ``s = max((mx - mn) / 255, 2**-126)``, ``z = clip(-rint(mn / s), 0, 255)``,
-    ``a = clip(rint(x * (1 / s)) + z, 0, 255)``. Symmetric: ``s = max(max|x| / 127, 2**-126)``,
+    ``a = clip(rint(x * (1 / s)) + z, 0, 255)``. ``int8``: ``s = max(max|x| / 127, 2**-126)``,
     ``a = clip(rint(x * (1 / s)), -127, 127)``.
 
     A row with NaN or infinity, or whose range exceeds float32, gets the scale NaN and is all zero
-    point (128, or 0 if symmetric): its outputs are NaN, and no other row's.
+    point (128, or 0 of int8): its outputs are NaN, and no other row's.
 
     Examples
     --------
@@ -163,9 +163,9 @@ def quantize_activation(
     x, x_type = as_array_of("x", x, FLOATS)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must have shape (..., K) with K >= 1, got {x.shape}")
-    symmetric = check_flag("symmetric", symmetric)
+    act = check_scheme("act", act, INTEGERS)
     rows, k = x.shape[:-1], x.shape[-1]
-    a = np.empty(x.shape, np.int8 if symmetric else np.uint8)
+    a = np.empty(x.shape, act)
     scales = np.empty(rows, np.float32)
     zps = np.empty(rows, np.int32)
     try:
@@ -174,7 +174,7 @@ def quantize_activation(
             k=k,
             x=bits(plain(x), x_type),
             x_type=TYPES[x_type],
-            symmetric=symmetric,
+            scheme=SCHEMES[act],
             act=a,
             act_scales=scales,
             act_zps=zps,

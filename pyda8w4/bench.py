@@ -106,6 +106,9 @@ def main(
     seconds: float = 1.0,
     threads: int | None = None,
     json_file: TextIO | None = None,
+    *,
+    bits: int = 4,
+    act: str = "uint8",
 ) -> int:
     """Measure, print a table and return the exit status.
 
@@ -123,6 +126,10 @@ def main(
         To limit numpy to, where threadpoolctl is there to do so. `pyda8w4.set_num_threads` is for the caller.
     json_file : text file, optional
         Where to write all numbers.
+    bits : {4, 5, 6, 8}
+        Of a weight's code.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        To what activations are quantized.
 
     Returns
     -------
@@ -133,7 +140,9 @@ def main(
         setup = {
             **cpu_info(),
             "load_average": os.getloadavg()[0],
+            "bits": bits,
             "group_size": group_size,
+            "act": act,
             "last_level_cache_bytes": last_level_cache_bytes(),
             "rotated_bytes": target,
             "numpy": np.__version__,
@@ -147,7 +156,7 @@ def main(
         _print_columns()
         cells = []
         for n, k in shapes:
-            for number, cell in enumerate(measure_layer(n, k, rows, group_size, seconds, target)):
+            for number, cell in enumerate(measure_layer(n, k, rows, group_size, seconds, target, bits, act)):
                 _print_row(cell, first=number == 0)
                 cells.append(cell)
     reads = [cell.numpy_read for cell in cells]
@@ -159,7 +168,14 @@ def main(
 
 
 def measure_layer(
-    n: int, k: int, rows: Sequence[int], group_size: int, seconds: float, rotated_bytes: int
+    n: int,
+    k: int,
+    rows: Sequence[int],
+    group_size: int,
+    seconds: float,
+    rotated_bytes: int,
+    bits: int = 4,
+    act: str = "uint8",
 ) -> Iterator[Cell]:
     """Time one layer, of random weights, with each number of rows.
 
@@ -172,6 +188,8 @@ def measure_layer(
         For each number of rows, both sides together; a few calls are made however long they take.
     rotated_bytes : int
         How much weight each side passes through before it reads the same again.
+    bits : {4, 5, 6, 8}
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
 
     Yields
     ------
@@ -179,12 +197,12 @@ def measure_layer(
     """
     read = _read_bandwidth(rotated_bytes)
     rng = np.random.default_rng(0)
-    packed, w = _random_layer(rng, n, k, group_size)
+    packed, w = _random_layer(rng, n, k, group_size, bits)
     packed_copies = [packed, *(copy.copy(packed) for _ in range(1, count_copies(packed.nbytes, rotated_bytes)))]
     float32_copies = [w, *(w.copy() for _ in range(1, count_copies(w.nbytes, rotated_bytes)))]
     for m in rows:
         x = rng.standard_normal((m, k), np.float32)
-        linear_ms, float32_ms = _time_both(x, packed_copies, float32_copies, seconds)
+        linear_ms, float32_ms = _time_both(x, packed_copies, float32_copies, seconds, act)
         yield Cell(n, k, m, packed.nbytes, len(packed_copies), len(float32_copies), read, linear_ms, float32_ms)
 
 
@@ -193,11 +211,12 @@ def _time_both(
     packed_copies: list[PackedWeight],
     float32_copies: list[NDArray[np.float32]],
     seconds: float,
+    act: str,
 ) -> tuple[Spread, Spread]:
     """Milliseconds of `linear` and of numpy."""
     out = np.empty((len(x), packed_copies[0].shape[0]), np.float32)
     calls = {
-        "linear": cycle([partial(linear, x, packed, out=out) for packed in packed_copies]),
+        "linear": cycle([partial(linear, x, packed, act=act, out=out) for packed in packed_copies]),
         "float32": cycle([partial(np.matmul, x, w.T, out=out) for w in float32_copies]),
     }
     ms: dict[str, list[float]] = {side: [] for side in calls}
@@ -224,20 +243,21 @@ def _read_bandwidth(size: int) -> float:
 
 
 def _random_layer(
-    rng: np.random.Generator, n: int, k: int, group_size: int
+    rng: np.random.Generator, n: int, k: int, group_size: int, bits: int
 ) -> tuple[PackedWeight, NDArray[np.float32]]:
     """A packed weight, and the float32 matrix that it stands for."""
     group = min(group_size, k)
     groups = -(-k // group)
-    codes = rng.integers(0, 16, (n, k), np.uint8)
-    scales = (rng.uniform(0.5, 1.5, (n, groups)) / np.sqrt(k)).astype(np.float16)
-    zps = rng.integers(6, 11, (n, groups), np.int8)
+    codes = rng.integers(0, 1 << bits, (n, k), np.uint8)
+    scales = (rng.uniform(0.5, 1.5, (n, groups)) * 16 / (1 << bits) / np.sqrt(k)).astype(np.float16)
+    middle = 1 << (bits - 1)
+    zps = rng.integers(middle - 2, middle + 3, (n, groups), np.int16)
     w = np.empty((n, k), np.float32)
     for g in range(groups):
         part = slice(g * group, (g + 1) * group)
         np.subtract(codes[:, part], zps[:, g, None], out=w[:, part], dtype=np.float32)
         w[:, part] *= scales[:, g, None]
-    return prepack(codes, scales, zps, group_size=group), w
+    return prepack(codes, scales, zps, bits=bits, group_size=group), w
 
 
 def _threadpoolctl() -> Any:
@@ -275,7 +295,10 @@ def _print_header(setup: dict[str, Any]) -> None:
     print(f"load     {setup['load_average']:.1f} in the minute before; what else runs here makes times longer")
     print(f"pyda8w4  kernel {setup['kernel']}, {_threads(setup['threads'])} ({setup['thread_runtime']})")
     print(f"numpy    {setup['numpy']}, float32 x @ w.T, {numpy_threads}")
-    print(f"weights  int4, group {setup['group_size']}, float16 scales, a zero point per group; x and y float32")
+    print(
+        f"weights  {setup['bits']} bits, group {setup['group_size']}, float16 scales, a zero point per group; "
+        f"x and y float32, x as {setup['act']}"
+    )
     print(f"cold     weights rotate through {rotated / 2**20:.0f} MiB or more on each side{cold}")
     print(f"         (last-level cache: {cache_text}; at most {MAX_COPIES} copies); x and y stay warm")
 

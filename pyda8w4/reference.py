@@ -7,10 +7,10 @@ other implementations can be compared with it.
 >>> import pyda8w4
 >>> from pyda8w4 import reference
 >>> rng = np.random.default_rng(0)
->>> w_int4, scales, zps = pyda8w4.quantize_weight(rng.standard_normal((5, 12), dtype=np.float32), 4)
+>>> codes, scales, zps = pyda8w4.quantize_weight(rng.standard_normal((5, 12), dtype=np.float32), 4)
 >>> x = rng.standard_normal((2, 12), dtype=np.float32)
->>> y = reference.linear(x, w_int4, scales, zps, group_size=4)
->>> bool((y == pyda8w4.linear(x, pyda8w4.prepack(w_int4, scales, zps))).all())
+>>> y = reference.linear(x, codes, scales, zps, group_size=4)
+>>> bool((y == pyda8w4.linear(x, pyda8w4.prepack(codes, scales, zps))).all())
 True
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["convert", "fma", "gemm", "linear", "quantize_activation"]
+__all__ = ["convert", "dequantize", "fma", "gemm", "linear", "quantize_activation"]
 
 _F32 = np.float32
 _LEAST_SCALE = _F32(2.0**-126)
@@ -63,7 +63,7 @@ def fma(a: npt.NDArray[Any], b: npt.NDArray[Any], c: npt.NDArray[Any]) -> npt.ND
 
 
 def quantize_activation(
-    x: npt.NDArray[Any], symmetric: bool = False
+    x: npt.NDArray[Any], act: str = "uint8"
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Return what `pyda8w4.quantize_activation` returns, for a matrix.
 
@@ -71,12 +71,12 @@ def quantize_activation(
     ----------
     x : (M, K) ndarray of float32, float16 or bfloat16
         One row per token.
-    symmetric : bool
-        To int8 instead of uint8.
+    act : {'uint8', 'int8'}
+        The type of the result.
 
     Returns
     -------
-    a : (M, K) ndarray of uint8, or of int8 if symmetric
+    a : (M, K) ndarray of uint8 or int8
         The quantized rows.
     a_scales : (M,) ndarray of float32
         One per row.
@@ -84,22 +84,34 @@ def quantize_activation(
         One per row.
     """
     x = x.astype(_F32)
+    if act == "int8":
+        a, s = _quantize_symmetric(x, 127)
+        return a.astype(np.int8), s, np.zeros(len(x), np.int32)
     with np.errstate(all="ignore"):
         low, high = np.minimum(x.min(axis=1), _F32(0)), np.maximum(x.max(axis=1), _F32(0))
-        s = np.maximum(-low, high) / _F32(127) if symmetric else (high - low) / _F32(255)
+        s = (high - low) / _F32(255)
         bad = ~np.isfinite(x).all(axis=1) | ~np.isfinite(s)
         s = np.maximum(s, _LEAST_SCALE)
-        z = np.zeros_like(s) if symmetric else np.clip(-np.rint(low / s), 0, 255)
-        a = np.rint(x * (_F32(1) / s)[:, None]) + z[:, None]
-    a = np.clip(a, -127, 127) if symmetric else np.clip(a, 0, 255)
-    neutral = 0 if symmetric else 128
-    a[bad], s[bad], z[bad] = neutral, np.nan, neutral
-    return a.astype(np.int8 if symmetric else np.uint8), s, z.astype(np.int32)
+        z = np.clip(-np.rint(low / s), 0, 255)
+        a = np.clip(np.rint(x * (_F32(1) / s)[:, None]) + z[:, None], 0, 255)
+    a[bad], s[bad], z[bad] = 128, np.nan, 128
+    return a.astype(np.uint8), s, z.astype(np.int32)
+
+
+def _quantize_symmetric(x: npt.NDArray[Any], most: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """-> whole numbers up to `most`, as float32, and the scale of each row."""
+    with np.errstate(all="ignore"):
+        s = np.abs(x).max(axis=1) / _F32(most)
+        bad = ~np.isfinite(s)
+        s = np.maximum(s, _LEAST_SCALE)
+        q = np.clip(np.rint(x * (_F32(1) / s)[:, None]), -most, most)
+    q[bad], s[bad] = 0, np.nan
+    return q, s
 
 
 def gemm(
     a: npt.NDArray[Any],
-    w_int4: npt.NDArray[Any],
+    codes: npt.NDArray[Any],
     scales: npt.NDArray[Any],
     zps: npt.NDArray[Any],
     a_scales: npt.NDArray[Any] | None = None,
@@ -107,6 +119,10 @@ def gemm(
     bias: npt.NDArray[Any] | None = None,
     *,
     offsets: npt.NDArray[Any] | None = None,
+    sub_scales: npt.NDArray[Any] | None = None,
+    sub_offsets: npt.NDArray[Any] | None = None,
+    table: npt.NDArray[Any] | None = None,
+    perm: npt.NDArray[Any] | None = None,
     group_size: int,
     out_dtype: str = "float32",
 ) -> npt.NDArray[Any]:
@@ -116,10 +132,10 @@ def gemm(
     ----------
     a : (M, K) ndarray of uint8 or int8
         Quantized activations.
-    w_int4 : (N, K) ndarray of uint8
+    codes : (N, K) ndarray of uint8 or int8
         Codes, as `PackedWeight.unpack` gives them.
     scales : (N, G) ndarray of float32
-        One per group.
+        One per group; (N, S) with `sub_scales`.
     zps : (N, G) ndarray of int8
         One per group.
     a_scales : (M,) ndarray of float32, optional
@@ -129,7 +145,13 @@ def gemm(
     bias : (N,) ndarray of float32, optional
         Added to each row.
     offsets : (N, G) ndarray of float32, optional
-        One per group.
+        One per group; (N, S) with `sub_offsets`.
+    sub_scales, sub_offsets : (N, G) ndarray of uint8 or int8, optional
+        The second level of scales and offsets.
+    table : (16,) ndarray of int8, optional
+        What codes stand for.
+    perm : (K,) ndarray of int, optional
+        Column k of `codes` multiplies ``a[:, perm[k]]``.
     group_size : int
         Elements of k that share a scale.
     out_dtype : {'float32', 'float16', 'bfloat16'}
@@ -140,21 +162,18 @@ def gemm(
     (M, N) ndarray
         Of `out_dtype`; bfloat16 as the bits, uint16.
     """
-    m, k = a.shape
-    n = w_int4.shape[0]
+    w = _Weight(codes, scales, zps, offsets, sub_scales, sub_offsets, table, group_size)
+    m, n = len(a), len(codes)
     shift = 128 if a.dtype == np.uint8 else 0
-    act = a.astype(np.float64) - shift  # sums of products below 2**53 are exact in float64
+    act = (a if perm is None else a[:, perm]).astype(np.float64) - shift
     acc: npt.NDArray[Any] = np.zeros((m, n), _F32)
     column: npt.NDArray[Any] = np.zeros(n, _F32)
-    for g, begin in enumerate(range(0, k, group_size)):
-        part = slice(begin, min(begin + group_size, k))
-        w = w_int4[:, part].astype(np.float64) - zps[:, g].astype(np.float64)[:, None]
-        # astype rounds the exact integer to float32 once.
-        acc = fma((act[:, part] @ w.T).astype(_F32), scales[:, g].astype(_F32), acc)
-        column = fma(w.sum(axis=1).astype(_F32), scales[:, g].astype(_F32), column)
-        if offsets is not None:
-            acc = fma(act[:, part].sum(axis=1).astype(_F32)[:, None], offsets[:, g].astype(_F32), acc)
-            column = fma(np.full(n, w.shape[1], _F32), offsets[:, g].astype(_F32), column)
+    for g, part in enumerate(w.groups):
+        acc = fma(w.dots(act, g), w.scales[:, g], acc)
+        column = fma(w.centred(g).sum(axis=1).astype(_F32), w.scales[:, g], column)
+        if w.offsets is not None:
+            acc = fma(_sums(act[:, part]), w.offsets[:, g], acc)
+            column = fma(np.full(n, part.stop - part.start, _F32), w.offsets[:, g], column)
     z = ((0 if a_zps is None else a_zps.astype(np.float64)) - np.full(m, shift)).astype(_F32)[:, None]
     s = np.ones((m, 1), _F32) if a_scales is None else a_scales.astype(_F32)[:, None]
     t = np.where(z == 0, acc, fma(-z, column, acc))
@@ -165,14 +184,19 @@ def gemm(
 
 def linear(
     x: npt.NDArray[Any],
-    w_int4: npt.NDArray[Any],
+    codes: npt.NDArray[Any],
     scales: npt.NDArray[Any],
     zps: npt.NDArray[Any],
     bias: npt.NDArray[Any] | None = None,
     *,
     offsets: npt.NDArray[Any] | None = None,
+    sub_scales: npt.NDArray[Any] | None = None,
+    sub_offsets: npt.NDArray[Any] | None = None,
+    table: npt.NDArray[Any] | None = None,
+    perm: npt.NDArray[Any] | None = None,
+    factors: npt.NDArray[Any] | None = None,
     group_size: int,
-    symmetric: bool = False,
+    act: str = "uint8",
     out_dtype: str = "float32",
 ) -> npt.NDArray[Any]:
     """Return what `pyda8w4.linear` returns, for a matrix.
@@ -181,20 +205,28 @@ def linear(
     ----------
     x : (M, K) ndarray of float32, float16 or bfloat16
         Activations.
-    w_int4 : (N, K) ndarray of uint8
+    codes : (N, K) ndarray of uint8 or int8
         Codes, as `PackedWeight.unpack` gives them.
     scales : (N, G) ndarray of float32
-        One per group.
+        One per group; (N, S) with `sub_scales`.
     zps : (N, G) ndarray of int8
         One per group.
     bias : (N,) ndarray of float32, optional
         Added to each row.
     offsets : (N, G) ndarray of float32, optional
-        One per group.
+        One per group; (N, S) with `sub_offsets`.
+    sub_scales, sub_offsets : (N, G) ndarray of uint8 or int8, optional
+        The second level of scales and offsets.
+    table : (16,) ndarray of int8, optional
+        What codes stand for.
+    perm : (K,) ndarray of int, optional
+        Column k of `codes` multiplies ``x[:, perm[k]]``.
+    factors : (K,) ndarray of float32, optional
+        What ``x[:, perm[k]]`` is multiplied by before it is quantized.
     group_size : int
         Elements of k that share a scale.
-    symmetric : bool
-        Quantize activations to int8 instead of uint8.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        To what activations are quantized.
     out_dtype : {'float32', 'float16', 'bfloat16'}
         What the result is rounded to.
 
@@ -203,10 +235,162 @@ def linear(
     (M, N) ndarray
         Of `out_dtype`; bfloat16 as the bits, uint16.
     """
-    a, a_scales, a_zps = quantize_activation(x, symmetric)
+    x = x.astype(_F32)
+    if perm is not None:
+        x = x[:, perm]
+    if factors is not None:
+        with np.errstate(all="ignore"):
+            x = x * factors.astype(_F32)
+    w = _Weight(codes, scales, zps, offsets, sub_scales, sub_offsets, table, group_size)
+    if act == "int8_group":
+        return convert(_linear_int8_group(x, w, bias), out_dtype)
+    if act == "int16":
+        return convert(_linear_int16(x, w, bias), out_dtype)
+    a, a_scales, a_zps = quantize_activation(x, act)
     return gemm(
-        a, w_int4, scales, zps, a_scales, a_zps, bias, offsets=offsets, group_size=group_size, out_dtype=out_dtype
+        a,
+        codes,
+        w.scales,
+        zps,
+        a_scales,
+        a_zps,
+        bias,
+        offsets=w.offsets,
+        table=table,
+        group_size=group_size,
+        out_dtype=out_dtype,
     )
+
+
+def _linear_int8_group(x: npt.NDArray[Any], w: _Weight, bias: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    acc: npt.NDArray[Any] = np.zeros((len(x), len(w.values)), _F32)
+    for g, part in enumerate(w.groups):
+        a, s = _quantize_symmetric(x[:, part], 127)
+        act = np.zeros(x.shape)
+        act[:, part] = a
+        with np.errstate(all="ignore"):
+            acc = fma(w.dots(act, g), w.scales[:, g] * s[:, None], acc)
+            if w.offsets is not None:
+                acc = fma(_sums(a) * s[:, None], w.offsets[:, g], acc)
+    with np.errstate(all="ignore"):
+        return acc if bias is None else acc + bias.astype(_F32)
+
+
+def _linear_int16(x: npt.NDArray[Any], w: _Weight, bias: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    q, s = _quantize_symmetric(x, 32512)
+    upper = (q.astype(np.int64) + 128) >> 8
+    lower = q.astype(np.int64) - 256 * upper
+    acc: npt.NDArray[Any] = np.zeros((len(x), len(w.values)), _F32)
+    for g, part in enumerate(w.groups):
+        t = fma(np.array(256), w.dots(upper.astype(np.float64), g), w.dots(lower.astype(np.float64), g))
+        acc = fma(t, w.scales[:, g], acc)
+        if w.offsets is not None:
+            acc = fma(_sums(q[:, part]), w.offsets[:, g], acc)
+    with np.errstate(all="ignore"):
+        return acc * s[:, None] if bias is None else fma(acc, s[:, None], bias)
+
+
+def dequantize(
+    codes: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+    zps: npt.NDArray[Any],
+    *,
+    offsets: npt.NDArray[Any] | None = None,
+    sub_scales: npt.NDArray[Any] | None = None,
+    sub_offsets: npt.NDArray[Any] | None = None,
+    table: npt.NDArray[Any] | None = None,
+    perm: npt.NDArray[Any] | None = None,
+    factors: npt.NDArray[Any] | None = None,
+    group_size: int,
+) -> npt.NDArray[Any]:
+    """Return what `PackedWeight.dequantize` returns.
+
+    Parameters
+    ----------
+    codes : (N, K) ndarray of uint8 or int8
+        Codes, as `PackedWeight.unpack` gives them.
+    scales : (N, G) ndarray of float32
+        One per group; (N, S) with `sub_scales`.
+    zps : (N, G) ndarray of int8
+        One per group.
+    offsets : (N, G) ndarray of float32, optional
+        One per group; (N, S) with `sub_offsets`.
+    sub_scales, sub_offsets : (N, G) ndarray of uint8 or int8, optional
+        The second level of scales and offsets.
+    table : (16,) ndarray of int8, optional
+        What codes stand for.
+    perm : (K,) ndarray of int, optional
+        Column k of `codes` is that of input ``perm[k]``.
+    factors : (K,) ndarray of float32, optional
+        What that input is multiplied by.
+    group_size : int
+        Elements of k that share a scale.
+
+    Returns
+    -------
+    (N, K) ndarray of float32
+        In the order of the inputs.
+    """
+    w = _Weight(codes, scales, zps, offsets, sub_scales, sub_offsets, table, group_size)
+    floats = np.empty(codes.shape, _F32)
+    with np.errstate(all="ignore"):
+        for g, part in enumerate(w.groups):
+            floats[:, part] = w.centred(g).astype(_F32) * w.scales[:, g, None]
+            if w.offsets is not None:
+                floats[:, part] += w.offsets[:, g, None]
+        if factors is not None:
+            floats *= factors.astype(_F32)
+    if perm is None:
+        return floats
+    restored = np.empty_like(floats)
+    restored[:, perm] = floats
+    return restored
+
+
+class _Weight:
+    """What codes stand for, with scales and offsets of one level."""
+
+    def __init__(
+        self,
+        codes: npt.NDArray[Any],
+        scales: npt.NDArray[Any],
+        zps: npt.NDArray[Any],
+        offsets: npt.NDArray[Any] | None,
+        sub_scales: npt.NDArray[Any] | None,
+        sub_offsets: npt.NDArray[Any] | None,
+        table: npt.NDArray[Any] | None,
+        group_size: int,
+    ) -> None:
+        k = codes.shape[1]
+        self.values: npt.NDArray[Any] = (codes if table is None else table[codes]).astype(np.float64)
+        self.zps = zps.astype(np.float64)
+        self.scales = _one_level(scales, sub_scales)
+        self.offsets = None if offsets is None else _one_level(offsets, sub_offsets)
+        self.groups = [slice(begin, min(begin + group_size, k)) for begin in range(0, k, group_size)]
+
+    def centred(self, g: int) -> npt.NDArray[Any]:
+        """Values less their zero points."""
+        return self.values[:, self.groups[g]] - self.zps[:, g, None]
+
+    def dots(self, act: npt.NDArray[Any], g: int) -> npt.NDArray[Any]:
+        """The integer sums of a group, exact (they are below 2**53), rounded to float32 once."""
+        sums: npt.NDArray[Any] = (act[:, self.groups[g]] @ self.centred(g).T).astype(_F32)
+        return sums
+
+
+def _one_level(floats: npt.NDArray[Any], subs: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    floats = floats.astype(_F32)
+    if subs is None:
+        return floats
+    size = -(-subs.shape[1] // floats.shape[1])
+    with np.errstate(all="ignore"):
+        return np.repeat(floats, size, axis=1)[:, : subs.shape[1]] * subs.astype(_F32)
+
+
+def _sums(act: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Of each row, as a column of float32."""
+    sums: npt.NDArray[Any] = act.sum(axis=1, dtype=np.float64).astype(_F32)
+    return sums[:, None]
 
 
 def convert(y: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4 import _core, reference
-from pyda8w4._checks import dtype_of
+from pyda8w4._checks import INTEGERS, SCHEMES, dtype_of
+from pyda8w4._format import KINDS
 from pyda8w4._linear import gemm, linear
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
@@ -169,43 +170,71 @@ def _cases() -> Iterator[_Case]:
     rng = np.random.default_rng(0)
     for shape_number, (m, n, k, group) in enumerate(_SHAPES):
         yield from _quantize_cases(rng, m, k)
-        yield from _gemm_cases(rng, m, n, k, group)
-        options = product(_float_types(), (False, True), (False, True), (False, True))
-        for number, (x_type, symmetric, biased, same_zp) in enumerate(options):
-            # The types in which scales are stored alternate.
-            scale_type = ("float16", "bfloat16", "float32")[(shape_number + number) % 3]
-            weight = _weight(rng, n, k, group, scale_type, same_zp, offsets=(shape_number + number // 8) % 2 == 1)
-            yield from _linear_cases(rng, m, weight, x_type, symmetric, biased)
+        yield from _gemm_cases(rng, m, n, k, group, shape_number)
+        for number, (x_type, act, biased) in enumerate(product(_float_types(), SCHEMES, (False, True))):
+            # Whatever a weight may have alternates, so that every kind meets every scheme.
+            yield from _linear_cases(rng, m, _weight(rng, n, k, group, 7 * shape_number + number), x_type, act, biased)
 
 
-def _weight(
-    rng: np.random.Generator,
-    n: int,
-    k: int,
-    group: int,
-    scale_type: str,
-    same_zp: bool,
-    zp_range: int = 16,
-    *,
-    offsets: bool,
-) -> PackedWeight:
+@dataclass(frozen=True)
+class _Weight:
+    """A weight, and what the reference takes for it."""
+
+    packed: PackedWeight
+    arguments: dict[str, Any]
+
+    def __str__(self) -> str:
+        packed = self.packed
+        parts = [
+            f"{packed.bits} bits",
+            f"{packed.scale_dtype}{' two-level' if packed.super_size else ''} scales",
+            "a zero point per group" if packed.zero_point is None else "one zero point",
+            *(name for name in ("table", "perm", "factors") if name in self.arguments),
+            *(["offsets"] if packed.has_offsets else []),
+        ]
+        return ", ".join(parts)
+
+
+def _weight(rng: np.random.Generator, n: int, k: int, group: int, number: int, zp_range: int = 16) -> _Weight:
+    """One of many sorts of weights, by its number."""
+    bits, has_table = list(KINDS)[number % len(KINDS)]
+    scale_type = ("float16", "bfloat16", "float32")[number % 3]
+    two_levels, same_zp, has_offsets = number // 5 % 2 == 1, number % 4 == 0 or has_table, number // 2 % 2 == 1
     groups = -(-k // group)
-    scales = rng.uniform(0.5, 1.5, (n, groups)).astype(np.float32) / np.float32(k)
-    if scale_type == "float16":
-        scales = scales.astype(np.float16)
-    elif scale_type == "bfloat16":
-        scales = (scales.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    supers = -(-groups // -(-groups // 3)) if two_levels else groups
+    kind = KINDS[bits, has_table]
+    zp = 0 if has_table else (kind.least + kind.most + 1) // 2
+    zps = np.full((n, groups), zp) if same_zp else zp + rng.integers(-zp_range // 2, zp_range // 2, (n, groups))
+    given: dict[str, Any] = {
+        "codes": rng.integers(kind.least, kind.most, (n, k), kind.dtype, endpoint=True),
+        "scales": _scales(rng, (n, supers), scale_type),
+        "zps": zps.astype(np.int8),
+    }
+    if has_offsets:
+        given["offsets"] = rng.permutation(given["scales"])  # which fit the type of the scales
+    if two_levels:
+        given["sub_scales"] = rng.integers(0, 64, (n, groups), np.uint8)
+        if has_offsets:
+            given["sub_offsets"] = rng.integers(-128, 127, (n, groups), np.int8, endpoint=True)
+    if has_table:
+        given["table"] = rng.permutation(np.arange(-128, 128, 16)).astype(np.int8)
+    if number % 7 == 3:
+        given["perm"] = rng.permutation(k).astype(np.int32)
+    if number % 11 == 6:
+        given["factors"] = rng.uniform(0.5, 2, k).astype(np.float32)
+    packed = prepack(**given, bits=bits, group_size=group)
+    return _Weight(packed, {**given, "group_size": group})
+
+
+def _scales(rng: np.random.Generator, shape: tuple[int, int], scale_type: str) -> npt.NDArray[np.float32]:
+    """Scales that are stored in this type, with few enough bits to be exact when multiplied by a whole number."""
+    digits = {"float16": 11, "bfloat16": 8, "float32": 16}[scale_type]
+    whole = rng.integers(1 << (digits - 1), 1 << digits, shape) * rng.choice([-1, 1], shape)
+    whole[0, 0] |= 1  # which needs all digits
+    scales: npt.NDArray[np.float32] = np.ldexp(whole.astype(np.float32), -(digits + 5))
+    if scale_type == "bfloat16":
         scales[-1, -1] = 2.0**-40  # which float16 cannot hold
-    zps = np.full((n, groups), 7) if same_zp else rng.integers(8 - zp_range // 2, 8 + zp_range // 2, (n, groups))
-    codes = rng.integers(0, 16, (n, k), np.uint8)
-    shuffled = rng.permutation(scales) if offsets else None  # fit the type of the scales
-    return prepack(codes, scales, zps.astype(np.int8), shuffled, group_size=group)
-
-
-def _arguments(weight: PackedWeight) -> dict[str, Any]:
-    """Of the reference, by name."""
-    names = ("w_int4", "scales", "zps", "offsets")
-    return {"group_size": weight.group_size, **dict(zip(names, weight.unpack()))}
+    return scales
 
 
 def _activations(rng: np.random.Generator, m: int, k: int, x_type: str) -> npt.NDArray[Any]:
@@ -219,18 +248,20 @@ def _activations(rng: np.random.Generator, m: int, k: int, x_type: str) -> npt.N
 
 
 def _quantize_cases(rng: np.random.Generator, m: int, k: int) -> Iterator[_Case]:
-    for x_type, symmetric in product(_float_types(), (False, True)):
+    for x_type, act in product(_float_types(), INTEGERS):
         x = _activations(rng, m, k, x_type)
         yield _Case(
-            f"quantize_activation {m}x{k} of {x_type}, {_kind(symmetric)}",
-            partial(quantize_activation, x, symmetric),
-            reference.quantize_activation(x, symmetric),
+            f"quantize_activation {m}x{k} of {x_type} to {act}",
+            partial(quantize_activation, x, act),
+            reference.quantize_activation(x, act),
         )
 
 
-def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int) -> Iterator[_Case]:
-    for dtype, offsets in product((np.uint8, np.int8), (False, True)):
-        weight = _weight(rng, n, k, group, "float32", same_zp=False, zp_range=200, offsets=offsets)
+def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int, shape_number: int) -> Iterator[_Case]:
+    for number, dtype in enumerate((np.uint8, np.int8, np.uint8, np.int8)):
+        weight = _weight(rng, n, k, group, 12 + 5 * shape_number + 3 * number, zp_range=200)
+        if weight.packed.factors is not None:  # which gemm refuses
+            continue
         limits = np.iinfo(dtype)
         a = rng.integers(limits.min, limits.max, (m, k), dtype, endpoint=True)
         a[:, :: rng.integers(1, 4)] = rng.choice([limits.min, limits.max])  # whatever saturates does it here
@@ -238,34 +269,28 @@ def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int) ->
         zps = rng.integers(limits.min, limits.max, m, np.int32, endpoint=True)
         for operands in ((None, None), (scales, zps)):
             yield _Case(
-                f"gemm {_sizes(m, weight)} of {a.dtype}{'' if operands[0] is None else ' with scales and zero points'}"
-                f"{', offsets' if offsets else ''}",
-                partial(gemm, a, weight, *operands),
-                reference.gemm(a, a_scales=operands[0], a_zps=operands[1], **_arguments(weight)),
+                f"gemm {_sizes(m, weight)} of {dtype.__name__}, {weight}"
+                f"{'' if operands[0] is None else ', with scales and zero points of rows'}",
+                partial(gemm, a, weight.packed, *operands),
+                reference.gemm(a, a_scales=operands[0], a_zps=operands[1], **weight.arguments),
             )
 
 
 def _linear_cases(
-    rng: np.random.Generator, m: int, weight: PackedWeight, x_type: str, symmetric: bool, biased: bool
+    rng: np.random.Generator, m: int, weight: _Weight, x_type: str, act: str, biased: bool
 ) -> Iterator[_Case]:
-    n, k = weight.shape
+    n, k = weight.packed.shape
     x = _activations(rng, m, k, x_type)
     bias = rng.standard_normal(n, np.float32) if biased else None
-    y = reference.linear(x, bias=bias, symmetric=symmetric, **_arguments(weight))
+    y = reference.linear(x, bias=bias, act=act, **weight.arguments)
     for out_type in _float_types():
-        zero_points = "a zero point per group" if weight.zero_point is None else "one zero point"
         yield _Case(
-            f"linear {_sizes(m, weight)} of {x_type}, {_kind(symmetric)}, {weight.scale_dtype} scales, {zero_points}"
-            f"{', offsets' if weight.has_offsets else ''}{', bias' if biased else ''}, to {out_type}",
-            partial(linear, x, weight, bias, symmetric=symmetric, out_dtype=out_type),
+            f"linear {_sizes(m, weight)} of {x_type} as {act}, {weight}{', bias' if biased else ''}, to {out_type}",
+            partial(linear, x, weight.packed, bias, act=act, out_dtype=out_type),
             reference.convert(y, out_type),
         )
 
 
-def _kind(symmetric: bool) -> str:
-    return "symmetric" if symmetric else "asymmetric"
-
-
-def _sizes(m: int, weight: PackedWeight) -> str:
-    n, k = weight.shape
-    return f"{m}x{n}x{k} in groups of {weight.group_size}"
+def _sizes(m: int, weight: _Weight) -> str:
+    n, k = weight.packed.shape
+    return f"{m}x{n}x{k} in groups of {weight.packed.group_size}"

@@ -52,27 +52,46 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
+FIELDS = (
+    "shape",
+    "bits",
+    "group_size",
+    "super_size",
+    "scale_dtype",
+    "sub_scale_dtype",
+    "sub_offset_dtype",
+    "zero_point",
+)
+
+
 def assert_same_weight(actual: pyda8w4.PackedWeight, expected: pyda8w4.PackedWeight) -> None:
-    for field in ("shape", "group_size", "scale_dtype", "zero_point"):
+    for field in FIELDS:
         assert getattr(actual, field) == getattr(expected, field), field
     assert packed_bytes(actual) == packed_bytes(expected)
 
 
 def assert_unpacks_to(packed, codes, scales, zps, *offsets):
+    """Of one level."""
     got = packed.unpack()
-    assert [array.dtype for array in got] == [np.uint8, np.float32, np.int8, np.float32][: 3 + len(offsets)]
+    code = np.int8 if packed.bits == 8 else np.uint8
+    assert [array.dtype for array in got] == [code, np.float32, np.int8, np.float32][: 3 + len(offsets)]
     np.testing.assert_array_equal(got[0], codes)
     assert_same_bits(got[1], scales.astype(np.float32))
     np.testing.assert_array_equal(got[2], zps)
     assert packed.has_offsets == bool(offsets)
     for array, given in zip(got[3:], offsets, strict=True):
         assert_same_bits(array, given.astype(np.float32))
-    assert_same_weight(pyda8w4.prepack(*got, group_size=packed.group_size), packed)
+    more = {name: getattr(packed, name) for name in ("bits", "table", "perm", "factors")}
+    assert_same_weight(pyda8w4.prepack(*got, **more, group_size=packed.group_size), packed)
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A random weight matrix. `zps`: "random" 0..15, "extreme" -128 or 127, or one number for all."""
+    """A random weight matrix.
+
+    `zps`: "random" within 8 of the middle, "extreme" -128 or 127, or one number for all; 0 with a table. `supers`: groups
+    of a super-group, or 0.
+    """
 
     n: int
     k: int
@@ -80,6 +99,11 @@ class Weight:
     scales: str = "float32"
     zps: str | int = "random"
     offsets: bool = False
+    bits: int = 4
+    table: bool = False
+    supers: int = 0
+    perm: bool = False
+    factors: bool = False
 
     @property
     def group_size(self) -> int:
@@ -87,6 +111,11 @@ class Weight:
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng([self.n, self.k, self.group_size])
+
+    def __str__(self) -> str:
+        parts = [f"{self.n}x{self.k}", f"g{self.group_size}", f"{self.bits}bit", self.scales, f"zps={self.zps}"]
+        parts += [name for name in ("offsets", "table", "perm", "factors") if getattr(self, name)]
+        return ",".join([*parts, *([f"supers={self.supers}"] if self.supers else [])])
 
 
 # Shapes with tails, every type of scales, zero points of each kind, with offsets and without.
@@ -101,34 +130,77 @@ SOME = [
     Weight(97, 130, 64, "bfloat16", 0, offsets=True),
 ]
 
+# What codes of more bits, tables, two levels, permutations and factors add, in shapes whose units of lines have tails.
+KINDS = [
+    Weight(1, 1, bits=5),
+    Weight(33, 70, 32, "float16", bits=5),
+    Weight(65, 259, 100, bits=5, offsets=True, perm=True),
+    Weight(31, 5, bits=6, zps="extreme"),
+    Weight(64, 268, 20, "float16", 0, supers=4, bits=6),
+    Weight(47, 600, 36, "bfloat16", bits=6, offsets=True, supers=3, factors=True),
+    Weight(3, 7, 4, bits=8),
+    Weight(33, 130, 32, "float16", 0, bits=8),
+    Weight(97, 1030, None, "float32", "extreme", bits=8, perm=True, factors=True),
+    Weight(40, 300, 128, "float32", "random", offsets=True, bits=8, supers=2),
+    Weight(33, 70, 32, "float16", 0, table=True),
+    Weight(65, 520, 16, "bfloat16", 0, table=True, supers=5, perm=True, offsets=True),
+    Weight(64, 512, 32, "float16", 0, offsets=True, supers=8),
+    Weight(35, 268, 24, "float32", supers=1, factors=True),
+    Weight(33, 260, 64, perm=True, factors=True, offsets=True),
+]
+
 
 @cache
-def arrays(weight: Weight) -> tuple[np.ndarray, ...]:
-    """-> codes, scales in the requested dtype, zero points, and offsets in that dtype if there are any."""
-    rng, n, groups = weight.rng(), weight.n, -(-weight.k // weight.group_size)
-    codes = rng.integers(0, 16, (n, weight.k), np.uint8)
+def given(weight: Weight) -> dict[str, np.ndarray]:
+    """What is packed, by name: arguments of prepack and of the oracle. Floats have the requested dtype."""
+    rng, n, k = weight.rng(), weight.n, weight.k
+    groups = -(-k // weight.group_size)
+    supers = -(-groups // weight.supers) if weight.supers else groups
+    least, most = (-128, 127) if weight.bits == 8 else (0, (1 << weight.bits) - 1)
+    found = {"codes": rng.integers(least, most, (n, k), np.int8 if least else np.uint8, endpoint=True)}
 
     def floats_of(size: float) -> np.ndarray:
         if weight.scales == "bfloat16":
             size *= 2.0**-40  # beyond float16, so that these must be stored as bfloat16
-        return (rng.standard_normal((n, groups)) * size).astype(np.float32).astype(DTYPES[weight.scales])
+        drawn = (rng.standard_normal((n, supers)) * size).astype(np.float32)
+        if weight.supers and weight.scales == "float32":  # few enough digits, and too small for float16
+            drawn = drawn.astype(np.float16).astype(np.float32) * np.float32(2.0**-30)
+        return drawn.astype(DTYPES[weight.scales])
 
-    scales = floats_of(0.01)
+    found["scales"] = floats_of(0.01)
+    middle = (least + most + 1) // 2
     if weight.zps == "random":
-        zps = rng.integers(0, 16, (n, groups), np.int8)
+        found["zps"] = rng.integers(middle - 8, middle + 8, (n, groups), np.int8)
     elif weight.zps == "extreme":
-        zps = rng.choice(np.array([-128, 127], np.int8), (n, groups))
+        found["zps"] = rng.choice(np.array([-128, 127], np.int8), (n, groups))
     else:
-        zps = np.full((n, groups), weight.zps, np.int8)
-    found = (codes, scales, zps, floats_of(0.1)) if weight.offsets else (codes, scales, zps)
-    for array in found:
+        found["zps"] = np.full((n, groups), weight.zps, np.int8)
+    if weight.offsets:
+        found["offsets"] = floats_of(0.1)
+    if weight.supers:
+        found["sub_scales"] = rng.integers(0, 255, (n, groups), np.uint8, endpoint=True)
+        if weight.offsets:
+            found["sub_offsets"] = rng.integers(-128, 127, (n, groups), np.int8, endpoint=True)
+    if weight.table:
+        found["table"] = rng.integers(-128, 127, 16, np.int8, endpoint=True)
+    if weight.perm:
+        found["perm"] = rng.permutation(k).astype(np.int32)
+    if weight.factors:
+        found["factors"] = rng.uniform(-2, 2, k).astype(np.float32)
+    for array in found.values():
         array.flags.writeable = False
     return found
 
 
+def arrays(weight: Weight) -> tuple[np.ndarray, ...]:
+    """-> codes, scales, zero points, and offsets if there are any."""
+    found = given(weight)
+    return tuple(found[name] for name in ("codes", "scales", "zps", "offsets") if name in found)
+
+
 @cache
 def pack(weight: Weight) -> pyda8w4.PackedWeight:
-    return pyda8w4.prepack(*arrays(weight), group_size=weight.group_size)
+    return pyda8w4.prepack(**given(weight), bits=weight.bits, group_size=weight.group_size)
 
 
 def prepack(codes, zps=None, scales=None, offsets=None, **more):
@@ -140,10 +212,9 @@ def prepack(codes, zps=None, scales=None, offsets=None, **more):
 
 def reference_weight(weight: Weight) -> dict[str, np.ndarray]:
     """The arrays as arguments of the oracle, by name."""
-    names = ("w_int4", "scales", "zps", "offsets")
     return {
         name: array.astype(np.float32) if name in ("scales", "offsets") else array
-        for name, array in zip(names, arrays(weight))
+        for name, array in given(weight).items()
     }
 
 
@@ -194,7 +265,7 @@ def expected_linear(
     weight: Weight,
     x: str = "float32",
     *,
-    symmetric: bool = False,
+    act: str = "uint8",
     bias: bool = False,
     out: str = "float32",
     rows: int = MOST_ROWS,
@@ -204,7 +275,7 @@ def expected_linear(
         **reference_weight(weight),
         bias=bias_of(weight.n) if bias else None,
         group_size=weight.group_size,
-        symmetric=symmetric,
+        act=act,
         out_dtype=out,
     )
 

@@ -16,6 +16,7 @@ from pyda8w4.torch import DA8W4Linear
 # torch uses what torch has deprecated.
 MARKS = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
+ACTS = ("uint8", "int8", "int8_group", "int16")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,7 +27,7 @@ def expected(layer: DA8W4Linear, x: torch.Tensor) -> torch.Tensor:
         x.float().reshape(-1, k).numpy(),
         layer.packed,
         None if layer.bias is None else layer.bias.numpy(),
-        symmetric=layer.symmetric_activation,
+        act=layer.act,
     )
     return torch.from_numpy(out).to(x.dtype).reshape(*x.shape[:-1], -1)
 

@@ -82,10 +82,15 @@ def fuse_linears(model: nn.Module, groups: Sequence[Sequence[str]]) -> Report:
             name = f"{path}.({', '.join(group)})".lstrip(".")
             layers = [getattr(parent, child) for child in group]
             reason = _reason(layers)
+            if reason is None:
+                try:
+                    parts = _parts(layers)
+                except ValueError as error:  # weights of different kinds
+                    reason = str(error)
             if reason is not None:
                 report.kept[name] = reason
                 continue
-            for child, part in zip(group, _parts(layers)):
+            for child, part in zip(group, parts):
                 setattr(parent, child, part)
             report.replaced.append(name)
     return report
@@ -97,7 +102,7 @@ def _reason(layers: Sequence[nn.Module]) -> str | None:
         if not isinstance(layer, DA8W4Linear):
             return f"it has a {type(layer).__name__}"
     first = layers[0]
-    for what in ("in_features", "group_size", "symmetric_activation"):
+    for what in ("in_features", "group_size", "act"):
         values = [getattr(layer, what) for layer in layers]
         if any(value != values[0] for value in values):
             return f"{what} differs: {values}"
@@ -113,10 +118,7 @@ def _parts(layers: Sequence[DA8W4Linear]) -> list[FusedPart]:
     biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
     whole = DA8W4Linear.from_packed(
-        concat([layer.packed for layer in layers]),
-        bias,
-        symmetric_activation=first.symmetric_activation,
-        dtype=first.weight.dtype,
+        concat([layer.packed for layer in layers]), bias, act=first.act, dtype=first.weight.dtype
     )
     whole.train(first.training)
     sharing = _Sharing(whole, len(layers))

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from pyda8w4._checks import check_flag
-from pyda8w4._format import Format, check_group_size, group_count
+from pyda8w4._checks import SCHEMES, check_flag, check_scheme
+from pyda8w4._format import ARRAYS, Format, check_group_size, group_count
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
@@ -38,7 +38,7 @@ _Tensor = torch.Tensor
 
 
 class DA8W4Linear(nn.Module):
-    """A linear layer with 4-bit weights and 8-bit activations: ``y = x @ weight.T + bias``.
+    """A linear layer with weights of 4 to 8 bits and integer activations: ``y = x @ weight.T + bias``.
 
     The constructor makes a layer of zeros, to load a state dict into. `from_linear`, `from_int4` and
     `from_packed` make layers with weights.
@@ -51,20 +51,21 @@ class DA8W4Linear(nn.Module):
         Whether to add one.
     group_size : int
         Weights of consecutive input features that share a scale: a multiple of 4, or `in_features`.
-    symmetric_activation : bool
-        Quantize activations to int8 instead of uint8 with a zero point.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        How activations are quantized, see `pyda8w4.linear`. The weight is the same for all.
     device : torch.device, optional
         ``"cpu"``, or ``"meta"`` for a layer without memory.
     dtype : torch.dtype, optional
         What `weight` says: float32, bfloat16 or float16. None means torch's default.
     group_zero_points : bool
-        Whether ``zps`` has a zero point for each group. `load_state_dict` takes both; loaders that compare shapes
-        (accelerate) need a layer with the shapes of the file.
+        Whether ``zps`` has a zero point for each group. `load_state_dict` takes every kind of weight; loaders that
+        compare shapes (accelerate) need a layer with the shapes of the file.
 
     Attributes
     ----------
     in_features, out_features, group_size : int
-    symmetric_activation : bool
+    act : str
+        May be set at any time: it says how the next input is quantized.
     packed : PackedWeight
         The weight, sharing memory with the layer.
     weight : (out_features, in_features) tensor
@@ -85,10 +86,11 @@ class DA8W4Linear(nn.Module):
     bfloat16 or float16, with any leading dimensions; outputs have the type of the input. The
     result is that of `pyda8w4.linear`, bit for bit. ``.to(dtype)`` changes what `weight` says, and nothing else.
 
-    The state dict holds plain tensors in the layout of docs/packed-format.md, the same for every CPU:
-    ``layout`` (its version, N, K, group size), ``codes``, ``scales``, ``sums``, ``zps`` (of no dimensions where
-    all zero points are the same), ``offsets`` where there are any, ``bias``. Groups, the type of the scales and the
-    shape of the zero points may be others than those of the layer that loads them.
+    The state dict holds plain tensors in the layout of docs/packed-format.md, the same for every CPU: ``layout``
+    (its version, N, K, group size, and of weights that are not plain 4 bits what they are), ``codes``, ``scales``,
+    ``sums``, ``zps`` (of no dimensions where all zero points are the same), ``bias``, and those of ``offsets``,
+    ``sub_scales``, ``sub_offsets``, ``table``, ``perm`` and ``factors`` that the weight has. A layer loads every
+    weight of its N and K, whatever it had before: the state decides. `act` is in no state.
 
     Examples
     --------
@@ -106,7 +108,6 @@ class DA8W4Linear(nn.Module):
     scales: torch.Tensor
     sums: torch.Tensor
     zps: torch.Tensor
-    offsets: torch.Tensor | None
     bias: torch.Tensor | None
     _layout: list[int]  # `layout`, for graphs: while they are traced, tensors hold no numbers
     _last_product: _LayerProduct | None = None
@@ -119,7 +120,7 @@ class DA8W4Linear(nn.Module):
         bias: bool = True,
         *,
         group_size: int = 128,
-        symmetric_activation: bool = False,
+        act: str = "uint8",
         device: Any = None,
         dtype: torch.dtype | None = None,
         group_zero_points: bool = False,
@@ -129,7 +130,7 @@ class DA8W4Linear(nn.Module):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
         self.in_features, self.out_features = in_features, out_features
-        self.symmetric_activation = check_flag("symmetric_activation", symmetric_activation)
+        self.act = act
         group = check_group_size(group_size, in_features)
         zero_point = None if check_flag("group_zero_points", group_zero_points) else 0
         format = Format(out_features, in_features, group, "float32", zero_point, False)
@@ -153,7 +154,7 @@ class DA8W4Linear(nn.Module):
         cls,
         linear: nn.Linear,
         group_size: int = 128,
-        symmetric_activation: bool = False,
+        act: str = "uint8",
         symmetric_weight: bool = False,
     ) -> DA8W4Linear:
         """Quantize a float layer.
@@ -165,7 +166,7 @@ class DA8W4Linear(nn.Module):
             taken as it is, and says itself what its groups are.
         group_size : int
             See `pyda8w4.quantize_weight`.
-        symmetric_activation : bool
+        act : str
             See the class.
         symmetric_weight : bool
             See `pyda8w4.quantize_weight`.
@@ -187,7 +188,7 @@ class DA8W4Linear(nn.Module):
         weight, bias = linear.weight.detach(), linear.bias
         int4 = int4_of(weight)
         if int4 is not None:
-            self = cls.from_int4(**int4, bias=bias, symmetric_activation=symmetric_activation)
+            self = cls.from_int4(**int4, bias=bias, act=act)
             if weight.dtype in FLOATS:
                 self._set_weight(weight.dtype)
             return self
@@ -203,7 +204,7 @@ class DA8W4Linear(nn.Module):
             floats = weight[part].float().numpy()
             codes[part], scales[part], zps[part] = quantize_weight(floats, group, symmetric_weight)
         packed = prepack(codes, scales, zps, group_size=group)
-        return cls.from_packed(packed, bias, symmetric_activation=symmetric_activation, dtype=weight.dtype)
+        return cls.from_packed(packed, bias, act=act, dtype=weight.dtype)
 
     @classmethod
     def from_int4(
@@ -215,7 +216,7 @@ class DA8W4Linear(nn.Module):
         *,
         offsets: torch.Tensor | None = None,
         group_size: int | None = None,
-        symmetric_activation: bool = False,
+        act: str = "uint8",
     ) -> DA8W4Linear:
         """Pack int4 codes, scales and zero points: the arguments of `pyda8w4.prepack` as tensors.
 
@@ -233,7 +234,7 @@ class DA8W4Linear(nn.Module):
             One per group.
         group_size : int, optional
             Needed where the shapes do not say it.
-        symmetric_activation : bool
+        act : str
             See the class.
 
         Returns
@@ -266,7 +267,7 @@ class DA8W4Linear(nn.Module):
             else:
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         packed = prepack(*arrays, group_size=group_size)
-        return cls.from_packed(packed, bias, symmetric_activation=symmetric_activation)
+        return cls.from_packed(packed, bias, act=act)
 
     @classmethod
     def from_packed(
@@ -274,7 +275,7 @@ class DA8W4Linear(nn.Module):
         packed: PackedWeight,
         bias: torch.Tensor | None = None,
         *,
-        symmetric_activation: bool = False,
+        act: str = "uint8",
         dtype: torch.dtype | None = None,
     ) -> DA8W4Linear:
         """Make a layer of a packed weight, without copying that.
@@ -285,7 +286,7 @@ class DA8W4Linear(nn.Module):
             Its arrays become the layer's buffers.
         bias : (N,) tensor of float32, bfloat16 or float16, optional
             Copied.
-        symmetric_activation : bool
+        act : str
             See the class.
         dtype : torch.dtype, optional
             See the class.
@@ -312,16 +313,9 @@ class DA8W4Linear(nn.Module):
             bias = bias.detach().to(torch.float32, copy=True)
         format = packed._format
         arrays = {name: tensor_of(packed._arrays[name], spec.type) for name, spec in format.arrays.items()}
-        self = cls(
-            k,
-            n,
-            False,
-            group_size=packed.group_size,
-            symmetric_activation=symmetric_activation,
-            device="meta",
-            dtype=dtype,
-        )
+        self = cls(k, n, False, act=act, device="meta", dtype=dtype)
         self._buffers.update(tensors_of(format, arrays), bias=bias)
+        self._layout = layout_of(format)
         self._set_weight(self._weight.dtype)
         return self
 
@@ -338,9 +332,7 @@ class DA8W4Linear(nn.Module):
         DA8W4Linear
             Like this one but for the bias.
         """
-        new = DA8W4Linear.from_packed(
-            self.packed, bias, symmetric_activation=self.symmetric_activation, dtype=self.weight.dtype
-        )
+        new = DA8W4Linear.from_packed(self.packed, bias, act=self.act, dtype=self.weight.dtype)
         new._buffers.update({name: old for name, old in self._buffers.items() if name != "bias"})
         return new
 
@@ -379,6 +371,16 @@ class DA8W4Linear(nn.Module):
         warnings.warn("a DA8W4Linear keeps its packed weight; the one that was assigned is not used", stacklevel=3)
 
     @property
+    def act(self) -> str:
+        """How activations are quantized."""
+        return self._act
+
+    @act.setter
+    def act(self, act: str) -> None:
+        self._act = check_scheme("act", act, tuple(SCHEMES))
+        self._scheme = SCHEMES[act]
+
+    @property
     def group_size(self) -> int:
         """Weights of consecutive input features that share a scale."""
         return self._layout[3] if _is_compiling() else int(self.layout[3])
@@ -415,7 +417,7 @@ class DA8W4Linear(nn.Module):
             input = _autocast(input)
         if _is_compiling() or needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
             return _call_operator(input, self._arguments())
-        return self._product().multiply(input, self.symmetric_activation)
+        return self._product().multiply(input, self._scheme)
 
     def columns(self, input: torch.Tensor, begin: int, end: int) -> torch.Tensor:
         """Compute outputs `begin` to `end`, in whole blocks of 32: all others take no time.
@@ -437,15 +439,15 @@ class DA8W4Linear(nn.Module):
         part = self._product().columns(begin, end)
         if needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
             arguments = arguments_of(
-                {**self._buffers, **part.arrays}, part.bias, layout_of(part.product.format), self.symmetric_activation
+                {**self._buffers, **part.arrays}, part.bias, layout_of(part.product.format), self._act
             )
             out = _call_operator(input, arguments)
         else:
-            out = part.product.multiply(input, self.symmetric_activation)
+            out = part.product.multiply(input, self._scheme)
         return out if part.within is None else out[..., part.within]
 
     def _arguments(self) -> Arguments:
-        return arguments_of(self._buffers, self._buffers["bias"], self._layout, self.symmetric_activation)
+        return arguments_of(self._buffers, self._buffers["bias"], self._layout, self._act)
 
     def _product(self) -> _LayerProduct:
         """Of the tensors that the layer has now. Whoever put them there, here they are seen to fit each other."""
@@ -464,11 +466,18 @@ class DA8W4Linear(nn.Module):
             Its sizes and how it quantizes.
         """
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        activation = ", symmetric_activation=True" if self.symmetric_activation else ""
-        return f"{text}, group_size={self.group_size}{activation}"
+        bits = "" if self.layout.numel() == 4 else f", bits={self.layout[4]}"
+        act = "" if self._act == "uint8" else f", act={self._act}"
+        return f"{text}{bits}, group_size={self.group_size}{act}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last_product": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        symmetric = state.pop("symmetric_activation", None)  # of earlier versions
+        super().__setstate__(state)
+        if symmetric is not None:
+            self.act = "int8" if symmetric else "uint8"
 
     def __prepare_scriptable__(self) -> nn.Module:
         refuse_script(self)
@@ -501,21 +510,22 @@ class DA8W4Linear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        wanted = ["layout", "codes", "scales", "sums", "zps"] + ["bias"] * (self.bias is not None)
-        names = [*wanted, "offsets"]
+        names = ("layout", *ARRAYS, "bias")
         found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
-        missing_keys += [prefix + name for name in wanted if name not in found] if strict else []
-        if strict:
-            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in names]
         try:
-            check_found(found, self._buffers)
+            layout = check_found(found, self._buffers)
         except (TypeError, ValueError) as error:
             error_msgs.append(f"{prefix}{error}")
             return
-        if "layout" in found:
-            self.offsets = None
-        for name, new in found.items():
-            new = new.detach()
+        wanted = ["layout", *layout.names] + ["bias"] * (self.bias is not None)
+        taken = {*wanted, *layout.optional}
+        if strict:
+            missing_keys += [prefix + name for name in wanted if name not in found]
+            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in taken]
+        if "layout" in found:  # the weight is what that says, not what it was
+            self._buffers.update({name: None for name in ARRAYS if name not in layout.names})
+        for name in found.keys() & taken:
+            new = found[name].detach()
             self._buffers[name] = new if local_metadata.get("assign_to_params_buffers") else aligned_copy(new)
         self._layout = self.layout.tolist()
         self._set_weight(self._weight.dtype)
@@ -539,8 +549,7 @@ class _LayerProduct(Product):
         format, bias = format_of(layout, buffers), buffers["bias"]
         super().__init__(format, buffers, bias)
         self.arrays: dict[str, torch.Tensor] = {name: buffers[name] for name in format.arrays}
-        if "zps" in self.arrays:
-            format.check_zero_points(array_of(self.arrays["zps"]))
+        format.check_values({name: array_of(tensor) for name, tensor in self.arrays.items()})
         self._one_zero_point = None if "zps" in self.arrays else buffers["zps"]
         self.bias: torch.Tensor | None = bias
         self._columns: dict[tuple[int, int], _Columns] = {}

@@ -14,10 +14,11 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import register_flop_formula
 
+from pyda8w4._checks import SCHEMES, check_scheme
 from pyda8w4._core import CoreError
-from pyda8w4._format import Format
+from pyda8w4._format import ARRAYS, Format
 from pyda8w4._runtime import forced_kernel, translate
-from pyda8w4.torch._state import ARRAYS, format_of
+from pyda8w4.torch._state import format_of, read_layout
 from pyda8w4.torch._tensors import DTYPES, FLOATS
 
 # Looked up once: a small product waits for them.
@@ -25,9 +26,9 @@ _KINDS = {dtype: kind for dtype, (_, kind) in FLOATS.items()}
 _strided = torch.strided
 
 # Graphs that were exported hold this, so it names nothing that another layout version could have otherwise:
-# weight      the tensors of _state.ARRAYS that there are, in that order
-# layout      what the state dict has under that name: layout version, N, K, group size
-# activation  how `input` is quantized: "uint8" with a zero point for each row, or "int8"
+# weight      the arrays that there are, in the order of ARRAYS
+# layout      what the state dict has under that name: see _state
+# activation  how `input` is quantized: one of SCHEMES
 _SCHEMA = "linear(Tensor input, Tensor[] weight, Tensor? bias, int[] layout, str activation) -> Tensor"
 
 
@@ -41,23 +42,29 @@ class Arguments(NamedTuple):
 
 
 def arguments_of(
-    tensors: Mapping[str, torch.Tensor | None], bias: torch.Tensor | None, layout: list[int], symmetric: bool
+    tensors: Mapping[str, torch.Tensor | None], bias: torch.Tensor | None, layout: list[int], act: str
 ) -> Arguments:
     found = [tensors.get(name) for name in ARRAYS]
     weight = [tensor for tensor in found if tensor is not None]
-    return Arguments(weight, bias, layout, "int8" if symmetric else "uint8")
+    return Arguments(weight, bias, layout, act)
+
+
+def names_of(weight: Sequence[torch.Tensor], layout: Sequence[int]) -> tuple[str, ...]:
+    """What the tensors of a weight are."""
+    found = read_layout(tuple(layout))
+    names = found.names if len(weight) == len(found.names) else found.names + found.optional
+    if len(weight) != len(names):
+        raise ValueError(f"weight must be {', '.join(names)}, got {len(weight)} tensors")
+    return names
 
 
 def linear(
     input: torch.Tensor, weight: list[torch.Tensor], bias: torch.Tensor | None, layout: list[int], activation: str
 ) -> torch.Tensor:
     """The operator on the CPU."""
-    if activation not in ("uint8", "int8"):
-        raise ValueError(f"activation must be 'uint8' or 'int8', got {activation!r}")
-    if len(weight) not in (len(ARRAYS) - 1, len(ARRAYS)):
-        raise ValueError(f"weight must be {', '.join(ARRAYS)} (or without the last), got {len(weight)} tensors")
-    tensors = dict(zip(ARRAYS, weight))
-    return Product(format_of(layout, tensors), tensors, bias).multiply(input, activation == "int8")
+    scheme = SCHEMES[check_scheme("activation", activation, tuple(SCHEMES))]
+    tensors = dict(zip(names_of(weight, layout), weight))
+    return Product(format_of(layout, tensors), tensors, bias).multiply(input, scheme)
 
 
 class Product:
@@ -66,17 +73,19 @@ class Product:
     Raises ValueError if they are not. It must not be used once a tensor was given other memory.
     """
 
-    __slots__ = ("_bias", "_k", "_n", "_view", "format")
+    __slots__ = ("_bias", "_k", "_n", "_perm", "_view", "format")
 
-    def __init__(self, format: Format, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None) -> None:
+    def __init__(self, format: Format, tensors: Mapping[str, torch.Tensor | None], bias: torch.Tensor | None) -> None:
         self.format, self._n, self._k = format, format.n, format.k
         addresses = {
-            name: _address(name, tensors[name], DTYPES[type], shape) for name, (shape, type) in format.arrays.items()
+            name: _address(name, tensors.get(name), DTYPES[type], shape)
+            for name, (shape, type) in format.arrays.items()
         }
         self._view = format.view(addresses)
+        self._perm = tensors["perm"] if format.has_perm else None
         self._bias = None if bias is None else _address("bias", bias, torch.float32, (format.n,))
 
-    def multiply(self, input: torch.Tensor, symmetric: bool) -> torch.Tensor:
+    def multiply(self, input: torch.Tensor, scheme: int) -> torch.Tensor:
         """`pyda8w4.linear` on tensors."""
         shape, k = input.shape, self._k
         kind = _KINDS.get(input.dtype)
@@ -94,12 +103,16 @@ class Product:
         if rows == 0:
             return out
         assert kind is not None
+        if self._perm is not None:  # kernels read where it tells them to, and a tensor can be changed in place
+            least, most = torch.aminmax(self._perm)
+            if least < 0 or most >= k:
+                raise ValueError(f"perm must have each of 0 to {k - 1} once, got {int(least)} to {int(most)}")
         try:
             self._view.linear(
                 m=rows,
                 x=input.data_ptr(),
                 x_type=kind,
-                symmetric=symmetric,
+                scheme=scheme,
                 bias=self._bias,
                 out=out.data_ptr(),
                 out_type=kind,
@@ -110,7 +123,9 @@ class Product:
         return out
 
 
-def _address(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+def _address(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    if tensor is None:
+        raise ValueError(f"{name} must be a tensor of {dtype} and shape {shape}, got none")
     if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_cpu or not tensor.is_contiguous():
         raise ValueError(
             f"{name} must be a contiguous CPU tensor of {dtype} and shape {shape}, got {tensor.dtype}, "
@@ -134,7 +149,7 @@ def _linear_fake(
 ) -> torch.Tensor:
     _, n, k, *_ = layout
     check_input(input, k)
-    for name, tensor in zip(ARRAYS, weight):
+    for name, tensor in zip(names_of(weight, layout), weight):
         if not tensor.is_cpu:
             raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
     return input.new_empty((*input.shape[:-1], n))

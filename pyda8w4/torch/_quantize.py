@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyda8w4._checks import check_flag
+from pyda8w4._checks import SCHEMES, check_flag, check_scheme
 from pyda8w4._format import check_group_size
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._readers import weight_readers
@@ -92,7 +92,7 @@ def _percent(share: float) -> str:
 def quantize_(
     model: nn.Module,
     group_size: int = 128,
-    symmetric_activation: bool = False,
+    act: str = "uint8",
     symmetric_weight: bool = False,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
 ) -> Report:
@@ -104,8 +104,10 @@ def quantize_(
         Changed in place.
     group_size : int
         Weights that share a scale: a multiple of 4. Layers with fewer input features have one group.
-    symmetric_activation, symmetric_weight : bool
-        See `DA8W4Linear` and `pyda8w4.quantize_weight`.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        How the layers quantize activations, see `pyda8w4.linear`. They can be told another way later.
+    symmetric_weight : bool
+        See `pyda8w4.quantize_weight`.
     filter_fn : callable, optional
         ``filter_fn(module, name)``: whether to replace this one. Called for each Linear that could be; None
         means all.
@@ -121,7 +123,7 @@ def quantize_(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If `group_size` is out of range, or `model` itself is a Linear.
+        If `group_size` is out of range, there is no such `act`, or `model` itself is a Linear.
 
     Notes
     -----
@@ -156,18 +158,18 @@ def quantize_(
     if is_linear(model):
         raise ValueError("model must hold its Linear layers as submodules; for one layer use DA8W4Linear.from_linear")
     check_group_size(group_size, 1 << 31)
-    for name, value in (("symmetric_activation", symmetric_activation), ("symmetric_weight", symmetric_weight)):
-        check_flag(name, value)
+    check_scheme("act", act, tuple(SCHEMES))
+    check_flag("symmetric_weight", symmetric_weight)
 
     def keep(module: nn.Module, name: str) -> str | None:
         return None if filter_fn is None or filter_fn(module, name) else "filter_fn"
 
-    report = replace_linears(model, int(group_size), symmetric_activation, symmetric_weight, keep)
+    report = replace_linears(model, int(group_size), act, symmetric_weight, keep)
     pretrained = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
     if report.replaced and any(isinstance(module, pretrained) for module in model.modules()):
         from pyda8w4.torch import transformers
 
-        config = transformers.DA8W4Config(int(group_size), symmetric_activation, symmetric_weight)
+        config = transformers.DA8W4Config(int(group_size), act, symmetric_weight)
         transformers.set_config(model, config)
     return report
 
@@ -175,7 +177,7 @@ def quantize_(
 def replace_linears(
     model: nn.Module,
     group_size: int,
-    symmetric_activation: bool,
+    act: str,
     symmetric_weight: bool,
     keep: Callable[[nn.Module, str], str | None],
 ) -> Report:
@@ -202,9 +204,7 @@ def replace_linears(
                 if weight_id in packed:
                     new, size = packed[weight_id].sharing_weight(linear.bias), 0
                 else:
-                    new = DA8W4Linear.from_linear(
-                        plain_linear(linear), group_size, symmetric_activation, symmetric_weight
-                    )
+                    new = DA8W4Linear.from_linear(plain_linear(linear), group_size, act, symmetric_weight)
             except (TypeError, ValueError) as error:
                 reason = str(error)
             else:

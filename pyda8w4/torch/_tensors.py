@@ -19,7 +19,9 @@ FLOATS = {
     torch.bfloat16: ("bfloat16", TYPES["bfloat16"]),
     torch.float16: ("float16", TYPES["float16"]),
 }
-DTYPES = {name: dtype for dtype, (name, _) in FLOATS.items()} | {"uint8": torch.uint8, "int8": torch.int8}
+INTEGERS = {torch.uint8: "uint8", torch.int8: "int8"}
+DTYPES = {name: dtype for dtype, (name, _) in FLOATS.items()} | {name: dtype for dtype, name in INTEGERS.items()}
+DTYPES["int32"] = torch.int32
 
 
 def check_float(name: str, tensor: Any) -> None:

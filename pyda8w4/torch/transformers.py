@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -26,12 +27,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from pyda8w4._checks import check_flag
-from pyda8w4._format import Format, check_group_size
+from pyda8w4._checks import SCHEMES, check_flag, check_scheme
+from pyda8w4._format import ARRAYS, Format, check_group_size
 from pyda8w4.torch._fuse import FusedPart
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._quantize import is_linear, plain_linear, replace_linears
-from pyda8w4.torch._state import zeros_of
+from pyda8w4.torch._state import TYPED, format_from, zeros_of
 
 __all__ = ["DA8W4Config"]
 
@@ -50,7 +51,9 @@ class DA8W4Config(QuantizationConfigMixin):
     ----------
     group_size : int
         Weights that share a scale: a multiple of 4.
-    symmetric_activation, symmetric_weight : bool
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        See `pyda8w4.torch.quantize_`.
+    symmetric_weight : bool
         See `pyda8w4.torch.quantize_`.
     modules_to_not_convert : list of str, optional
         Parts of names of layers to keep. None means the output head and what is tied to it.
@@ -58,13 +61,15 @@ class DA8W4Config(QuantizationConfigMixin):
         Not used. Earlier versions wrote it; now the file of the weights says which layers are packed.
     quant_method : str
         Written by transformers, too: ``"pyda8w4"``.
+    symmetric_activation : bool, optional
+        What earlier versions wrote in the place of `act`: True is ``"int8"``, False ``"uint8"``.
 
     Raises
     ------
     TypeError
         If an argument has the wrong type.
     ValueError
-        If `group_size` is out of range.
+        If `group_size` is out of range, or there is no such `act`.
 
     Warns
     -----
@@ -84,16 +89,19 @@ class DA8W4Config(QuantizationConfigMixin):
     def __init__(
         self,
         group_size: int = 128,
-        symmetric_activation: bool = False,
+        act: str = "uint8",
         symmetric_weight: bool = False,
         modules_to_not_convert: list[str] | None = None,
         modules: dict[str, dict[str, Any]] | None = None,
         quant_method: str = METHOD,
+        symmetric_activation: bool | None = None,
     ) -> None:
         check_group_size(group_size, 1 << 31)
         self.quant_method: Any = quant_method
         self.group_size = int(group_size)  # which JSON takes, numpy's integers it does not
-        self.symmetric_activation = check_flag("symmetric_activation", symmetric_activation)
+        if symmetric_activation is not None:
+            act = "int8" if check_flag("symmetric_activation", symmetric_activation) else "uint8"
+        self.act = check_scheme("act", act, tuple(SCHEMES))
         self.symmetric_weight = check_flag("symmetric_weight", symmetric_weight)
         self.modules_to_not_convert = modules_to_not_convert
 
@@ -206,12 +214,12 @@ class _Quantizer(HfQuantizer):
         found: dict[int, DA8W4Linear] = {}  # by the float module; modules that are one stay one
         foreign = []
         name_of = _Names(model, own)
-        for stored, shapes in _packed_layers(checkpoint_files):
+        for stored, format, bias in _packed_layers(checkpoint_files):
             name = name_of(stored)
             if name is None:
                 foreign.append(stored)
             else:
-                found[id(own[name])] = self._empty(name, plain_linear(own[name]), shapes)
+                found[id(own[name])] = self._empty(name, plain_linear(own[name]), format, bias)
         if foreign and not found and own:
             raise ValueError(
                 f"{type(model).__name__} has none of the packed layers of the checkpoint, such as {foreign[0]}: it "
@@ -222,23 +230,14 @@ class _Quantizer(HfQuantizer):
             model.set_submodule(name, layer)
         _untie(model, set(packed))
 
-    def _empty(self, name: str, linear: nn.Linear, stored: dict[str, Any]) -> DA8W4Linear:
-        n, k, group_size = stored["layout"]
+    def _empty(self, name: str, linear: nn.Linear, format: Format, bias: bool) -> DA8W4Linear:
+        n, k = format.n, format.k
         if (n, k) != tuple(linear.weight.shape):
             raise ValueError(
                 f"{name} is {tuple(linear.weight.shape)} by the config of the model, {(n, k)} in the checkpoint"
             )
-        symmetric = self.quantization_config.symmetric_activation
-        layer = DA8W4Linear(
-            k,
-            n,
-            stored["bias"],
-            group_size=group_size,
-            symmetric_activation=symmetric,
-            device="meta",
-            dtype=linear.weight.dtype,
-        )
-        format = Format(n, k, group_size, stored["scales"], None if stored["zps"] else 0, stored["offsets"])
+        act = self.quantization_config.act
+        layer = DA8W4Linear(k, n, bias, act=act, device="meta", dtype=linear.weight.dtype)
         layer._buffers.update(zeros_of(format, "meta"))
         return layer
 
@@ -257,9 +256,7 @@ class _Quantizer(HfQuantizer):
                     return f"{type(model).__name__} keeps it in float32"
                 return "the output head; modules_to_not_convert=[] includes it"
 
-            report = replace_linears(
-                model, config.group_size, config.symmetric_activation, config.symmetric_weight, keep
-            )
+            report = replace_linears(model, config.group_size, config.act, config.symmetric_weight, keep)
             if report.float_share > 0.1:
                 warnings.warn(f"{type(model).__name__}: {report.summary()}", stacklevel=2)
         self.quantization_config = copy.copy(config)  # the caller's may serve another model
@@ -283,8 +280,8 @@ class _Names:
         return self._own.get(renamed)
 
 
-def _packed_layers(files: Sequence[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names of packed layers in a checkpoint, and what an empty layer must be to load them."""
+def _packed_layers(files: Sequence[str] | None) -> Iterator[tuple[str, Format, bool]]:
+    """Names of packed layers in a checkpoint, their weights, and whether they have a bias."""
     if not files or not all(str(file).endswith(".safetensors") for file in files):
         raise ValueError("a packed checkpoint must be loaded from its safetensors files")
     with contextlib.ExitStack() as stack:
@@ -294,18 +291,14 @@ def _packed_layers(files: Sequence[str] | None) -> Iterator[tuple[str, dict[str,
             tensors.update(dict.fromkeys(opened.keys(), opened))
         for key in tensors:
             name, _, last = key.rpartition(".")
-            scales, zps = f"{name}.scales", f"{name}.zps"
-            if last == "layout" and f"{name}.codes" in tensors and scales in tensors and zps in tensors:
-                yield (
-                    name,
-                    {
-                        "layout": tensors[key].get_tensor(key).tolist()[1:],
-                        "scales": _FLOATS[tensors[scales].get_slice(scales).get_dtype()],
-                        "zps": bool(tensors[zps].get_slice(zps).get_shape()),
-                        "offsets": f"{name}.offsets" in tensors,
-                        "bias": f"{name}.bias" in tensors,
-                    },
-                )
+            names = {part: f"{name}.{part}" for part in (*ARRAYS, "bias") if f"{name}.{part}" in tensors}
+            if last == "layout" and names.keys() >= {"codes", "scales", "zps"}:
+                parts = {part: tensors[whole].get_slice(whole) for part, whole in names.items()}
+                layout = tuple(tensors[key].get_tensor(key).tolist())
+                zero_point = None if parts["zps"].get_shape() else 0
+                dtypes = (_DTYPES.get(parts[part].get_dtype()) if part in parts else None for part in TYPED)
+                yield name, format_from(layout, zero_point, *dtypes), "bias" in parts
 
 
-_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# As safetensors names them.
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8}

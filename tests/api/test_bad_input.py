@@ -24,7 +24,7 @@ def good_gemm():
 
 
 def good_prepack():
-    return dict(zip(("w_int4", "scales", "zps", "offsets"), arrays(replace(WEIGHT, offsets=True)), strict=True))
+    return dict(zip(("codes", "scales", "zps", "offsets"), arrays(replace(WEIGHT, offsets=True)), strict=True))
 
 
 def ones(*shape, dtype=np.float32):
@@ -214,19 +214,30 @@ BAD_GROUP_SIZE = [
     ("32", TypeError),
     (True, TypeError),
 ]
+BAD_ACT = [
+    ("int4", ValueError),
+    ("UINT8", ValueError),
+    ("", ValueError),
+    (np.int8, TypeError),
+    (True, TypeError),
+    (None, TypeError),
+    (0, TypeError),
+    (["uint8"], TypeError),
+]
 BAD_FLAG = [("False", TypeError), (1, TypeError), (None, TypeError)]
 
 TABLE = [
     ("linear", good_linear, {
         "x": NO_FLOATS + ROWS_THAT_DO_NOT_FIT, "packed": BAD_PACKED, "bias": BAD_BIAS, "out_dtype": BAD_OUT_DTYPE,
-        "out": BAD_OUT, "symmetric": BAD_FLAG,
+        "out": BAD_OUT, "act": BAD_ACT,
     }),
     ("gemm", good_gemm, {
         "a": BAD_A, "packed": BAD_PACKED, "a_scales": BAD_A_SCALES, "a_zps": BAD_A_ZPS, "bias": BAD_BIAS,
         "out_dtype": BAD_OUT_DTYPE, "out": BAD_OUT,
     }),
     ("quantize_activation", lambda: {"x": floats(64)[:ROWS]}, {
-        "x": [*NO_FLOATS, (ones(ROWS, 0), ValueError), (np.float32(1), ValueError)], "symmetric": BAD_FLAG,
+        "x": [*NO_FLOATS, (ones(ROWS, 0), ValueError), (np.float32(1), ValueError)],
+        "act": [*BAD_ACT, ("int8_group", ValueError), ("int16", ValueError)],
     }),
     ("quantize_weight", lambda: {"w": floats(64)[:ROWS]}, {
         "w": [
@@ -239,7 +250,7 @@ TABLE = [
         "group_size": [*BAD_GROUP_SIZE, (None, TypeError)], "symmetric": BAD_FLAG,
     }),
     ("prepack", good_prepack, {
-        "w_int4": BAD_W, "scales": BAD_SCALES, "zps": BAD_WEIGHT_ZPS, "offsets": BAD_OFFSETS,
+        "codes": BAD_W, "scales": BAD_SCALES, "zps": BAD_WEIGHT_ZPS, "offsets": BAD_OFFSETS,
         "group_size": [*BAD_GROUP_SIZE, (64, ValueError), (16, ValueError)],
         "nibbles": [("low", ValueError), (True, ValueError), (0, ValueError)],
     }),
@@ -358,7 +369,7 @@ def test_messages_say_what_was_given_and_what_is_taken():
         pyda8w4.linear(ones(1, 64), pack(WEIGHT), ones(32))
     with pytest.raises(ValueError, match=r"a_zps must be 0 to 255 for uint8 activations, got .* to 256"):
         pyda8w4.gemm(A, pack(WEIGHT), None, with_value(ZPS, 256))
-    with pytest.raises(ValueError, match=r"w_int4 must hold 0 to 15 as uint8, got 0 to 16"):
+    with pytest.raises(ValueError, match=r"codes must hold 0 to 15 as uint8 of 4 bits, got 0 to 16"):
         pyda8w4.prepack(with_value(CODES, 16), SCALES)
     with pytest.raises(TypeError, match=r"got >f4|got <f4"):
         pyda8w4.linear(swapped(ones(1, 64)), pack(WEIGHT))
@@ -410,7 +421,7 @@ def test_inputs_that_are_not_arrays_but_arrays_can_be_made_of():
 
 
 def test_nibbles_take_bytes_only():
-    with pytest.raises(TypeError, match="w_int4"):
+    with pytest.raises(TypeError, match="codes"):
         pyda8w4.prepack(SIGNED, ones(33), nibbles="low_first")
 
 

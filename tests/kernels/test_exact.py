@@ -124,18 +124,18 @@ def test_threads(kernel, threads, count, offsets):
 
 @offsets_or_none
 @pytest.mark.parametrize("x", FLOATS)
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_linear(kernel, x, symmetric, offsets):
+@pytest.mark.parametrize("act", ["uint8", "int8", "int8_group", "int16"])
+def test_linear(kernel, x, act, offsets):
     for weight in (
         Weight(33, 130, 32, offsets=offsets),
         Weight(65, 259, 100, offsets=offsets),
         Weight(7, 515, offsets=offsets),
     ):
         for out in FLOATS:
-            expected = expected_linear(weight, x, symmetric=symmetric, bias=True, out=out)
+            expected = expected_linear(weight, x, act=act, bias=True, out=out)
             for rows in (1, 4, 5, 8, 9, 70):
-                act = floats(weight.k, x)[:rows]
-                y = pyda8w4.linear(act, pack(weight), bias_of(weight.n), symmetric=symmetric, out_dtype=DTYPES[out])
+                given = floats(weight.k, x)[:rows]
+                y = pyda8w4.linear(given, pack(weight), bias_of(weight.n), act=act, out_dtype=DTYPES[out])
                 assert_same_bits(y, expected[:rows], (weight, rows, out))
 
 

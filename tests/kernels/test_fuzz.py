@@ -118,7 +118,7 @@ def packings(draw):
     arguments = [given_codes, scales, zps, offsets]
     arguments = [None if array is None else draw(layouts(array)) for array in arguments]
     oracle = {
-        "w_int4": codes,
+        "codes": codes,
         "scales": scales.astype(F32),
         "zps": oracle_zps,
         "offsets": None if offsets is None else offsets.astype(F32),
@@ -146,7 +146,7 @@ rows_of = st.one_of(st.integers(0, 12), st.integers(0, 70), st.sampled_from([240
 @given(st.data())
 def test_gemm(threads, data):
     arguments, more, oracle, rng = data.draw(packings())
-    n, k = oracle["w_int4"].shape
+    n, k = oracle["codes"].shape
     rows = data.draw(rows_of)
     info = np.iinfo(data.draw(st.sampled_from([np.uint8, np.int8])))
     a = rng.integers(info.min, info.max, (rows, k), info.dtype, endpoint=True)
@@ -168,7 +168,7 @@ def test_gemm(threads, data):
         data.draw(st.integers(1, 3)),
     )
     unpacked = packed.unpack()
-    for array, name in zip(unpacked, ("w_int4", "scales", "zps", "offsets")):
+    for array, name in zip(unpacked, ("codes", "scales", "zps", "offsets")):
         assert_same_bits(array, oracle[name])
     assert len(unpacked) == 3 + (oracle["offsets"] is not None)
 
@@ -177,25 +177,27 @@ def test_gemm(threads, data):
 @given(st.data())
 def test_linear(threads, data):
     arguments, more, oracle, rng = data.draw(packings())
-    n, k = oracle["w_int4"].shape
+    n, k = oracle["codes"].shape
     rows = data.draw(rows_of)
     size = data.draw(st.sampled_from([1.0, 1e-30, 1e-42, 1e30, 1e38]))
     with np.errstate(over="ignore"):
         x = values(rng, (rows, k), SPECIAL, data.draw(st.sampled_from([0, 0, 0.001, 0.1])), size)
         x = x.astype(DTYPES[data.draw(st.sampled_from(list(DTYPES)))])
-    symmetric = data.draw(st.booleans())
+    act = data.draw(st.sampled_from(["uint8", "int8", "int8_group", "int16"]))
     bias = data.draw(biases(rng, n))
     out = data.draw(st.sampled_from(list(DTYPES)))
-    expected = reference.linear(x, bias=bias, symmetric=symmetric, out_dtype=out, **oracle)
+    expected = reference.linear(x, bias=bias, act=act, out_dtype=out, **oracle)
     packed = pyda8w4.prepack(*arguments, **more)
     placed = data.draw(layouts(x))
     check_every_kernel(
-        lambda: pyda8w4.linear(placed, packed, bias, symmetric=symmetric, out_dtype=DTYPES[out]),
+        lambda: pyda8w4.linear(placed, packed, bias, act=act, out_dtype=DTYPES[out]),
         expected,
         data.draw(st.integers(1, 3)),
     )
+    if act not in ("uint8", "int8"):
+        return
     for kernel in pyda8w4.kernels():
         with pyda8w4.use_kernel(kernel):
-            got = pyda8w4.quantize_activation(placed, symmetric)
-        for array, wanted in zip(got, reference.quantize_activation(x, symmetric), strict=True):
+            got = pyda8w4.quantize_activation(placed, act)
+        for array, wanted in zip(got, reference.quantize_activation(x, act), strict=True):
             assert_same_bits(array, wanted, kernel)

@@ -63,7 +63,7 @@ def test_pages_beside_the_operands_are_not_touched(kernel, side, weight):
             pyda8w4.linear(x, guarded_weight, out=y)
             assert_same_bits(y, pyda8w4.linear(x, packed, out_dtype=F32))
             pyda8w4.quantize_activation(x)
-            pyda8w4.quantize_activation(x, symmetric=True)
+            pyda8w4.quantize_activation(x, act="int8")
     codes, *rest = (guarded(array, side) for array in arrays(weight))
     assert_same_weight(pyda8w4.prepack(codes, *rest, group_size=weight.group_size), packed)
     assert guarded_weight.unpack()[0].shape == packed.shape

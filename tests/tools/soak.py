@@ -59,7 +59,7 @@ def calls(weight: Weight, folder: Path):
 
     def linear(rows: int):
         x = floats(weight.k, list(DTYPES)[rows % 3])[:rows]
-        return lambda: digest(pyda8w4.linear(x, packed, symmetric=rows % 2 == 0))
+        return lambda: digest(pyda8w4.linear(x, packed, act=("uint8", "int8", "int8_group", "int16")[rows % 4]))
 
     def slices() -> int:
         x = floats(weight.k)[:5]

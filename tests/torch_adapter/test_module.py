@@ -20,7 +20,7 @@ import pyda8w4
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch import nn
-from torch_cases import FLOATS, GROUPS, MARKS, Attention, calls, compiled, expected, same
+from torch_cases import ACTS, FLOATS, GROUPS, MARKS, Attention, calls, compiled, expected, same
 
 from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
 
@@ -29,11 +29,11 @@ pytestmark = MARKS
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), ()])
-def test_layer_is_the_numpy_function(dtype: Any, bias: bool, symmetric: bool, shape: tuple[int, ...]) -> None:
+def test_layer_is_the_numpy_function(dtype: Any, bias: bool, act: str, shape: tuple[int, ...]) -> None:
     linear = nn.Linear(100, 70, bias=bias).to(dtype)
-    layer = DA8W4Linear.from_linear(linear, 36, symmetric_activation=symmetric)
+    layer = DA8W4Linear.from_linear(linear, 36, act=act)
     x = torch.randn(*shape, 100).to(dtype)
     assert same(layer(x), expected(layer, x))
     weight = pyda8w4.prepack(*pyda8w4.quantize_weight(linear.weight.float().numpy(), 36), group_size=36)
@@ -57,9 +57,9 @@ def test_non_contiguous_input() -> None:
     assert same(layer(x), layer(x.contiguous()))
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_use_kernel(symmetric: bool, kernel: str) -> None:
-    layer = DA8W4Linear.from_linear(nn.Linear(130, 70), 32, symmetric_activation=symmetric)
+@pytest.mark.parametrize("act", ACTS)
+def test_use_kernel(act: str, kernel: str) -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(130, 70), 32, act=act)
     x = torch.randn(9, 130)
     with pyda8w4.use_kernel("scalar"):
         want = layer(x)
@@ -145,9 +145,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, out.
 
 
 def test_repr() -> None:
-    text = repr(DA8W4Linear(64, 32, bias=False, group_size=32, symmetric_activation=True))
+    text = repr(DA8W4Linear(64, 32, bias=False, group_size=32, act="int8"))
     assert text == (
-        "DA8W4Linear(in_features=64, out_features=32, bias=False, group_size=32, symmetric_activation=True)"
+        "DA8W4Linear(in_features=64, out_features=32, bias=False, group_size=32, act=int8)"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch import nn
-from torch_cases import FLOATS, GROUPS, MARKS, Attention, calls, compiled, operator_arguments, same, sqnr
+from torch_cases import ACTS, FLOATS, GROUPS, MARKS, Attention, calls, compiled, operator_arguments, same, sqnr
 
 from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
 
@@ -64,9 +64,9 @@ def test_operator_refuses_what_does_not_fit() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_opcheck(dtype: Any, bias: bool, symmetric: bool) -> None:
-    layer = DA8W4Linear.from_linear(nn.Linear(64, 40, bias=bias), symmetric_activation=symmetric)
+@pytest.mark.parametrize("act", ACTS)
+def test_opcheck(dtype: Any, bias: bool, act: str) -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40, bias=bias), act=act)
     for shape in ((3, 64), (2, 3, 64), (64,)):
         arguments = (torch.randn(shape).to(dtype), *operator_arguments(layer).values())
         torch.library.opcheck(torch.ops.pyda8w4.linear, arguments)
@@ -92,8 +92,8 @@ def test_fake_shapes() -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("batch", [1, 160])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_scenarios_of_torchao(dtype: Any, dims: int, bias: bool, batch: int, symmetric: bool) -> None:
+@pytest.mark.parametrize("act", ACTS)
+def test_scenarios_of_torchao(dtype: Any, dims: int, bias: bool, batch: int, act: str) -> None:
     class Toy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -107,7 +107,7 @@ def test_scenarios_of_torchao(dtype: Any, dims: int, bias: bool, batch: int, sym
     # The error of one row alone is a matter of luck.
     inputs = [torch.randn(shape).to(dtype) for _ in range(100 if batch == 1 else 1)]
     float_out = torch.stack([model(x) for x in inputs])
-    quantize_(model, 32, symmetric_activation=symmetric)
+    quantize_(model, 32, act=act)
     out, code, function = compiled(model, inputs[0])
     assert calls(code) == 2
     assert same(out, model(inputs[0]))

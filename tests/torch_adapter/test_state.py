@@ -113,7 +113,7 @@ def test_state_dict_that_does_not_fit() -> None:
     x = torch.randn(2, 64)
     want, good = layer(x), layer.state_dict()
     changes: dict[str, Any] = {
-        "layout": [torch.tensor([2, 40, 64, 32]), torch.tensor([1, 40, 60, 32]), torch.tensor([1, 40, 64, 30])],
+        "layout": [torch.tensor([3, 40, 64, 32]), torch.tensor([1, 40, 60, 32]), torch.tensor([1, 40, 64, 30])],
         "codes": [good["codes"][:1], good["codes"].char(), good["codes"].to_sparse()],
         "scales": [good["scales"][:, :1], good["scales"].double()],
         "sums": [good["sums"].half()],

@@ -66,15 +66,15 @@ def test_transformers_config(dtype: Any, symmetric_weight: bool, tmp_path: Any) 
     transformers.LlamaForCausalLM(config).to(dtype).save_pretrained(tmp_path / "float")
     load = transformers.AutoModelForCausalLM.from_pretrained
     model = load(tmp_path / "float", dtype=dtype)
-    config = DA8W4Config(32, symmetric_weight=symmetric_weight, symmetric_activation=True)
+    config = DA8W4Config(32, symmetric_weight=symmetric_weight, act="int16")
     first = load(tmp_path / "float", dtype=dtype, quantization_config=config)
-    quantize_(model, 32, True, symmetric_weight)
+    quantize_(model, 32, "int16", symmetric_weight)
     prompt = torch.arange(10)[None]
     assert same(first(prompt).logits, model(prompt).logits)
     first.save_pretrained(tmp_path / "packed")
     again = load(tmp_path / "packed", dtype=dtype)
     assert same(again(prompt).logits, model(prompt).logits)
-    assert again.model.layers[1].self_attn.q_proj.symmetric_activation
+    assert again.model.layers[1].self_attn.q_proj.act == "int16"
     fuse_linears(again, GROUPS)
     assert same(again(prompt).logits, model(prompt).logits)
     with pytest.raises(ValueError, match="before fuse_linears"):

@@ -184,7 +184,7 @@ def test_codes_out_of_range_are_refused_wherever_they_are(dtype, bad):
         for column in (0, 1, 2, 3, 4, 255, 256, 259, 260, 262):
             codes = np.zeros((n, k), dtype)
             codes[row, column] = bad
-            with pytest.raises(ValueError, match="w_int4"):
+            with pytest.raises(ValueError, match="codes"):
                 prepack(codes)
 
 
