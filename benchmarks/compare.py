@@ -3,6 +3,7 @@
     pip install -r benchmarks/requirements.txt
     python benchmarks/compare.py
     python benchmarks/compare.py --shapes 4096x4096 --m 1,256 --threads 2 --json results.json
+    python benchmarks/compare.py --peers pyda8w4,pyda8w4-q4_k,pyda8w4-q4_k:int8_group,ggml-q4_k --group-size 32
 
 Every library (peers/) holds copies of one layer in a process of its own, and their runs are interleaved
 (workers.py). Weights are cold, as in a model: copies rotate through four times the last-level cache; ``--hot``
@@ -30,7 +31,7 @@ from peers import PEERS
 from timing import SETTLE_SECONDS, Spread, cold_bytes
 from workers import Unavailable, Worker, interleaved_samples
 
-BY_DEFAULT = [name for name in PEERS if name not in ("pyda8w4-scalar", "pyda8w4-torch")]
+BY_DEFAULT = [name for name, peer in PEERS.items() if peer.by_default]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,7 +153,7 @@ def _cell(
 # ---- what is printed -------------------------------------------------------------------------
 
 _HEADER = (
-    f"  {'M':>5}  {'library':<15} {'ms, median [quartiles]':<26}{'GB/s':>7}{'GOPS':>8}"
+    f"  {'M':>5}  {'library':<24} {'ms, median [quartiles]':<26}{'GB/s':>7}{'GOPS':>8}"
     f"{'of limit':>10}{'error':>10}{'huge':>6}{'ratio':>8}"
 )
 
@@ -177,11 +178,11 @@ def _print_cell(cell: dict[str, Any]) -> None:
         huge = "" if result["huge_pages"] is None else f"{result['huge_pages']:.0%}"
         ratio = "" if result["ratio"] is None else f"{result['ratio']:.2f}"
         print(
-            f"  {first:>5}  {name:<15} {Spread(**result['ms'])!s:<26}{result['gb_per_s']:>7.1f}{result['gops']:>8.0f}"
+            f"  {first:>5}  {name:<24} {Spread(**result['ms'])!s:<26}{result['gb_per_s']:>7.1f}{result['gops']:>8.0f}"
             f"{result['of_limit']:>10.0%}{result['error']:>10.1e}{huge:>6}{ratio:>8}"
         )
     for name, reason in cell["failed"].items():
-        print(f"         {name:<15} failed: {reason}")
+        print(f"         {name:<24} failed: {reason}")
     limits = ", ".join(
         f"{name} {limit['median']:.1f} {'GB/s' if name == 'read' else 'GOPS'}" for name, limit in cell["limits"].items()
     )

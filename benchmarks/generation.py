@@ -102,9 +102,9 @@ class Pyda8w4:
         self.model = Llama(pyda8w4.gguf.File(path), PROMPT + GENERATED, self.layer)
         self.logits = np.empty((1, len(self.model.embeddings)), np.float32)
 
-    def layer(self, file: pyda8w4.gguf.File, names: list[str], bits: int = 4) -> Layer:
-        layer = DA8W4(file, names, bits)
-        self.size += layer.weight.nbytes
+    def layer(self, file: pyda8w4.gguf.File, names: list[str], act: str = "uint8") -> Layer:
+        layer = DA8W4(file, names, act)
+        self.size += sum(weight.nbytes for weight in layer.weights)
 
         def timed(x: np.ndarray, out: np.ndarray) -> None:
             start = time.perf_counter()

@@ -64,11 +64,10 @@ def main() -> None:
 
 def models(path: Path, file: pyda8w4.gguf.File) -> Iterator[tuple[str, str, Predict]]:
     yield "float32", "float32", predict_with(file, float32)
-    for symmetric in (False, True):
-        kind = "int8" if symmetric else "uint8"
-        yield "the file's Q4_1", kind, predict_with(file, as_in_file(symmetric))
-        for group_size in (32, 64, 128):
-            yield f"4 bits, groups of {group_size}", kind, predict_with(file, requantized(group_size, symmetric))
+    for act in ("uint8", "int8", "int8_group", "int16"):
+        yield "the file's Q4_1", act, predict_with(file, partial(DA8W4, act=act))
+    for group_size in (32, 64, 128):
+        yield f"4 bits, groups of {group_size}", "uint8", predict_with(file, requantized(group_size))
     try:
         import llama_cpp
     except ImportError:
@@ -81,7 +80,7 @@ def models(path: Path, file: pyda8w4.gguf.File) -> Iterator[tuple[str, str, Pred
         llama_cpp.llama_model_quantize(bytes(path), bytes(q4_0), ctypes.byref(parameters))
         yield "llama.cpp, Q4_0", "int8 in blocks of 32", predict_with_llama_cpp(q4_0)
         again = pyda8w4.gguf.File(q4_0)
-        yield "the same Q4_0", "uint8", predict_with(again, as_in_file(False))
+        yield "the same Q4_0", "uint8", predict_with(again, DA8W4)
 
 
 def perplexity(predict: Predict, windows: np.ndarray) -> float:
@@ -108,32 +107,20 @@ def predict_with(file: pyda8w4.gguf.File, layer: Callable[..., Layer]) -> Predic
     return predict
 
 
-def float32(file: pyda8w4.gguf.File, names: list[str], bits: int = 4) -> Layer:
+def float32(file: pyda8w4.gguf.File, names: list[str], act: str = "float32") -> Layer:
     weight = np.concatenate([file.array(f"{name}.weight") for name in names])
     return lambda x, out: np.matmul(x, weight.T, out=out)
 
 
-def as_in_file(symmetric: bool) -> Callable[..., Layer]:
-    def layer(file: pyda8w4.gguf.File, names: list[str], bits: int = 4) -> Layer:
-        made = DA8W4(file, names, bits)
-        return made if bits == 8 else partial(multiply, made.weight, symmetric)
-
-    return layer
-
-
-def requantized(group_size: int, symmetric: bool) -> Callable[..., Layer]:
-    def layer(file: pyda8w4.gguf.File, names: list[str], bits: int = 4) -> Layer:
-        if bits == 8:
-            return DA8W4(file, names, bits)
+def requantized(group_size: int) -> Callable[..., Layer]:
+    def layer(file: pyda8w4.gguf.File, names: list[str], act: str | None = None) -> Layer:
+        if act is not None:
+            return DA8W4(file, names, act)
         w = np.concatenate([file.array(f"{name}.weight") for name in names])
         weight = pyda8w4.prepack(*pyda8w4.quantize_weight(w, group_size), group_size=group_size)
-        return partial(multiply, weight, symmetric)
+        return lambda x, out: pyda8w4.linear(x, weight, out=out)
 
     return layer
-
-
-def multiply(weight: pyda8w4.PackedWeight, symmetric: bool, x: np.ndarray, out: np.ndarray) -> None:
-    pyda8w4.linear(x, weight, symmetric=symmetric, out=out)
 
 
 def predict_with_llama_cpp(path: Path) -> Predict:

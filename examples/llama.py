@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
 import numpy as np
 
@@ -22,25 +23,22 @@ Layer = Callable[[np.ndarray, np.ndarray], object]  # (x, out) -> None
 
 
 class DA8W4:
-    """Matrices that share an input, as one layer."""
+    """Matrices that share an input, as one layer; those of one type in the file are one product."""
 
-    def __init__(self, file: pyda8w4.gguf.File, names: Sequence[str], bits: int = 4) -> None:
-        self.weight = pyda8w4.concat([file.packed(f"{name}.weight", bits) for name in names])
-        self.bits = bits
-        self.both = np.empty((0, 0), np.float32)
+    def __init__(self, file: pyda8w4.gguf.File, names: Sequence[str], act: str = "uint8") -> None:
+        tensors = [f"{name}.weight" for name in names]
+        runs = [list(run) for _, run in groupby(tensors, key=lambda tensor: file.types[tensor])]
+        self.weights = [pyda8w4.concat([file.packed(tensor) for tensor in run]) for run in runs]
+        self.act = act
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
-        if self.bits == 4:
-            pyda8w4.linear(x, self.weight, out=out)
+        if len(self.weights) == 1:
+            pyda8w4.linear(x, self.weights[0], act=self.act, out=out)
             return
-        # Weights of 8 bits deserve more than 8 of x: what those leave of it goes along as more rows, which
-        # read the same weights.
-        a, scales, zps = pyda8w4.quantize_activation(x)
-        rest = x - (a - zps[:, None]).astype(np.float32) * scales[:, None]
-        planes = np.tile(np.concatenate([x, rest]), 2)
-        if len(self.both) != len(planes):
-            self.both = np.empty((len(planes), self.weight.shape[0]), np.float32)
-        np.add(*np.split(pyda8w4.linear(planes, self.weight, out=self.both), 2), out=out)
+        end = 0
+        for weight in self.weights:
+            begin, end = end, end + weight.shape[0]
+            out[:, begin:end] = pyda8w4.linear(x, weight, act=self.act)
 
 
 class Llama:
@@ -51,7 +49,8 @@ class Llama:
     file : pyda8w4.gguf.File
     context : int
     layer : callable
-        ``layer(file, names, bits)`` makes a linear layer; the head has 8 bits.
+        ``layer(file, names)`` makes a linear layer, ``layer(file, names, act="int16")`` the head: what it adds to
+        the error comes last, and its activations cost little beside its weights.
     """
 
     def __init__(self, file: pyda8w4.gguf.File, context: int, layer: Callable[..., Layer] = DA8W4) -> None:
@@ -66,7 +65,7 @@ class Llama:
         self.embeddings = file.array("token_embd.weight")
         self.blocks = [Block(file, f"blk.{i}.", layer) for i in range(field("block_count"))]
         self.norm = norm_weight(file, "output_norm")
-        self.head = layer(file, ["output" if "output.weight" in file.types else "token_embd"], bits=8)
+        self.head = layer(file, ["output" if "output.weight" in file.types else "token_embd"], act="int16")
 
         # Positions turn pairs of neighbours: GGUF orders the rows of q and k so, and such a pair is a complex
         # number. Attention's 1 / sqrt(size) is in here too, half of it for q and half for k.

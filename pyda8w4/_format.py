@@ -195,8 +195,8 @@ class Format:
             raise ValueError(f"zero_point must be 0 with a table, got {self.zero_point!r}")
 
     def _check_levels(self) -> None:
-        if type(self.super_size) is not int or self.super_size < 0:
-            raise ValueError(f"super_size must be an int of at least 0, got {self.super_size!r}")
+        if type(self.super_size) is not int or not 0 <= self.super_size <= self.groups:
+            raise ValueError(f"super_size must be an int from 0 to {self.groups} groups, got {self.super_size!r}")
         for name, needed in (
             ("sub_scale_dtype", self.super_size > 0),
             ("sub_offset_dtype", self.super_size > 0 and self.has_offsets),

@@ -144,13 +144,13 @@ def prepack(
     n = len(given["codes"])
     given["scales"] = _floats("scales", scales, n)
     floats_shape = given["scales"].shape
-    if offsets is not None:
-        given["offsets"] = _floats("offsets", offsets, n)
-        check_shape("offsets", given["offsets"], floats_shape)
     given |= _second_level(sub_scales, sub_offsets, offsets, n)
     per_group = given.get("sub_scales", given["scales"]).shape
     group = _group_size(k, per_group[1], group_size, "scales" if sub_scales is None else "sub_scales")
     super_size = 0 if sub_scales is None else _super_size(per_group[1], floats_shape[1])
+    if offsets is not None:
+        given["offsets"] = _floats("offsets", offsets, n)
+        check_shape("offsets", given["offsets"], floats_shape)
     zps, zp = _zero_points(zps, bits, form, shift, per_group, table)
     if zps is not None:
         given["zps"] = zps

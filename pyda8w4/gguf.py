@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ except ImportError as error:
 
 __all__ = ["File"]
 
-_GROUP = 32  # elements of a block of Q4_0, Q4_1 and Q8_0
+_GROUP = 32  # elements that share a scale, in most types
 _Type = gguf.GGMLQuantizationType
 _Value = gguf.GGUFValueType
 
@@ -71,7 +73,7 @@ class File:
     >>> file.types
     {'output.weight': 'Q4_0'}
     >>> file.packed("output.weight")
-    PackedWeight(shape=(64, 128), group_size=32, scales=float16, zero_point=8, nbytes=4864)
+    PackedWeight(shape=(64, 128), bits=4, group_size=32, scales=float16, zero_point=8, nbytes=4864)
     """
 
     metadata: dict[str, Any]
@@ -115,41 +117,49 @@ class File:
         except ValueError as error:  # gguf's, such as for tensors without rows
             raise self._refused(f"{name} of {self.types[name]} cannot be dequantized: {error}") from None
 
-    def packed(self, name: str, bits: int = 4) -> PackedWeight:
+    def packed(self, name: str, bits: int | None = None) -> PackedWeight:
         """A matrix as a packed weight.
 
         Parameters
         ----------
         name : str
             One of `types`; of a matrix (N, K).
-        bits : {4, 8}
-            8 makes two planes of 4 bits, ``w = 16 * high + low``: a packed weight of shape (N, 2 K),
-            whose input is ``np.concatenate([x, x], axis=-1)``.
+        bits : {4, 8}, optional
+            None takes the weights as they are in the file. With 4 or 8, a matrix that has other bits is
+            dequantized and quantized again, in groups of 32: to 4 bits by `pyda8w4.quantize_weight`, to 8 as
+            Q8_0.
 
         Returns
         -------
         PackedWeight
-            In groups of 32. The weights of the file, exactly, where it has them as Q4_0 or Q4_1, or with 8
-            bits as Q8_0. All others are dequantized, and quantized by `pyda8w4.quantize_weight`, or with
-            8 bits as Q8_0.
+            Without `bits`, `PackedWeight.dequantize` gives what `array` gives.
 
         Raises
         ------
         ValueError
-            If there is no such matrix, its type is not one of floats, its values or scales are not finite or
-            too large, `bits` is neither 4 nor 8, or 8 with a K that is no multiple of 32.
+            If there is no such matrix, its values or scales are not finite or too large, or `bits` is none of
+            these. Without `bits`, if its type is none of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL,
+            IQ4_XS and MXFP4; with `bits`, if it is not one of floats. With 8 bits, if K is no multiple of 32.
         """
         tensor = self._tensor(name)
         if len(tensor.shape) != 2:
             raise self._refused(f"name must be of a matrix, got {name} of shape {tensor.shape}")
-        if bits not in (4, 8):
-            raise ValueError(f"bits must be 4 or 8, got {bits!r}")
-        if bits == 8 and tensor.shape[1] % _GROUP:
+        if bits not in (None, 4, 8):
+            raise ValueError(f"bits must be 4, 8 or None, got {bits!r}")
+        exact = _EXACT.get(tensor.type)
+        if exact is not None and bits in (None, exact.bits):
+            read = partial(_packed, tensor, exact.pack)
+        elif bits is None:
+            raise self._refused(
+                f"name must be of a tensor of {', '.join(kind.name for kind in _EXACT)}, got {name} of "
+                f"{self.types[name]}; bits=4 or bits=8 quantizes it"
+            )
+        elif bits == 8 and tensor.shape[1] % _GROUP:
             raise self._refused(f"name must be of a matrix of whole groups of 32, got {name} of shape {tensor.shape}")
-        pack = _EXACT.get((tensor.type, bits))
-        array = tensor.data if pack else self.array(name)
+        else:
+            read = partial(_quantized, self.array(name), bits)
         try:
-            return pack(array) if pack else _quantized(array, bits)
+            return read()
         except ValueError as error:
             raise self._refused(f"{name} of {self.types[name]} cannot be packed: {error}") from None
 
@@ -264,55 +274,145 @@ def _floats(tensor: _Tensor) -> npt.NDArray[Any]:
     return tensor.data.view("<f8") if tensor.type == _Type.F64 else gguf.dequantize(tensor.data, tensor.type)
 
 
-def _finite(what: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if not np.isfinite(array).all():
-        raise ValueError(f"{what} must be finite, got NaN or infinity")
-    return array
-
-
 def _quantized(w: npt.NDArray[Any], bits: int) -> PackedWeight:
     if bits == 4:
         return prepack(*quantize_weight(w, _GROUP), group_size=_GROUP)
+    if not np.isfinite(w).all():
+        raise ValueError("values must be finite, got NaN or infinity")
     with np.errstate(over="ignore"):  # scales beyond float16, which _q8_0 refuses
-        return _q8_0(gguf.quantize(_finite("values", w), _Type.Q8_0))
+        return _packed(_Tensor(_Type.Q8_0, w.shape, gguf.quantize(w, _Type.Q8_0)), _q8_0)
 
 
 # ---- its blocks ------------------------------------------------------------------------------
-# A block of 32 elements holds its scale in 2 bytes (Q4_1: and its minimum in 2 more), then the codes. Those
-# of 4 bits lie in 16 bytes: elements 0..15 in the low nibbles, 16..31 in the high ones.
+# A row is blocks of 32 or 256 elements: bytes with scales, and codes whose bits lie in one or two places. Functions
+# take (N, blocks of a row, bytes of a block). Q4_K, Q5_K, Q6_K and IQ4_XS have scales of two levels: a float16 for the
+# block, and for each group an integer.
+
+_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the values of 4-bit floats
 
 
-def _q4_0(data: npt.NDArray[Any]) -> PackedWeight:
-    blocks = data.reshape(len(data), -1, 18)
-    return prepack(_codes(blocks[:, :, 2:]), _finite("scales", _halves(blocks)[:, :, 0]))
+def _packed(tensor: _Tensor, pack: Callable[[npt.NDArray[Any]], PackedWeight]) -> PackedWeight:
+    n, k = tensor.shape
+    elements, size = gguf.GGML_QUANT_SIZES[tensor.type]
+    return pack(tensor.data.reshape(n, k // elements, size))
 
 
-def _q4_1(data: npt.NDArray[Any]) -> PackedWeight:
-    blocks = data.reshape(len(data), -1, 20)
-    halves = _finite("scales and offsets", _halves(blocks)[:, :, :2])
-    scales, offsets = halves[:, :, 0], halves[:, :, 1]
-    return prepack(_codes(blocks[:, :, 4:]), scales, np.zeros(scales.shape, np.int8), offsets)
+def _q4_0(blocks: npt.NDArray[Any]) -> PackedWeight:
+    return prepack(_fields(blocks[:, :, 2:], 4, 16), _halves(blocks, 0))
 
 
-def _q8_0(data: npt.NDArray[Any]) -> PackedWeight:
-    blocks = data.reshape(len(data), -1, 34)
-    w = blocks[:, :, 2:].view(np.int8).reshape(len(data), -1)
-    scales = _finite("scales", _halves(blocks)[:, :, 0]).astype(np.float32)
-    high = (w >> 4) + np.int8(8)
-    codes = np.concatenate([high, w & 15], axis=1).view(np.uint8)
-    zps = np.repeat(np.array([8, 0], np.int8), scales.shape[1])
-    return prepack(codes, np.concatenate([16 * scales, scales], axis=1), np.tile(zps, (len(data), 1)))
+def _q4_1(blocks: npt.NDArray[Any]) -> PackedWeight:
+    return prepack(_fields(blocks[:, :, 4:], 4, 16), _halves(blocks, 0), _zeros(blocks), _halves(blocks, 2, "offsets"))
 
 
-def _codes(nibbles: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    codes: npt.NDArray[Any] = np.concatenate([nibbles & 15, nibbles >> 4], axis=2)
-    return codes.reshape(len(nibbles), -1)
+def _q5_0(blocks: npt.NDArray[Any]) -> PackedWeight:
+    return prepack(_five_bits(blocks, 2), _halves(blocks, 0), bits=5)
 
 
-def _halves(blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The first two bytes of each block, and the next two, as float16."""
-    return np.ascontiguousarray(blocks[:, :, :4]).view("<f2")
+def _q5_1(blocks: npt.NDArray[Any]) -> PackedWeight:
+    return prepack(_five_bits(blocks, 4), _halves(blocks, 0), _zeros(blocks), _halves(blocks, 2, "offsets"), bits=5)
 
 
-# What is read exactly, by type and bits.
-_EXACT = {(_Type.Q4_0, 4): _q4_0, (_Type.Q4_1, 4): _q4_1, (_Type.Q8_0, 8): _q8_0}
+def _q8_0(blocks: npt.NDArray[Any]) -> PackedWeight:
+    codes = blocks[:, :, 2:].reshape(len(blocks), -1).view(np.int8)
+    return prepack(codes, _halves(blocks, 0), bits=8)
+
+
+def _q4_k(blocks: npt.NDArray[Any]) -> PackedWeight:
+    return _with_minima(_fields(blocks[:, :, 16:], 4, 32), blocks, bits=4)
+
+
+def _q5_k(blocks: npt.NDArray[Any]) -> PackedWeight:
+    codes = _fields(blocks[:, :, 48:], 4, 32) | _fields(blocks[:, :, 16:48], 1, 32) << 4
+    return _with_minima(codes, blocks, bits=5)
+
+
+def _with_minima(codes: npt.NDArray[Any], blocks: npt.NDArray[Any], bits: int) -> PackedWeight:
+    """With the first 16 bytes of a block: two float16, and 6 bits twice for each of 8 groups."""
+    scales, minima, both = (blocks[:, :, at : at + 4] for at in (4, 8, 12))  # both: lower bits of the last 4 groups
+
+    def six_bits(part: npt.NDArray[Any], last: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.concatenate([part & 63, last | part >> 2 & 48], axis=2).reshape(len(blocks), -1)
+
+    return prepack(
+        codes,
+        _halves(blocks, 0),
+        np.zeros((len(blocks), codes.shape[1] // _GROUP), np.int8),
+        -_halves(blocks, 2, "offsets"),
+        bits=bits,
+        sub_scales=six_bits(scales, both & 15),
+        sub_offsets=six_bits(minima, both >> 4),
+    )
+
+
+def _q6_k(blocks: npt.NDArray[Any]) -> PackedWeight:
+    codes = _fields(blocks[:, :, :128], 4, 64) | _fields(blocks[:, :, 128:192], 2, 32) << 4
+    sub_scales = blocks[:, :, 192:208].reshape(len(blocks), -1).view(np.int8)
+    return prepack(codes, _halves(blocks, 208), bits=6, sub_scales=sub_scales)
+
+
+def _iq4_nl(blocks: npt.NDArray[Any]) -> PackedWeight:
+    return prepack(_fields(blocks[:, :, 2:], 4, 16), _halves(blocks, 0), table=_IQ4)
+
+
+def _iq4_xs(blocks: npt.NDArray[Any]) -> PackedWeight:
+    six_bits = _fields(blocks[:, :, 4:8], 4, 1) | _fields(blocks[:, :, 2:4], 2, 1) << 4
+    sub_scales = six_bits.view(np.int8) - np.int8(32)
+    return prepack(_fields(blocks[:, :, 8:], 4, 16), _halves(blocks, 0), table=_IQ4, sub_scales=sub_scales)
+
+
+def _mxfp4(blocks: npt.NDArray[Any]) -> PackedWeight:
+    exponents = blocks[:, :, 0]
+    if (exponents == 255).any():
+        raise ValueError("scales must be finite, got the exponent 255")
+    scales = np.ldexp(np.float32(1), exponents.astype(np.int32) - 128)
+    return prepack(_fields(blocks[:, :, 1:], 4, 16), scales, table=_E2M1)
+
+
+def _fields(data: npt.NDArray[Any], width: int, run: int) -> npt.NDArray[Any]:
+    """Fields of `width` bits of each byte: the lowest of `run` bytes, then the next of those bytes, and so on."""
+    runs = data.reshape(*data.shape[:2], -1, 1, run)
+    shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
+    fields: npt.NDArray[Any] = runs >> shifts & np.uint8((1 << width) - 1)
+    return fields.reshape(len(data), -1)
+
+
+def _five_bits(blocks: npt.NDArray[Any], at: int) -> npt.NDArray[Any]:
+    """The codes of Q5_0 and Q5_1: 4 bytes with the fifth bits come before the nibbles."""
+    codes: npt.NDArray[Any] = _fields(blocks[:, :, at + 4 :], 4, 16) | _fields(blocks[:, :, at : at + 4], 1, 1) << 4
+    return codes
+
+
+def _halves(blocks: npt.NDArray[Any], at: int, what: str = "scales") -> npt.NDArray[Any]:
+    """A float16 of each block."""
+    halves = np.ascontiguousarray(blocks[:, :, at : at + 2]).view("<f2")[:, :, 0]
+    if not np.isfinite(halves).all():
+        raise ValueError(f"{what} must be finite, got NaN or infinity")
+    return halves
+
+
+def _zeros(blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Zero points where there are offsets."""
+    return np.zeros(blocks.shape[:2], np.int8)
+
+
+class _Exact(NamedTuple):
+    bits: int
+    pack: Callable[[npt.NDArray[Any]], PackedWeight]
+
+
+# What is read exactly.
+_EXACT = {
+    _Type.Q4_0: _Exact(4, _q4_0),
+    _Type.Q4_1: _Exact(4, _q4_1),
+    _Type.Q5_0: _Exact(5, _q5_0),
+    _Type.Q5_1: _Exact(5, _q5_1),
+    _Type.Q8_0: _Exact(8, _q8_0),
+    _Type.Q4_K: _Exact(4, _q4_k),
+    _Type.Q5_K: _Exact(5, _q5_k),
+    _Type.Q6_K: _Exact(6, _q6_k),
+    _Type.IQ4_NL: _Exact(4, _iq4_nl),
+    _Type.IQ4_XS: _Exact(4, _iq4_xs),
+    _Type.MXFP4: _Exact(4, _mxfp4),
+}

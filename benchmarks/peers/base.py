@@ -55,6 +55,21 @@ def nibbles(codes: np.ndarray) -> np.ndarray:
     return codes[..., ::2] | codes[..., 1::2] << 4
 
 
+def eight_bits(layer: Layer, *, per_column: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The layer with 8 bits: codes (N, K) int8 and scales float32, (N, G) or, if `per_column`, (N, 1)."""
+    n, k = layer.shape
+    group = k if per_column else layer.group_size
+    w = layer.dense().reshape(n, k // group, group)
+    scales = np.abs(w).max(axis=2, keepdims=True) / np.float32(127)
+    return np.rint(w / scales).astype(np.int8).reshape(n, k), scales[:, :, 0]
+
+
+def eight_bits_dense(layer: Layer, *, per_column: bool) -> np.ndarray:
+    """What those stand for, (N, K) float32."""
+    codes, scales = eight_bits(layer, per_column=per_column)
+    return codes * np.repeat(scales, layer.shape[1] // scales.shape[1], axis=1)
+
+
 class Peer(ABC):
     """A library with `copies` of one layer in memory. A subclass that has a `name` is entered in PEERS.
 
@@ -69,6 +84,7 @@ class Peer(ABC):
     name: ClassVar[str]
     about: ClassVar[str]
     packages: ClassVar[Sequence[str]]  # The distributions that it needs; their versions are reported.
+    by_default: ClassVar[bool] = True  # Whether it runs without being named.
     per_pass: ClassVar[bool] = False  # One call multiplies by every copy, because graphs cost less run as a whole.
 
     def __init_subclass__(cls) -> None:

@@ -177,3 +177,17 @@ class Q4K(_Ggml):
     name = "ggml-q4_k"
     about = "blocks of 32 with 6-bit scales and minima, not repacked"
     format = Format("q4_K", number=12, block=256, block_bytes=144, repacked=False)
+
+
+class Q6K(_Ggml):
+    name = "ggml-q6_k"
+    about = "blocks of 16 with 8-bit scales, not repacked"
+    by_default = False
+    format = Format("q6_K", number=14, block=256, block_bytes=210, repacked=False)
+
+
+class Q80(_Ggml):
+    name = "ggml-q8_0"
+    about = "8 bits, blocks of 32 with a float16 scale, not repacked"
+    by_default = False
+    format = Format("q8_0", number=8, block=32, block_bytes=34, repacked=False)

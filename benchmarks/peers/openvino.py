@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Call, Layer, Peer, four_bits, nibbles
+from .base import Call, Layer, Peer, eight_bits, four_bits, nibbles
 
 
 class OpenVino(Peer):
@@ -32,20 +32,12 @@ class OpenVino(Peer):
         from openvino import opset13
 
         n, k = self.layer.shape
-        group = self.layer.group_size
         self.core = openvino.Core()
         self.kept: list[np.ndarray] = []  # The model refers to this memory.
         x = opset13.parameter([-1, k], np.float32, name="x")
         outputs, ones = [], []
         for i, part in enumerate(self.layers()):
-
-            def u4(codes: np.ndarray, *shape: int) -> Any:
-                self.kept.append(nibbles(codes.reshape(-1)))
-                tensor = openvino.Tensor(self.kept[-1], shape, openvino.Type.u4)
-                return opset13.convert(openvino.op.Constant(tensor), np.float16)
-
-            w = opset13.subtract(u4(part.codes, n, k // group, group), u4(part.zps, n, k // group, 1))
-            w = opset13.multiply(w, openvino.op.Constant(part.scales.astype(np.float16)[:, :, None]))
+            w = self.weight(part)
             w = opset13.convert(opset13.reshape(w, [n, k], special_zero=False), np.float32)
             y = opset13.matmul(x, w, transpose_a=False, transpose_b=True)
             if i == 0:
@@ -55,6 +47,30 @@ class OpenVino(Peer):
         if ones:
             outputs.append(opset13.concat(ones, 0))
         self.model = openvino.Model(outputs, [x], "layers")
+
+    def weight(self, layer: Layer) -> Any:
+        """Of shape (N, G, group) and float16, as the graph computes it from constants."""
+        from openvino import opset13
+
+        (n, k), group = layer.shape, layer.group_size
+        w = opset13.subtract(
+            self.constant("u4", nibbles(layer.codes.reshape(-1)), n, k // group, group),
+            self.constant("u4", nibbles(layer.zps.reshape(-1)), n, k // group, 1),
+        )
+        return opset13.multiply(w, self.scales(layer.scales))
+
+    def constant(self, kind: str, array: np.ndarray, *shape: int) -> Any:
+        import openvino
+        from openvino import opset13
+
+        self.kept.append(array)
+        tensor = openvino.Tensor(array, shape, getattr(openvino.Type, kind))
+        return opset13.convert(openvino.op.Constant(tensor), np.float16)
+
+    def scales(self, scales: np.ndarray) -> Any:
+        import openvino
+
+        return openvino.op.Constant(scales.astype(np.float16)[:, :, None])
 
     def bind(self, x: np.ndarray) -> list[Call]:
         import openvino
@@ -79,3 +95,25 @@ class OpenVino(Peer):
 
     def result(self, returned: Any) -> np.ndarray:
         return returned.get_output_tensor(0).data
+
+
+class OpenVino8(OpenVino):
+    name = "openvino-int8"
+    about = "i8 weights, float16 scales, dynamic quantization in groups of the weight's"
+    by_default = False
+
+    @classmethod
+    def weight_bytes(cls, layer: Layer) -> int:
+        return layer.codes.size + 2 * layer.scales.size
+
+    def weight(self, layer: Layer) -> Any:
+        from openvino import opset13
+
+        codes, scales = eight_bits(layer, per_column=False)
+        shape = layer.shape[0], layer.shape[1] // layer.group_size, layer.group_size
+        return opset13.multiply(self.constant("i8", codes.reshape(shape), *shape), self.scales(scales))
+
+    def dense(self) -> np.ndarray:
+        codes, scales = eight_bits(self.layer, per_column=False)
+        rounded = scales.astype(np.float16).astype(np.float32)
+        return codes * np.repeat(rounded, self.layer.group_size, axis=1)

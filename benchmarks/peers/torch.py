@@ -49,6 +49,7 @@ class Int8(TorchPeer):
     name = "torch-int8"
     about = "quantized::linear_dynamic: 8-bit weights, a scale for each column, float32 in and out"
     dtype = "float32"
+    engine = "onednn"
 
     @classmethod
     def weight_bytes(cls, layer: Layer) -> int:
@@ -63,7 +64,7 @@ class Int8(TorchPeer):
 
     def pack(self, layer: Layer) -> Any:
         engines = self.torch.backends.quantized.supported_engines
-        self.torch.backends.quantized.engine = "onednn" if "onednn" in engines else engines[-1]
+        self.torch.backends.quantized.engine = self.engine if self.engine in engines else engines[-1]
         return self.torch.ops.quantized.linear_prepack(self._quantized(layer), None)
 
     def multiply(self, x: Any, weight: Any) -> Any:
@@ -71,6 +72,13 @@ class Int8(TorchPeer):
 
     def dense(self) -> np.ndarray:
         return self._quantized(self.layer).dequantize().numpy()
+
+
+class Int8Fbgemm(Int8):
+    name = "torch-int8-fbgemm"
+    about = "the same with FBGEMM, as torch.ao.quantization has it by default"
+    by_default = False
+    engine = "fbgemm"
 
 
 class Bfloat16(TorchPeer):

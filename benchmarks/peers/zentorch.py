@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Layer, four_bits
+from .base import Layer, eight_bits, eight_bits_dense, four_bits
 from .torch_base import TorchPeer
 
 
@@ -47,3 +47,28 @@ class Zentorch(TorchPeer):
 
     def dense(self) -> np.ndarray:
         return self.layer.dense(symmetric=True)
+
+
+class Zentorch8(Zentorch):
+    name = "zentorch-int8"
+    about = "zentorch_dynamic_qlinear with 8-bit weights, a scale for each column, bfloat16 in and out"
+    by_default = False
+
+    @classmethod
+    def weight_bytes(cls, layer: Layer) -> int:
+        return layer.codes.size + 4 * layer.shape[0]
+
+    @classmethod
+    def refuses(cls, layer: Layer) -> str | None:
+        return None
+
+    def pack(self, layer: Layer) -> Any:
+        codes, scales = eight_bits(layer, per_column=True)
+        weight = self.torch.ops.zentorch.zentorch_weight_prepack_for_dynamic_qlinear(self.torch.from_numpy(codes))
+        return weight, self.torch.from_numpy(scales[:, 0].copy())
+
+    def multiply(self, x: Any, weight: Any) -> Any:
+        return self.torch.ops.zentorch.zentorch_dynamic_qlinear(x, *weight, is_weight_prepacked=True)
+
+    def dense(self) -> np.ndarray:
+        return eight_bits_dense(self.layer, per_column=True)

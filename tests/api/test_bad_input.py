@@ -369,7 +369,7 @@ def test_messages_say_what_was_given_and_what_is_taken():
         pyda8w4.linear(ones(1, 64), pack(WEIGHT), ones(32))
     with pytest.raises(ValueError, match=r"a_zps must be 0 to 255 for uint8 activations, got .* to 256"):
         pyda8w4.gemm(A, pack(WEIGHT), None, with_value(ZPS, 256))
-    with pytest.raises(ValueError, match=r"codes must hold 0 to 15 as uint8, got 0 to 16"):
+    with pytest.raises(ValueError, match=r"codes must hold 0 to 15 as uint8 of 4 bits, got 0 to 16"):
         pyda8w4.prepack(with_value(CODES, 16), SCALES)
     with pytest.raises(TypeError, match=r"got >f4|got <f4"):
         pyda8w4.linear(swapped(ones(1, 64)), pack(WEIGHT))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def test_compare_writes_every_cell(tmp_path):
     results = tmp_path / "results.json"
     options = "--shapes 64x96 --m 1,3 --group-size 32 --threads 1 --hot --seconds 0.01 --rounds 1 --settle 0"
-    peers = "--peers pyda8w4,numpy-float32,pyda8w4-scalar"
+    peers = "--peers pyda8w4,numpy-float32,pyda8w4-scalar,pyda8w4-q6_k:int8_group,pyda8w4-int8:int16"
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "compare.py", *options.split(), *peers.split(), "--json", results],
         capture_output=True,
@@ -35,7 +36,13 @@ def test_compare_writes_every_cell(tmp_path):
     for cell in table["cells"]:
         assert cell["failed"] == {}
         assert cell["limits"]["read"]["median"] > 0
-        for name, most in ("pyda8w4", 0.02), ("pyda8w4-scalar", 0.02), ("numpy-float32", 1e-6):
+        for name, most in (
+            ("pyda8w4", 0.02),
+            ("pyda8w4-scalar", 0.02),
+            ("pyda8w4-q6_k:int8_group", 0.02),
+            ("pyda8w4-int8:int16", 1e-4),
+            ("numpy-float32", 1e-6),
+        ):
             result = cell["results"][name]
             assert 0 < result["ms"]["q1"] <= result["ms"]["median"] <= result["ms"]["q3"]
             assert 0 < result["error"] < most
@@ -48,11 +55,36 @@ def test_every_library_is_known_and_says_why_it_is_missing() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
     found = {name: missing for name, _, missing in ast.literal_eval(done.stdout.splitlines()[-1])}
     modules = {path.stem for path in (BENCHMARKS / "peers").glob("*.py")} - {"__init__", "base", "torch_base"}
-    assert {name.partition("-")[0] for name in found} == modules
+    assert {re.split("[-:]", name)[0] for name in found} == modules
     assert next(iter(found)) == "pyda8w4"
     assert found["pyda8w4"] is None
     assert found["numpy-float32"] is None
     assert all(reason is None or reason for reason in found.values())
+
+
+def test_kinds_say_how_many_bytes_they_have() -> None:
+    code = (
+        "from peers import PEERS, Layer; layer = Layer.random(64, 1024, 64)\n"
+        "for name in ('', *(f'-{kind}' for kind in ('q4_k', 'q5_k', 'q6_k', 'table', 'int5', 'int6', 'int8'))):\n"
+        "    peer = PEERS['pyda8w4' + name]\n"
+        "    packed = peer(layer, 1, 1).packed[0]\n"
+        "    print(name, peer.weight_bytes(layer), packed.nbytes - 4 * 64 - 16 * (name == '-table'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    rows = [line.split(" ") for line in done.stdout.splitlines()]
+    assert len(rows) == 8
+    assert [said for _, said, _ in rows] == [found for _, _, found in rows]
+
+
+@pytest.mark.slow
+def test_kinds_prints_its_tables() -> None:
+    options = "--shape 64x256 --threads 1 --hot --seconds 0.001 --rounds 1 --settle 0"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "kinds.py", *options.split()], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    tables = [line.count("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    assert tables == [8] * 10 + [8] * 6
 
 
 def test_benchmarks_time_by_the_method_of_this_tree(tmp_path: Path) -> None:

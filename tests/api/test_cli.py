@@ -168,8 +168,10 @@ def test_bench_says_before_the_table_how_long_it_takes_and_what_the_columns_mean
     assert "\ntime     0 s or more: 6 cells of 0.0 s, " in header
 
 
-def test_bench_times_the_same_layer_on_both_sides():
-    packed, w = bench._random_layer(np.random.default_rng(0), 40, 300, 128)
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
+def test_bench_times_the_same_layer_on_both_sides(bits):
+    packed, w = bench._random_layer(np.random.default_rng(0), 40, 300, 128, bits)
+    assert packed.bits == bits
     codes, scales, zps = packed.unpack()
     each = [np.repeat(array, 128, axis=1)[:, :300] for array in (scales, zps)]
     np.testing.assert_array_equal(w, (codes.astype(np.float32) - each[1]) * each[0])

@@ -1,5 +1,6 @@
 #include "activations.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "floats.h"
@@ -7,7 +8,7 @@
 namespace check {
 namespace {
 
-std::vector<float> random_row(Random &random, size_t k) {
+std::vector<float> random_piece(Random &random, size_t k) {
     std::vector<float> row(k);
     const size_t kind = random.below(20);
     const float constant = random.uniform(-3, 3), step = std::ldexp(1.0f, random.between(-12, 12));
@@ -30,6 +31,20 @@ std::vector<float> random_row(Random &random, size_t k) {
     const float odd[] = {float_of(0x7fc00000), float_of(0xffffffff), INFINITY, -INFINITY};
     if (kind == 9) row[random.below(k)] = odd[random.below(4)];
     if (kind == 10) row[random.below(k)] = constant * 1000;
+    return row;
+}
+
+// A row of one kind, or of pieces of different kinds and sizes, so that groups differ.
+std::vector<float> random_row(Random &random, size_t k) {
+    if (!random.one_in(3)) return random_piece(random, k);
+    const size_t piece = size_t{4} << random.below(7);
+    std::vector<float> row;
+    while (row.size() < k) {
+        const float size = random.one_in(2) ? 1 : std::ldexp(1.0f, random.between(-20, 0));
+        const std::vector<float> values = random_piece(random, std::min(piece, k - row.size()));
+        for (float value : values) row.push_back(std::isfinite(value) && std::fabs(value) < 1000 ? value * size : 0);
+    }
+    if (random.one_in(20)) row[random.below(k)] = NAN;
     return row;
 }
 

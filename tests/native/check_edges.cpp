@@ -1,5 +1,6 @@
 // Products at the edge of what numbers hold: the longest groups, the lowest zero points, the smallest workspace.
 #include <algorithm>
+#include <cstring>
 #include <iterator>
 
 #include "harness.h"
@@ -8,43 +9,89 @@
 namespace check {
 namespace {
 
-// The longest groups that are allowed: k * 128 * |code - zp| just below 2^31.
+// The longest groups that are allowed: k * 128 * |value - zp| just below 2^31. One code is all of the weight's.
 struct LongGroup {
+    da8w4_kind kind;
     size_t k;
-    int code, zp;
+    int code, zp;  // of a table the code is the value
 };
-const LongGroup long_groups[] = {{117323, 15, -128}, {132104, 0, 127}, {1118481, 15, 0}};
+const LongGroup long_groups[] = {
+    {DA8W4_INT4, 117323, 15, -128}, {DA8W4_INT4, 132104, 0, 127},    {DA8W4_INT5, 105517, 31, -128},
+    {DA8W4_INT6, 87838, 63, -128},  {DA8W4_INT8, 65793, 127, -128},  {DA8W4_INT8, 65793, -128, 127},
+    {DA8W4_INT8, 131071, -128, 0},  {DA8W4_TABLE4, 131071, -128, 0}, {DA8W4_INT4, 1118481, 15, 0},
+};
 
-void check_long_group(const Trial &trial) {
-    const LongGroup &edge = long_groups[trial.index];
-    if (trial.quick && edge.k > 200000) return;
+Matrix long_group(const LongGroup &edge) {
     Matrix w = {};
     w.n = 3;
     w.k = w.group = edge.k;
-    w.groups = 1;
-    w.codes.assign(w.n * w.k, edge.code);
+    w.groups = w.rows = 1;
+    w.kind = edge.kind;
+    w.format = edge.kind == DA8W4_INT8 ? DA8W4_CODES_SIGNED : DA8W4_CODES_UNSIGNED;
+    if (w.has_table()) w.table.assign(16, edge.code);
+    w.codes.assign(w.n * w.k, w.has_table() ? 9 : edge.code);
     w.zps.assign(w.n, edge.zp);
     w.scales = {1, -0.5f, 0.375f};
     w.offsets = {0.3f, -1, 1000};
     w.one_zp = true;
+    return w;
+}
+
+// All activations are the least, but one.
+Operands long_bytes(Random &random, const Matrix &w, size_t m) {
+    Operands o = random_operands(random, w, m, false);
+    o.scheme = m == 3 ? DA8W4_ACT_INT8 : DA8W4_ACT_UINT8;
+    o.act_type = m == 3 ? DA8W4_S8 : DA8W4_U8;
+    o.act_stride = w.k;
+    o.act.assign(m * w.k, m == 3 ? 0x80 : 0);
+    o.act[0] = 1;
+    o.scales.clear();
+    o.zps.assign(m, m == 3 ? 127 : 0);
+    return o;
+}
+
+// Of 16 bits, whose scale is 1: the upper bytes are all 127 and the lower ones all 0 or, but for one, -128.
+Operands long_floats(Random &random, const Matrix &w, size_t m, da8w4_scheme scheme) {
+    Operands o = random_operands(random, w, m, true);
+    o.scheme = scheme;
+    o.act_type = DA8W4_F32;
+    o.act_stride = w.k * sizeof(float);
+    std::vector<float> x(m * w.k, m == 1 ? -32384 : 32512);
+    x[0] = 32512;
+    o.act.resize(x.size() * sizeof(float));
+    memcpy(o.act.data(), x.data(), o.act.size());
+    return o;
+}
+
+void check_long_group(const Trial &trial) {
+    const LongGroup &edge = long_groups[trial.index];
+    if (trial.quick && edge.k > 200000) return;
+    const Matrix w = long_group(edge);
     const Weight weight = packed_weight(trial.random, w);
     for (size_t m : {1, 3, 9}) {
         if (m > 1 && edge.k > 200000) continue;
         Random random = trial.random.child(uint64_t{m});
-        Operands o = random_operands(random, w, m, false);
-        o.symmetric = m == 3;
-        o.act_type = o.symmetric ? DA8W4_S8 : DA8W4_U8;
-        o.act_stride = w.k;
-        o.act.assign(m * w.k, o.symmetric ? 0x80 : 0);
-        o.act[0] = 1;
-        o.scales.clear();
-        o.zps.assign(m, o.symmetric ? 127 : 0);
-        check_product(random, weight, o);
+        check_product(random, weight, long_bytes(random, w, m));
     }
+    for (da8w4_scheme scheme : {DA8W4_ACT_INT8_GROUP, DA8W4_ACT_INT16})
+        for (size_t m : {1, 2}) {
+            Random random = trial.random.child("floats").child(uint64_t{m + 9 * static_cast<size_t>(scheme)});
+            check_product(random, weight, long_floats(random, w, m, scheme));
+        }
 }
 
-// Kernels that unpack to bytes hold code - zp + 128 in them, which the highest code leaves below the zero point -112.
-const int low_zps[] = {-110, -111, -112, -113, -114, -127, -128};
+// Kernels that unpack to bytes hold code - zp + 128 in them, which the highest code leaves below such a zero point.
+struct LowZps {
+    da8w4_kind kind;
+    int zps[5];  // about the lowest that fits
+};
+const LowZps low_zps[] = {
+    {DA8W4_INT4, {-111, -112, -113, -114, -128}},
+    {DA8W4_INT5, {-95, -96, -97, -100, -128}},
+    {DA8W4_INT6, {-63, -64, -65, -70, -128}},
+    {DA8W4_INT8, {1, -1, 127, -127, -128}},
+};
+constexpr size_t kLowZps = std::size(low_zps) * std::size(low_zps[0].zps);
 // They are so low everywhere, in one block, in the last group, or in one place only.
 bool (*const low_places[])(const Matrix &, size_t n, size_t g) = {
     [](const Matrix &, size_t, size_t) { return true; },
@@ -57,23 +104,66 @@ bool (*const low_places[])(const Matrix &, size_t n, size_t g) = {
 const Shape low_shapes[] = {{70, 96, 32}, {70, 600, 4}, {70, 1300, 1300}, {70, 700, 300}};
 
 void check_low_zps(const Trial &trial) {
-    const int lowest = low_zps[trial.index / 2 % std::size(low_zps)];
-    const auto is_low = low_places[trial.index / 2 / std::size(low_zps)];
+    const LowZps &kind = low_zps[trial.index % std::size(low_zps)];
+    const int lowest = kind.zps[trial.index / std::size(low_zps) % std::size(kind.zps)];
+    const auto is_low = low_places[trial.index / kLowZps];
     Random random = trial.random;
-    const Shape &shape = low_shapes[trial.index % 2 ? 1 + random.below(3) : 0];
+    const Shape &shape = low_shapes[random.one_in(2) ? 1 + random.below(3) : 0];
     Matrix w;
-    do w = random_matrix(random, shape);
-    while (w.format == DA8W4_CODES_S4);
+    do w = random_matrix(random, shape, kind.kind);
+    while (code_offset(w) != 0);
     w.one_zp = false;
+    const int least = lowest_code(w), most = highest_code(w);
     for (size_t n = 0; n < w.n; n++)
         for (size_t g = 0; g < w.groups; g++) {
             const bool low = is_low(w, n, g);
-            w.zps[n * w.groups + g] = low ? lowest : random.between(0, 15);
+            w.zps[n * w.groups + g] = low ? lowest : kind.kind == DA8W4_INT8 ? 0 : random.between(least, most);
             const size_t begin = g * w.group, length = std::min(w.group, w.k - begin);
-            if (low) w.codes[n * w.k + begin + random.below(length)] = 15;
+            if (low) w.codes[n * w.k + begin + random.below(length)] = lowest > 0 ? least : most;
         }
     const Weight weight = packed_weight(random, w);
-    for (size_t m : {3, 25, 60}) check_either_product(trial.random.child(uint64_t{m}), weight, m);
+    const size_t some[] = {3, 25, 60}, skipped = trial.quick ? random.below(3) : 3;
+    for (size_t i = 0; i < 3; i++)
+        if (i != skipped) check_either_product(trial.random.child(uint64_t{some[i]}), weight, some[i]);
+}
+
+// Codes and activations at the ends of their ranges, where sums of 16 bits overflow first: all the same, or the two
+// ends by turns of one, two or four.
+constexpr size_t kExtremePatterns = 5;
+bool is_high(size_t pattern, size_t k) {
+    switch (pattern) {
+        case 0: return false;
+        case 1: return true;
+        default: return k >> (pattern - 2) & 1;
+    }
+}
+
+void check_extremes(const Trial &trial) {
+    const da8w4_kind kind = all_kinds[trial.index % std::size(all_kinds)];
+    const size_t groups[] = {16, 32, 64, 128, 256, 300, 600};
+    Random random = trial.random;
+    Matrix w = random_matrix(random, {40, 1040, groups[trial.index / std::size(all_kinds) % std::size(groups)]}, kind);
+    const size_t pattern = random.below(kExtremePatterns), zps = random.below(4);
+    if (w.has_table()) w.table.assign({-128, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 127});
+    const int least = lowest_code(w), most = highest_code(w), highest = INT8_MAX - code_offset(w);
+    for (size_t i = 0; i < w.codes.size(); i++) w.codes[i] = is_high(pattern, i % w.k) ? most : least;
+    if (!w.has_table())
+        for (int &zp : w.zps)
+            zp = zps == 0 ? INT8_MIN : zps == 1 ? highest : zps == 2 ? least + (1 << (bits_of(kind) - 1)) : zp;
+    const Weight weight = packed_weight(random, w);
+    for (size_t m : {1, 2, 3, 5, 30}) {
+        Random draws = trial.random.child(uint64_t{m});
+        Operands o = random_operands(draws, w, m, false);
+        for (size_t r = 0; r < m; r++) {
+            const size_t mine = r % kExtremePatterns == 0 ? pattern : draws.below(kExtremePatterns);
+            for (size_t k = 0; k < w.k; k++) {
+                const size_t from = w.perm.empty() ? k : static_cast<size_t>(w.perm[k]);
+                o.act[r * o.act_stride + from] =
+                    static_cast<uint8_t>((is_high(mine, k) ? 255 : 0) ^ (o.act_type == DA8W4_S8 ? 0x80 : 0));
+            }
+        }
+        check_product(draws, weight, o);
+    }
 }
 
 // Every workspace that is smaller than da8w4_workspace_bytes is refused, though it has room for some of the threads;
@@ -85,10 +175,12 @@ const WorkspaceCase workspace_cases[] = {{1, 600, 32},   {4, 130, 520}, {5, 130,
                                          {25, 70, 1040}, {240, 40, 32}, {300, 40, 128}};
 
 void check_workspace_of(const Random &random, const Product &product, const char *kernel, size_t threads) {
-    now(kernel, "workspace m=%zu threads=%zu", product.operands.m, threads);
+    now(kernel, "workspace m=%zu scheme=%d threads=%zu", product.operands.m, product.operands.scheme, threads);
     da8w4_call sizing = {};  // only what da8w4_workspace_bytes reads
     sizing.m = product.operands.m;
-    sizing.weight = &product.weight.packed;
+    sizing.act_type = product.operands.act_type;
+    sizing.scheme = product.operands.scheme;
+    sizing.weight = product.call().weight;
     sizing.kernel = kernel;
     sizing.threads = threads;
     const size_t bytes = da8w4_workspace_bytes(&sizing);
@@ -99,7 +191,7 @@ void check_workspace_of(const Random &random, const Product &product, const char
     call.workspace = workspace.as();
     call.workspace_bytes = bytes;
     call.out = out.as();
-    expect(da8w4_workspace_bytes(&call) == bytes, "workspace_bytes reads more than m, weight, kernel and threads");
+    expect(da8w4_workspace_bytes(&call) == bytes, "workspace_bytes reads more than it says");
     for (size_t less : {size_t{1}, size_t{63}, size_t{64}, size_t{65}}) expect_too_small(product, call, bytes - less);
     Random sizes = random.child("sizes");
     for (size_t part = 0; part < threads; part++) {
@@ -115,12 +207,15 @@ void check_workspace_of(const Random &random, const Product &product, const char
 void check_workspace(const Trial &trial) {
     const WorkspaceCase &shape = workspace_cases[trial.index];
     const Weight weight = random_weight(trial.random, {shape.n, 1040, shape.group});
-    Random draws = trial.random.child("operands");
-    const Operands operands = random_operands(draws, weight.matrix, shape.m, draws.one_in(2));
-    const Product product(operands, weight);
-    for (const std::string &kernel : kernels_and_scalar())
-        for (size_t threads = 1; threads <= 4; threads++)
-            check_workspace_of(trial.random.child(uint64_t{threads}), product, kernel.c_str(), threads);
+    for (bool linear : {false, true})
+        for (size_t threads = 1; threads <= 4; threads++) {
+            Random random = trial.random.child(linear ? "linear" : "gemm").child(uint64_t{threads});
+            Operands operands = random_operands(random, weight.matrix, shape.m, linear);
+            if (linear) operands.scheme = static_cast<da8w4_scheme>((threads + trial.index) % 4);
+            const Product product(operands, weight);
+            for (const std::string &kernel : kernels_and_scalar())
+                check_workspace_of(random, product, kernel.c_str(), threads);
+        }
 }
 
 }  // namespace
@@ -128,8 +223,9 @@ void check_workspace(const Trial &trial) {
 std::vector<Test> edge_tests() {
     return {
         {"long_groups", "sums at the edge of int32 and float32", std::size(long_groups), 1, true, check_long_group},
-        {"low_zps", "zero points about -112, in all columns or in some", 2 * std::size(low_zps) * std::size(low_places),
-         1, true, check_low_zps},
+        {"low_zps", "zero points about the lowest of biased panels, in all columns or in some",
+         kLowZps * std::size(low_places), 2, true, check_low_zps},
+        {"extremes", "codes and activations at the ends of their ranges", 70, 2, true, check_extremes},
         {"workspace", "workspaces of every size", std::size(workspace_cases), 1, false, check_workspace},
     };
 }

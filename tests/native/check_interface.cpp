@@ -32,6 +32,25 @@ const CallTest calls[] = {
     {"no codes", bad, [](Example &e) { e.packed.codes = nullptr; }},
     {"no scales", bad, [](Example &e) { e.packed.scales = nullptr; }},
     {"no offsets", DA8W4_OK, [](Example &e) { e.packed.offsets = nullptr; }},
+    {"weight of no kind", bad, [](Example &e) { e.packed.kind = static_cast<da8w4_kind>(5); }},
+    {"5 bits", DA8W4_OK, [](Example &e) { e.set_kind(DA8W4_INT5); }},
+    {"6 bits", DA8W4_OK, [](Example &e) { e.set_kind(DA8W4_INT6); }},
+    {"8 bits", DA8W4_OK, [](Example &e) { e.set_kind(DA8W4_INT8); }},
+    {"a table", DA8W4_OK, [](Example &e) { e.use_table(); }},
+    {"no table", bad, [](Example &e) { e.use_table(), e.packed.table = nullptr; }},
+    {"a table of 4 bits", bad, [](Example &e) { e.packed.table = e.table; }},
+    {"two levels", DA8W4_OK, [](Example &e) { e.use_two_levels(); }},
+    {"two levels without sub-scales", bad, [](Example &e) { e.use_two_levels(), e.packed.sub_scales = nullptr; }},
+    {"two levels without sub-offsets", bad, [](Example &e) { e.use_two_levels(), e.packed.sub_offsets = nullptr; }},
+    {"two levels without offsets", DA8W4_OK,
+     [](Example &e) { e.use_two_levels(), e.packed.offsets = nullptr, e.packed.sub_offsets = nullptr; }},
+    {"sub-scales f32", bad, [](Example &e) { e.use_two_levels(), e.packed.sub_scale_type = DA8W4_F32; }},
+    {"sub-offsets bf16", bad, [](Example &e) { e.use_two_levels(), e.packed.sub_offset_type = DA8W4_BF16; }},
+    {"sub-offsets of no type", bad,
+     [](Example &e) { e.use_two_levels(), e.packed.sub_offset_type = static_cast<da8w4_type>(9); }},
+    {"a permutation", DA8W4_OK, [](Example &e) { e.packed.perm = e.perm; }},
+    {"an unknown scheme", bad, [](Example &e) { e.call.scheme = static_cast<da8w4_scheme>(4); }},
+    {"no scheme", bad, [](Example &e) { e.call.scheme = static_cast<da8w4_scheme>(-1); }},
     {"no sums", bad, [](Example &e) { e.packed.sums = nullptr; }},
     {"out u8", bad, [](Example &e) { e.call.out_type = DA8W4_U8; }},
     {"out of no type", bad, [](Example &e) { e.call.out_type = static_cast<da8w4_type>(9); }},
@@ -52,7 +71,7 @@ const CallTest calls[] = {
      [](Example &e) { e.call.m = 0, e.call.act = e.call.out = e.call.workspace = nullptr; }},
 };
 
-// Only da8w4_gemm has zero points.
+// Only da8w4_gemm has zero points, and no factors.
 const CallTest gemms[] = {
     {"u8 zero point -1", DA8W4_BAD_ACT_ZP, [](Example &e) { e.act_zps[1] = -1; }},
     {"u8 zero point 256", DA8W4_BAD_ACT_ZP, [](Example &e) { e.act_zps[1] = 256; }},
@@ -60,6 +79,16 @@ const CallTest gemms[] = {
     {"s8 zero point -129", DA8W4_BAD_ACT_ZP, [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = -129; }},
     {"s8 zero point 128", DA8W4_BAD_ACT_ZP, [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = 128; }},
     {"s8 zero point -128", DA8W4_OK, [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = -128; }},
+    {"factors", DA8W4_FACTORS_NEED_FLOATS, [](Example &e) { e.packed.factors = e.factors; }},
+    {"factors and a permutation", DA8W4_FACTORS_NEED_FLOATS,
+     [](Example &e) { e.packed.factors = e.factors, e.packed.perm = e.perm; }},
+};
+
+const CallTest linears[] = {
+    {"int8", DA8W4_OK, [](Example &e) { e.call.scheme = DA8W4_ACT_INT8; }},
+    {"int8_group", DA8W4_OK, [](Example &e) { e.call.scheme = DA8W4_ACT_INT8_GROUP; }},
+    {"int16", DA8W4_OK, [](Example &e) { e.call.scheme = DA8W4_ACT_INT16; }},
+    {"factors", DA8W4_OK, [](Example &e) { e.packed.factors = e.factors; }},
 };
 
 void check_call(const CallTest &test, bool linear) {
@@ -72,8 +101,11 @@ void check_call(const CallTest &test, bool linear) {
 }
 
 void check_calls(const Trial &trial) {
-    if (trial.index >= std::size(calls)) return check_call(gemms[trial.index - std::size(calls)], false);
-    for (bool linear : {false, true}) check_call(calls[trial.index], linear);
+    size_t index = trial.index;
+    if (index < std::size(linears)) return check_call(linears[index], true);
+    index -= std::size(linears);
+    if (index < std::size(gemms)) return check_call(gemms[index], false);
+    for (bool linear : {false, true}) check_call(calls[index - std::size(gemms)], linear);
 }
 
 // One zero point that is out of range is found in every row, and nothing is written.
@@ -109,6 +141,8 @@ void check_sizes(const Trial &) {
         {"no weight", [](Example &e) { e.call.weight = nullptr; }},
         {"a bad weight", [](Example &e) { e.packed.k = 0; }},
         {"an unknown kernel", [](Example &e) { e.call.kernel = "abacus"; }},
+        {"an unknown scheme", [](Example &e) { e.call.scheme = static_cast<da8w4_scheme>(4); }},
+        {"a weight without sums", [](Example &e) { e.packed.sums = nullptr; }},
     };
     for (const auto &test : tests) {
         now(nullptr, "workspace_bytes with %s", test.what);
@@ -126,9 +160,16 @@ void check_rows(const Trial &) {
     uint8_t act[6];
     float scales[2];
     int32_t zps[2];
+    const auto by_scheme = [&](da8w4_scheme scheme) {
+        return da8w4_quantize_rows(nullptr, x, DA8W4_F32, 12, 2, 3, scheme, act, 3, scales, zps);
+    };
+    expect(by_scheme(DA8W4_ACT_INT8) == DA8W4_OK, "int8");
+    expect(by_scheme(DA8W4_ACT_INT8_GROUP) == bad, "int8_group, of which it knows no groups");
+    expect(by_scheme(DA8W4_ACT_INT16) == bad, "int16");
+    expect(by_scheme(static_cast<da8w4_scheme>(4)) == bad, "an unknown scheme");
     const auto rows = [&](const void *from, da8w4_type type, size_t stride, size_t m, size_t k, void *to,
                           size_t to_stride, float *s, int32_t *z) {
-        return da8w4_quantize_rows(nullptr, from, type, stride, m, k, 0, to, to_stride, s, z);
+        return da8w4_quantize_rows(nullptr, from, type, stride, m, k, DA8W4_ACT_UINT8, to, to_stride, s, z);
     };
     expect(rows(x, DA8W4_F32, 12, 2, 3, act, 3, scales, zps) == DA8W4_OK, "refused");
     expect(rows(x, DA8W4_F32, 0, 1, 3, act, 0, scales, zps) == DA8W4_OK, "one row, strides 0");
@@ -141,7 +182,8 @@ void check_rows(const Trial &) {
     expect(rows(x, DA8W4_F32, 12, 2, 3, act, 2, scales, zps) == bad, "a short stride of act");
     expect(rows(x, DA8W4_S8, 12, 2, 3, act, 3, scales, zps) == bad, "x of int8");
     expect(rows(x, DA8W4_F32, 12, 2, 0, act, 3, scales, zps) == bad, "k 0");
-    expect(da8w4_quantize_rows("abacus", x, DA8W4_F32, 12, 2, 3, 0, act, 3, scales, zps) == DA8W4_UNKNOWN_KERNEL,
+    expect(da8w4_quantize_rows("abacus", x, DA8W4_F32, 12, 2, 3, DA8W4_ACT_UINT8, act, 3, scales, zps) ==
+               DA8W4_UNKNOWN_KERNEL,
            "an unknown kernel");
 }
 
@@ -179,7 +221,8 @@ std::vector<Test> interface_tests() {
     return {
         {"kernel_table", "names, reasons and choice of kernels", 1, 1, false, check_kernel_table},
         {"texts", "texts of statuses, names of features", 1, 1, false, check_texts},
-        {"bad_calls", "products with one thing damaged", std::size(calls) + std::size(gemms), 1, false, check_calls},
+        {"bad_calls", "products with one thing damaged", std::size(calls) + std::size(gemms) + std::size(linears), 1,
+         false, check_calls},
         {"bad_zps", "zero points of activations in every row", 1, 1, false, check_zps_of_rows},
         {"bad_sizes", "sizes of workspaces, and null calls", 1, 1, false, check_sizes},
         {"bad_rows", "quantize_rows with one thing damaged", 1, 1, false, check_rows},

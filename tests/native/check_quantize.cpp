@@ -13,13 +13,14 @@ const size_t all_k[] = {1, 3, 4, 5, 31, 64, 65, 130, 260, 600, 1100};
 struct Input {
     size_t m, k;
     da8w4_type type;
-    bool symmetric, at_end;
+    da8w4_scheme scheme;
+    bool at_end;
     size_t x_stride, act_stride;
     std::vector<uint8_t> x;
 };
 
-Input random_input(Random &random, size_t m, size_t k, da8w4_type type, bool symmetric) {
-    Input in = {m, k, type, symmetric, !random.one_in(4), 0, 0, {}};
+Input random_input(Random &random, size_t m, size_t k, da8w4_type type, da8w4_scheme scheme) {
+    Input in = {m, k, type, scheme, !random.one_in(4), 0, 0, {}};
     in.x_stride = (k + random.below(2) * random.below(40)) * size_of(type);
     in.act_stride = k + random.below(2) * random.below(40);
     in.x = random_floats(random, m, k, in.x_stride, type);
@@ -43,14 +44,14 @@ Output quantize(Random random, const char *kernel, const Input &in, const Guarde
     const size_t threads = timing() ? 1 : 1 + random.below(4);
     const bool hostile = !timing() && random.one_in(4);
     now(kernel, "quantize_rows m=%zu k=%zu x=%s%s x_stride=%zu act_stride=%zu threads=%zu%s%s", in.m, in.k,
-        name_of(in.type), in.symmetric ? " symmetric" : "", in.x_stride, in.act_stride, threads,
+        name_of(in.type), in.scheme == DA8W4_ACT_INT8 ? " int8" : "", in.x_stride, in.act_stride, threads,
         in.at_end ? "" : ", operands at the start of a page", hostile ? ", rounding upward" : "");
     da8w4_set_num_threads(threads);
     const Guarded act(in.m ? (in.m - 1) * in.act_stride + in.k : 0, in.at_end), scales(in.m * sizeof(float), in.at_end),
         zps(in.m * sizeof(int32_t), in.at_end);
     const auto call = [&] {
-        return da8w4_quantize_rows(kernel, x.as(), in.type, in.x_stride, in.m, in.k, in.symmetric, act.as(),
-                                   in.act_stride, scales.as<float>(), zps.as<int32_t>());
+        return da8w4_quantize_rows(kernel, x.as(), in.type, in.x_stride, in.m, in.k, in.scheme, act.as(), in.act_stride,
+                                   scales.as<float>(), zps.as<int32_t>());
     };
     if (timing()) {
         time_call([&] { (void)call(); });
@@ -66,7 +67,7 @@ Output quantize(Random random, const char *kernel, const Input &in, const Guarde
 // The number of a row that is not what docs/numbers.md says, or whose gap was written; m if there is none.
 size_t wrong_row(const Input &in, const Output &out) {
     for (size_t r = 0; r < in.m; r++) {
-        const Row want = quantized(floats_at(&in.x[r * in.x_stride], in.k, in.type), in.symmetric);
+        const Row want = quantized(floats_at(&in.x[r * in.x_stride], in.k, in.type), in.scheme, in.k);
         bool same = same_bits(out.scale(r), want.scale) && out.zp(r) == want.zp;
         const size_t begin = r * in.act_stride;
         for (size_t k = 0; k < in.k; k++) same = same && out.act[begin + k] == static_cast<uint8_t>(want.act[k]);
@@ -77,9 +78,9 @@ size_t wrong_row(const Input &in, const Output &out) {
     return in.m;
 }
 
-void check_rows(const Random &random, size_t m, size_t k, da8w4_type type, bool symmetric) {
+void check_rows(const Random &random, size_t m, size_t k, da8w4_type type, da8w4_scheme scheme) {
     Random draws = random.child("input");
-    const Input in = random_input(draws, m, k, type, symmetric);
+    const Input in = random_input(draws, m, k, type, scheme);
     const Guarded x(in.x, in.at_end);
     if (timing()) {
         for (const std::string &kernel : kernels_and_scalar()) quantize(random, kernel.c_str(), in, x);
@@ -97,14 +98,14 @@ void check_rows(const Random &random, size_t m, size_t k, da8w4_type type, bool 
     }
 }
 
-// Each k with each type, symmetric and not.
+// Each k with each type and scheme.
 void check_quantize(const Trial &trial) {
     const size_t k = all_k[trial.index / 6];
     const da8w4_type type = static_cast<da8w4_type>(trial.index % 3);
-    const bool symmetric = trial.index / 3 % 2;
+    const da8w4_scheme scheme = static_cast<da8w4_scheme>(trial.index / 3 % 2);
     for (size_t m = 0; m <= 20; m++) {
         const Random random = trial.random.child(uint64_t{m});
-        if (!trial.quick || random.child("quick").one_in(6)) check_rows(random, m, k, type, symmetric);
+        if (!trial.quick || random.child("quick").one_in(6)) check_rows(random, m, k, type, scheme);
     }
 }
 
@@ -114,7 +115,7 @@ void check_many_rows(const Trial &trial) {
     const size_t *shape = shapes[trial.index / 2];
     Random random = trial.random;
     const da8w4_type type = static_cast<da8w4_type>(random.below(3));
-    check_rows(random, shape[0], shape[1], type, trial.index % 2);
+    check_rows(random, shape[0], shape[1], type, static_cast<da8w4_scheme>(trial.index % 2));
 }
 
 }  // namespace

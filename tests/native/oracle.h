@@ -3,20 +3,30 @@
 
 #include <vector>
 
+#include "pyda8w4/pyda8w4.h"
 #include "weight.h"
 
 namespace check {
 
-// One row of activations, as the product reads it.
+// One row of activations in the order of the weight's k.
 struct Row {
-    std::vector<int> act;  // as the type has them: 0..255 or -128..127
+    std::vector<int> act;  // as the type has them: 0..255, -128..127 or 16 bits
     float scale;
     int zp;
+    std::vector<float> group_scales;  // of DA8W4_ACT_INT8_GROUP, which has no other
 };
 
-Row quantized(const std::vector<float> &x, bool symmetric);
+// A row of floats as it is quantized: permuted, and multiplied by the factors.
+std::vector<float> transformed(const Matrix &matrix, const std::vector<float> &x);
 
-// Output n of a row as float32. The columns' compensation is taken from act - c, where c is 128 for uint8, 0 for int8.
-float product(const Matrix &matrix, const Row &row, int c, size_t n, const float *bias);
+Row quantized(const std::vector<float> &x, da8w4_scheme scheme, size_t group);
+
+// Output n of a row as float32.
+float product(const Matrix &matrix, const Row &row, da8w4_scheme scheme, size_t n, const float *bias);
+
+float column_sum(const Matrix &matrix, size_t n);
+
+// The value of a weight, at the k of activations.
+float dequantized(const Matrix &matrix, size_t n, size_t k);
 
 }  // namespace check

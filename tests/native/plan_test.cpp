@@ -43,7 +43,7 @@ Kernel random_kernel(Random &random) {
     Kernel kernel = {};
     kernel.packed_max = random.between(0, 40);
     for (WeightForm *form : {&kernel.packed, &kernel.unpacked}) {
-        form->mr = random.between(1, 32);
+        form->mr = 2 * random.between(1, 16);
         form->mc = random.between(form->mr, 300);
         form->kc = kChunk * random.between(1, 4);
         form->pass_blocks = random.between(1, 4);
@@ -60,6 +60,8 @@ Problem random_problem(Random &random) {
         .n = random.up_to(3000),
         .grouping = {.k = k, .group = group % kQuad ? k : group},
         .has_offsets = random.bits() % 2 != 0,
+        .transforms = random.bits() % 4 == 0,
+        .scheme = static_cast<da8w4_scheme>(random.bits() % 4),
     };
 }
 
@@ -102,35 +104,46 @@ public:
     size_t end_ = 0;
 };
 
+// Rows of int8 for each row of activations: the upper and the lower bytes of 16 bits.
+size_t parts_of(const ProblemPlan &plan) { return plan.problem.scheme == DA8W4_ACT_INT16 ? 2 : 1; }
+
 void check_scratch(const ProblemPlan &plan) {
     const Grouping &grouping = plan.problem.grouping;
+    const size_t parts = parts_of(plan), all_rows = plan.mc * parts, groups = grouping.groups();
+    const bool has_offsets = plan.problem.has_offsets, by_group = plan.problem.scheme == DA8W4_ACT_INT8_GROUP;
     Arrays shared, own;
     Arrays &rows = plan.private_rows ? own : shared;
     CHECK(plan.act_stride >= grouping.k && plan.act_stride % 64 == 0 && plan.act_stride / 64 % 2 == 1);
-    CHECK(plan.sums_stride >= plan.mc);
-    rows.next(plan.rows.act, plan.mc * plan.act_stride);
+    CHECK(plan.sums_stride >= all_rows);
+    rows.next(plan.rows.act, all_rows * plan.act_stride);
     rows.next(plan.rows.chunk_sums, grouping.chunks() * plan.sums_stride);
-    rows.next(plan.rows.group_sums, plan.problem.has_offsets ? grouping.groups() * plan.sums_stride : 0);
+    rows.next(plan.rows.group_sums, has_offsets ? groups * plan.sums_stride : 0);
+    rows.next(plan.rows.group_scales, by_group ? groups * plan.sums_stride : 0);
     rows.next(plan.rows.scales, plan.mc);
     rows.next(plan.rows.zps, plan.mc);
-    const size_t outputs = plan.form->pass_blocks * plan.mc * kBlock;
+    own.next(plan.quantize.transformed, plan.problem.transforms ? grouping.k : 0);
+    own.next(plan.quantize.group_sums, has_offsets ? parts * groups : 0);
+    const size_t outputs = plan.form->pass_blocks * all_rows * kBlock;
     const size_t values = plan.k_blocks.most_groups() * kBlock;
     own.next(plan.tiles.acc, outputs);
     own.next(plan.tiles.carried, grouping.group > plan.form->kc ? outputs : 0);
     own.next(plan.tiles.codes, plan.form->panel_bytes(plan.k_blocks.longest(), grouping.group));
     own.next(plan.tiles.scales, values);
-    own.next(plan.tiles.offsets, plan.problem.has_offsets ? values : 0);
+    own.next(plan.tiles.offsets, has_offsets ? values : 0);
     own.next(plan.tiles.zp_terms, values);
     CHECK(shared.end_ <= plan.shared_bytes && own.end_ <= plan.thread_bytes);
     CHECK(plan.shared_bytes % 64 == 0 && plan.thread_bytes % 64 == 0);
 }
 
-void check_row_blocks(const ProblemPlan &plan) {
-    const size_t m = plan.problem.m, blocks = ceil_div(m, plan.mc);
-    CHECK(plan.mc <= plan.form->mc && plan.mc <= m);
-    CHECK(blocks == 1 || plan.mc % plan.form->mr == 0 || plan.mc == plan.form->mc);
+// A kernel gets micro-tiles and row blocks of at most its own sizes, in rows of int8.
+void check_row_blocks(const ProblemPlan &plan, const Kernel &kernel) {
+    const size_t m = plan.problem.m, parts = parts_of(plan), blocks = ceil_div(m, plan.mc);
+    const size_t most = plan.form->mc / parts;
+    CHECK(plan.form == (m * parts <= kernel.packed_max ? &kernel.packed : &kernel.unpacked));
+    CHECK(plan.mr == plan.form->mr / parts && plan.mc <= most && plan.mc <= m);
+    CHECK(blocks == 1 || plan.mc % plan.mr == 0 || plan.mc == most);
     // No more passes over the weights than whole micro-tiles of the largest row block make necessary.
-    CHECK(blocks <= ceil_div(m, plan.form->mc - plan.form->mc % plan.form->mr));
+    CHECK(blocks <= ceil_div(m, most - most % plan.mr));
 }
 
 // A batch of micro-tiles that a kernel gets by itself is cut where the whole was.
@@ -184,7 +197,7 @@ void check_work(const std::vector<ProblemPlan> &plans, const std::vector<size_t>
             CHECK(item.rows.begin < item.rows.end && item.rows.end <= rows[item.problem]);
             CHECK(item.blocks.begin < item.blocks.end && item.blocks.end <= plan.column_blocks());
             const size_t height = item.rows.end - item.rows.begin;
-            const size_t unit = ceil_div(height, plan.form->mr) * quads_of(plan.problem.grouping.k);
+            const size_t unit = ceil_div(height, plan.mr) * quads_of(plan.problem.grouping.k);
             largest_unit = unit > largest_unit ? unit : largest_unit;
             for (size_t block = item.blocks.begin; block < item.blocks.end; block++) {
                 // Threads and items come in order, so rows of a block are done from the top down.
@@ -210,8 +223,8 @@ int main(int count, char **arguments) {
         const ProblemPlan plan = plan_problem(random_problem(random), kernel);
         check_k_blocks(plan);
         check_scratch(plan);
-        check_row_blocks(plan);
-        check_row_tiles(plan.mc, plan.form->mr);
+        check_row_blocks(plan, kernel);
+        check_row_tiles(plan.mc, plan.mr);
         const size_t begin = random.between(0, plan.column_blocks() - 1);
         if (shape_at % 4 == 0) check_steps(plan, {begin, random.between(begin + 1, plan.column_blocks())});
         CHECK(useful_threads(plan.problem, 3) >= 1 && useful_threads(plan.problem, 3) <= 3);

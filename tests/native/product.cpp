@@ -24,8 +24,8 @@ std::vector<float> random_scales(Random &random, size_t m) {
     return scales;
 }
 
-std::vector<int32_t> random_zps(Random &random, size_t m, bool symmetric) {
-    const int low = symmetric ? -128 : 0, neutral = symmetric ? 0 : 128;
+std::vector<int32_t> random_zps(Random &random, size_t m, da8w4_scheme scheme) {
+    const int low = scheme == DA8W4_ACT_INT8 ? -128 : 0, neutral = low + 128;
     std::vector<int32_t> zps;
     for (size_t row = 0; row < m; row++) {
         const size_t kind = random.below(6);
@@ -48,7 +48,7 @@ size_t wrong_column(const Operands &operands, const Matrix &w, const Row &row, c
     const size_t size = size_of(operands.out_type);
     for (size_t n = 0; n < w.n; n++) {
         const float *bias = operands.bias.empty() ? nullptr : operands.bias.data();
-        float y = product(w, row, operands.symmetric ? 0 : 128, n, bias);
+        float y = product(w, row, operands.scheme, n, bias);
         if (std::isnan(y)) y = float_of(0x7fc00000);
         uint8_t want[sizeof(float)];
         put(want, y, operands.out_type);
@@ -75,19 +75,34 @@ void check_output(Random random, const Operands &operands, const Matrix &w, cons
     }
 }
 
-// The da8w4_gemm that does the same as this da8w4_linear, by rows that are already quantized.
-Operands quantized_operands(const Operands &linear, const std::vector<Row> &rows, size_t k) {
+// The da8w4_gemm that does the same as this da8w4_linear, by rows that are already quantized: in the order of
+// activations, or, where factors have to come first, in that of the weight.
+Operands quantized_operands(const Operands &linear, const Matrix &w) {
     Operands gemm = linear;
     gemm.linear = false;
-    gemm.act_type = linear.symmetric ? DA8W4_S8 : DA8W4_U8;
-    gemm.act_stride = k;
+    gemm.in_order = !w.factors.empty();
+    gemm.act_type = linear.scheme == DA8W4_ACT_INT8 ? DA8W4_S8 : DA8W4_U8;
+    gemm.act_stride = w.k;
     gemm.act.clear();
-    for (const Row &row : rows) {
+    for (size_t r = 0; r < linear.m; r++) {
+        const std::vector<float> x = floats_at(&linear.act[r * linear.act_stride], w.k, linear.act_type);
+        const Row row = quantized(gemm.in_order ? transformed(w, x) : x, linear.scheme, w.group);
         for (int value : row.act) gemm.act.push_back(static_cast<uint8_t>(value));
         gemm.scales.push_back(row.scale);
         gemm.zps.push_back(row.zp);
     }
     return gemm;
+}
+
+void expect_factors_refused(const Product &product) {
+    da8w4_call call = product.call();
+    const Guarded workspace(da8w4_workspace_bytes(&call), true), out(product.operands.out_bytes, true);
+    call.weight = &product.weight.packed;
+    call.workspace = workspace.as();
+    call.workspace_bytes = workspace.bytes();
+    call.out = out.as();
+    const da8w4_status status = da8w4_gemm(&call);
+    expect(status == DA8W4_FACTORS_NEED_FLOATS && out.untouched(), "gemm with factors: %s", da8w4_status_text(status));
 }
 
 }  // namespace
@@ -96,34 +111,37 @@ Operands random_operands(Random &random, const Matrix &w, size_t m, bool linear)
     Operands o = {};
     o.m = m;
     o.linear = linear;
-    o.symmetric = random.one_in(2);
+    o.scheme = static_cast<da8w4_scheme>(random.below(linear ? 4 : 2));
     o.at_end = !random.one_in(4);
     o.out_type = static_cast<da8w4_type>(random.below(3));
-    o.act_type = linear ? static_cast<da8w4_type>(random.below(3)) : o.symmetric ? DA8W4_S8 : DA8W4_U8;
+    o.act_type = linear ? static_cast<da8w4_type>(random.below(3)) : o.scheme == DA8W4_ACT_INT8 ? DA8W4_S8 : DA8W4_U8;
     const size_t out_size = size_of(o.out_type);
     o.act_stride = (w.k + random.below(2) * random.below(40)) * size_of(o.act_type);
     o.out_stride = (w.n + random.below(2) * random.below(40)) * out_size;
     if (m) o.out_bytes = (m - 1) * o.out_stride + w.n * out_size;
     o.act = linear ? random_floats(random, m, w.k, o.act_stride, o.act_type)
-                   : random_bytes(random, m, w.k, o.act_stride, o.symmetric);
+                   : random_bytes(random, m, w.k, o.act_stride, o.act_type == DA8W4_S8);
     if (!linear && !random.one_in(4)) o.scales = random_scales(random, m);
-    if (!linear && !random.one_in(4)) o.zps = random_zps(random, m, o.symmetric);
+    if (!linear && !random.one_in(4)) o.zps = random_zps(random, m, o.scheme);
     if (random.one_in(2))
         for (size_t n = 0; n < w.n; n++)
             o.bias.push_back(random.one_in(40) ? any_finite(random, DA8W4_F32) : random.uniform(-9, 9));
     return o;
 }
 
-std::vector<Row> rows_of(const Operands &o, size_t k) {
+std::vector<Row> rows_of(const Operands &o, const Matrix &w) {
     std::vector<Row> rows;
     for (size_t r = 0; r < o.m; r++) {
         const uint8_t *from = &o.act[r * o.act_stride];
         if (o.linear) {
-            rows.push_back(quantized(floats_at(from, k, o.act_type), o.symmetric));
+            rows.push_back(quantized(transformed(w, floats_at(from, w.k, o.act_type)), o.scheme, w.group));
             continue;
         }
-        Row row = {{}, o.scales.empty() ? 1.0f : o.scales[r], o.zps.empty() ? 0 : o.zps[r]};
-        for (size_t i = 0; i < k; i++) row.act.push_back(o.symmetric ? static_cast<int8_t>(from[i]) : from[i]);
+        Row row = {{}, o.scales.empty() ? 1.0f : o.scales[r], o.zps.empty() ? 0 : o.zps[r], {}};
+        for (size_t k = 0; k < w.k; k++) {
+            const uint8_t byte = from[w.perm.empty() || o.in_order ? k : static_cast<size_t>(w.perm[k])];
+            row.act.push_back(o.act_type == DA8W4_S8 ? static_cast<int8_t>(byte) : byte);
+        }
         rows.push_back(row);
     }
     return rows;
@@ -135,30 +153,35 @@ Product::Product(const Operands &o, const Weight &w)
       act_(o.act, o.at_end),
       scales_(o.scales, o.at_end),
       zps_(o.zps, o.at_end),
-      bias_(o.bias, o.at_end) {
+      bias_(o.bias, o.at_end),
+      packed_(w.packed) {
+    if (!o.linear) packed_.factors = nullptr;
+    if (o.in_order) packed_.perm = nullptr;
     call_.m = o.m;
     call_.act = act_.as();
     call_.act_type = o.act_type;
     call_.act_stride = o.act_stride;
     call_.act_scales = o.scales.empty() ? nullptr : scales_.as<float>();
     call_.act_zps = o.zps.empty() ? nullptr : zps_.as<int32_t>();
-    call_.symmetric = o.symmetric;
-    call_.weight = &w.packed;
+    call_.scheme = o.scheme;
+    call_.weight = &packed_;
     call_.bias = o.bias.empty() ? nullptr : bias_.as<float>();
     call_.out_type = o.out_type;
     call_.out_stride = o.out_stride;
 }
 
 void Product::describe(const char *kernel, size_t threads, const char *mode) const {
+    const char *const kinds[] = {"int4", "int5", "int6", "int8", "table4"};
+    const char *const schemes[] = {"uint8", "int8", "int8_group", "int16"};
     const Operands &o = operands;
     const Matrix &w = weight.matrix;
     now(kernel,
-        "%s m=%zu n=%zu k=%zu group=%zu act=%s%s scales=%s zps=%d offsets=%d out=%s bias=%d act_stride=%zu "
-        "out_stride=%zu threads=%zu%s%s",
-        o.linear ? "linear" : "gemm", o.m, w.n, w.k, w.group, name_of(o.act_type),
-        o.linear && o.symmetric ? " symmetric" : "", name_of(weight.packed.scale_type), weight.packed.zps != nullptr,
-        weight.packed.offsets != nullptr, name_of(o.out_type), !o.bias.empty(), o.act_stride, o.out_stride, threads,
-        o.at_end ? "" : ", operands at the start of a page", mode);
+        "%s m=%zu n=%zu k=%zu group=%zu super=%zu %s act=%s %s scales=%s zps=%d offsets=%d perm=%d factors=%d out=%s "
+        "bias=%d act_stride=%zu out_stride=%zu threads=%zu%s%s",
+        o.linear ? "linear" : "gemm", o.m, w.n, w.k, w.group, w.super, kinds[w.kind], name_of(o.act_type),
+        schemes[o.scheme], name_of(packed_.scale_type), packed_.zps != nullptr, packed_.offsets != nullptr,
+        packed_.perm != nullptr, packed_.factors != nullptr, name_of(o.out_type), !o.bias.empty(), o.act_stride,
+        o.out_stride, threads, o.at_end ? "" : ", operands at the start of a page", mode);
 }
 
 std::vector<uint8_t> Product::run(Random random, const char *kernel) const {
@@ -208,21 +231,20 @@ void expect_too_small(const Product &product, da8w4_call call, size_t bytes) {
 }
 
 void check_product(const Random &random, const Weight &weight, const Operands &operands) {
-    const size_t k = weight.matrix.k;
+    const Matrix &w = weight.matrix;
     const Product product(operands, weight);
     if (timing()) {
         for (const std::string &kernel : kernels_and_scalar()) product.time(kernel.c_str());
         return;
     }
     const std::vector<uint8_t> want = product.run(random.child("scalar"), "scalar");
-    std::vector<Row> rows;
-    if (scalar_wanted() || operands.linear) rows = rows_of(operands, k);
-    if (scalar_wanted()) check_output(random.child("rows"), operands, weight.matrix, rows, want);
+    if (scalar_wanted()) check_output(random.child("rows"), operands, w, rows_of(operands, w), want);
     for (const std::string &kernel : kernels())
         expect_equal(product.run(random.child(kernel.c_str()), kernel.c_str()), want, operands, "scalar");
 
-    if (!operands.linear) return;
-    const Operands same = quantized_operands(operands, rows, k);
+    if (!operands.linear && !w.factors.empty()) expect_factors_refused(product);
+    if (!operands.linear || operands.scheme > DA8W4_ACT_INT8) return;
+    const Operands same = quantized_operands(operands, w);
     const Product gemm(same, weight);
     // Many rows are left out for "scalar", because they take it long.
     for (const std::string &kernel : operands.m < 20 ? kernels_and_scalar() : kernels())

@@ -15,8 +15,10 @@ namespace check {
 // What a product takes beside the weight.
 struct Operands {
     size_t m;
-    bool linear;  // floats for da8w4_linear, else bytes for da8w4_gemm
-    bool symmetric, at_end;
+    bool linear;          // floats for da8w4_linear, else bytes for da8w4_gemm
+    da8w4_scheme scheme;  // of bytes UINT8 or INT8, which is their type
+    bool in_order;        // the activations are permuted already
+    bool at_end;
     da8w4_type act_type, out_type;
     std::vector<uint8_t> act;
     size_t act_stride, out_stride, out_bytes;
@@ -27,12 +29,15 @@ struct Operands {
 Operands random_operands(Random &random, const Matrix &matrix, size_t m, bool linear);
 
 // The rows that the product multiplies, as docs/numbers.md quantizes them or as they are.
-std::vector<Row> rows_of(const Operands &operands, size_t k);
+std::vector<Row> rows_of(const Operands &operands, const Matrix &matrix);
 
-// A product with its operands in guarded memory. Each run has an output and a workspace of its own.
+// A product with its operands in guarded memory. Each run has an output and a workspace of its own. Bytes multiply the
+// weight without its factors, which belong to floats.
 class Product {
 public:
     Product(const Operands &operands, const Weight &weight);
+    Product(const Product &) = delete;
+    Product &operator=(const Product &) = delete;
 
     // Returns the output, gaps included. The number of threads and the mode come from `random`.
     std::vector<uint8_t> run(Random random, const char *kernel) const;
@@ -50,6 +55,7 @@ private:
     void describe(const char *kernel, size_t threads, const char *mode) const;
 
     Guarded act_, scales_, zps_, bias_;
+    da8w4_packed packed_;
     da8w4_call call_ = {};
 };
 

@@ -10,7 +10,7 @@ from cases import (
     assert_same_bits,
 )
 
-from pyda8w4 import linear, reference
+from pyda8w4 import linear
 
 ggml = pytest.importorskip("gguf", reason="gguf is not installed")
 import pyda8w4.gguf
@@ -19,15 +19,33 @@ Q = ggml.GGMLQuantizationType
 N, K = 40, 320
 
 
+# Types that are packed exactly: bits, group size, and where a block has float16.
+EXACT = {
+    Q.Q4_0: (4, 32, [0]),
+    Q.Q4_1: (4, 32, [0, 2]),
+    Q.Q5_0: (5, 32, [0]),
+    Q.Q5_1: (5, 32, [0, 2]),
+    Q.Q8_0: (8, 32, [0]),
+    Q.Q4_K: (4, 32, [0, 2]),
+    Q.Q5_K: (5, 32, [0, 2]),
+    Q.Q6_K: (6, 16, [208]),
+    Q.IQ4_NL: (4, 32, [0]),
+    Q.IQ4_XS: (4, 32, [0]),
+    Q.MXFP4: (4, 32, []),
+}
+# The largest and smallest of either sign, subnormal ones, zeros, and some others.
+HALVES = np.array([65504, -65504, 2.0**-24, -(2.0**-24), 0.0, -0.0, 1023 * 2.0**-24, 2.0**-14, 1, -0.3, 1e-3], "<f2")
+
+
 def random_blocks(kind, n=N, k=K, seed=0):
-    """Rows of any bytes, but for finite scales: the float16 at places that depend on the type."""
+    """Rows of any bytes, but for scales that are finite."""
     rng = np.random.default_rng(seed)
     block, size = ggml.GGML_QUANT_SIZES[kind]
     data = rng.integers(0, 256, (n, k // block, size), np.uint8)
-    halves = {Q.Q4_0: [0], Q.Q4_1: [0, 2], Q.Q8_0: [0], Q.Q6_K: [208]}[kind]
-    for at in halves:
-        scales = rng.standard_normal((n, k // block, 1)).astype("<f2")
-        data[:, :, at : at + 2] = scales.view(np.uint8)
+    for at in EXACT[kind][2]:
+        data[:, :, at : at + 2] = rng.choice(HALVES, (n, k // block, 1)).view(np.uint8)
+    if kind == Q.MXFP4:
+        data[:, :, 0] = np.arange(data[:, :, 0].size).reshape(data.shape[:2]) % 253  # no 12 * 2**125, which is infinite
     return data.reshape(n, -1)
 
 
@@ -50,54 +68,61 @@ def one(tmp_path):
     return lambda data, kind: pyda8w4.gguf.File(write(tmp_path / "one.gguf", ("w", data, kind)))
 
 
-def unpacked(packed):
-    """The weights as float64, and what the reference takes."""
-    codes, scales, zps, *offsets = packed.unpack()
-    size = packed.group_size
-    codes64 = codes.astype(np.float64)
-    spread = [np.repeat(part.astype(np.float64), size, axis=1)[:, : codes.shape[1]] for part in (scales, zps, *offsets)]
-    w = (codes64 - spread[1]) * spread[0]
-    return (w + spread[2] if offsets else w), (codes, scales, zps, *offsets)
-
-
-def float64(kind, data):
-    """Dequantized as ggml's formulas say, in float64: a float16 scale times a code fits."""
-    blocks = data.reshape(len(data), -1, ggml.GGML_QUANT_SIZES[kind][1])
-    d = blocks[:, :, :2].copy().view("<f2").astype(np.float64)
-    if kind == Q.Q8_0:
-        return (d * blocks[:, :, 2:].view(np.int8)).reshape(len(data), -1)
-    codes = blocks[:, :, 2 if kind == Q.Q4_0 else 4 :].astype(np.float64)
-    codes = np.concatenate([codes % 16, codes // 16], axis=2)
-    if kind == Q.Q4_0:
-        return (d * (codes - 8)).reshape(len(data), -1)
-    return (d * codes + blocks[:, :, 2:4].copy().view("<f2")).reshape(len(data), -1)
-
-
-@pytest.mark.parametrize("kind, bits", [(Q.Q4_0, 4), (Q.Q4_1, 4), (Q.Q8_0, 8)], ids=str)
-def test_weights_are_exact(one, kernel, kind, bits):
-    data = random_blocks(kind)
+@pytest.mark.parametrize("kind", EXACT, ids=str)
+def test_weights_are_exact(one, kernel, kind):
+    n, k = 80, 768
+    data = random_blocks(kind, n, k)
     file = one(data, kind)
-    packed = file.packed("w", bits)
-    assert packed.shape == (N, K * bits // 4)
-    assert packed.group_size == 32
-    assert packed.scale_dtype == "float16"
-    w, parts = unpacked(packed)
-    np.testing.assert_array_equal(w if bits == 4 else w[:, :K] + w[:, K:], float64(kind, data))
-    np.testing.assert_array_equal(file.array("w"), ggml.dequantize(data, kind))
+    packed = file.packed("w")
+    assert packed.shape == (n, k)
+    assert (packed.bits, packed.group_size) == EXACT[kind][:2]
+    assert_same_bits(packed.dequantize(), ggml.dequantize(data, kind))
+    assert_same_bits(file.array("w"), ggml.dequantize(data, kind))
+    if packed.bits in (4, 8):
+        assert_same_bits(file.packed("w", packed.bits).dequantize(), packed.dequantize())
 
-    x = np.random.default_rng(1).standard_normal((3, K), np.float32)
-    x = np.concatenate([x] * (bits // 4), axis=1)
-    codes, scales, zps, *offsets = parts
-    expected = reference.linear(x, codes, scales, zps, **dict(zip(["offsets"], offsets)), group_size=32)
-    assert_same_bits(linear(x, packed), expected)
+    x = np.random.default_rng(1).standard_normal((3, k), np.float32)
+    data = mild_blocks(kind, n, k)
+    w = ggml.dequantize(data, kind).astype(np.float64)
+    y = linear(x, one(data, kind).packed("w"), act="int16")
+    np.testing.assert_allclose(y, x @ w.T, rtol=0, atol=1e-3 * np.abs(w).max() * np.abs(x).sum(axis=1).max() / k**0.5)
+
+
+def mild_blocks(kind, n, k):
+    """With scales of one size, so that no weight hides another."""
+    data = random_blocks(kind, n, k)
+    blocks = data.reshape(n, -1, ggml.GGML_QUANT_SIZES[kind][1])
+    for at in EXACT[kind][2]:
+        blocks[:, :, at : at + 2] = np.array([0.011], "<f2").view(np.uint8)
+    if kind == Q.MXFP4:
+        blocks[:, :, 0] = 120
+    return data
+
+
+@pytest.mark.parametrize(
+    "kind, most",
+    [(Q.Q4_0, 4.5), (Q.Q8_0, 8.5), (Q.Q4_K, 4.65), (Q.Q5_K, 5.7), (Q.Q6_K, 6.7), (Q.IQ4_XS, 4.35), (Q.MXFP4, 4.51)],
+    ids=str,
+)
+def test_weights_keep_their_size(one, kind, most):
+    packed = one(random_blocks(kind, 64, 1024), kind).packed("w")
+    assert 8 * (packed.nbytes - 4 * 64) / (64 * 1024) <= most
+
+
+@pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.BF16, Q.Q2_K, Q.NVFP4], ids=str)
+def test_nothing_is_quantized_unless_bits_are_given(one, kind):
+    data = np.zeros(ggml.quant_shape_to_byte_shape((N, 512), kind), np.uint8)
+    file = one(data.view({Q.F32: np.float32, Q.F16: np.float16}.get(kind, np.uint8)), kind)
+    with pytest.raises(ValueError, match=rf"Q4_0, .*MXFP4, got w of {kind.name}; bits=4 or bits=8"):
+        file.packed("w")
 
 
 @pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q6_K], ids=str)
-def test_other_types_are_quantized(one, kind):
+def test_other_bits_are_quantized(one, kind):
     n, k = N, 512
     w = np.random.default_rng(2).standard_normal((n, k), np.float32)
     if kind == Q.Q6_K:
-        file = one(random_blocks(kind, n, k), kind)
+        file = one(mild_blocks(kind, n, k), kind)
     elif kind in (Q.F32, Q.F16):
         file = one(w if kind == Q.F32 else w.astype(np.float16), kind)
     else:
@@ -106,25 +131,13 @@ def test_other_types_are_quantized(one, kind):
     assert (array.dtype, array.shape) == (np.float32, (n, k))
     if kind != Q.Q6_K:
         np.testing.assert_allclose(array, w, atol=0.03)
-    for part, expected in zip(file.packed("w").unpack(), pyda8w4.quantize_weight(array, 32)):
+    for part, expected in zip(file.packed("w", bits=4).unpack(), pyda8w4.quantize_weight(array, 32)):
         assert_same_bits(part, expected)
-    eight = unpacked(file.packed("w", bits=8))[0]
+    eight = file.packed("w", bits=8)
+    assert eight.bits == 8
     most = np.abs(array).reshape(n, -1, 32).max(axis=2)
-    error = np.abs(eight[:, :k] + eight[:, k:] - array).reshape(n, -1, 32).max(axis=2)
+    error = np.abs(eight.dequantize() - array).reshape(n, -1, 32).max(axis=2)
     assert (error <= most / 200).all()  # half a step of 127, and the scale in float16
-
-
-def test_scales_that_are_extreme(one):
-    """The largest and smallest float16; 16 times that is still exact, though no float16."""
-    data = random_blocks(Q.Q8_0)
-    blocks = data.reshape(N, -1, 34)
-    blocks[:, :, :2] = (
-        np.array([65504, 2.0**-24, -(2.0**-24), 0, -65504], "<f2")
-        .view(np.uint8)
-        .reshape(5, 2)[[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]]
-    )
-    w, _ = unpacked(one(data, Q.Q8_0).packed("w", bits=8))
-    np.testing.assert_array_equal(w[:, :K] + w[:, K:], float64(Q.Q8_0, data))
 
 
 def test_vectors_and_metadata(tmp_path):
@@ -159,7 +172,7 @@ def test_what_is_refused(tmp_path):
             read("nothing")
     with pytest.raises(ValueError, match="matrix, got norm of shape \\(32,\\)"):
         file.packed("norm")
-    with pytest.raises(ValueError, match="bits must be 4 or 8, got 5"):
+    with pytest.raises(ValueError, match="bits must be 4, 8 or None, got 5"):
         file.packed("ints", bits=5)
 
 
@@ -231,7 +244,7 @@ def test_a_tensor_without_dimensions(tmp_path):
 
 def test_8_bits_take_whole_groups(tmp_path):
     file = pyda8w4.gguf.File(write(tmp_path / "model.gguf", ("w", np.ones((2, 40), np.float32), Q.F32)))
-    assert file.packed("w").shape == (2, 40)
+    assert file.packed("w", bits=4).shape == (2, 40)
     with pytest.raises(ValueError, match="whole groups of 32"):
         file.packed("w", bits=8)
 
@@ -278,22 +291,29 @@ def test_a_part_of_a_split_file_says_so(tmp_path):
 
 
 def with_half(kind, at, value):
-    data = random_blocks(kind, 3, 512)
+    data = mild_blocks(kind, 3, 512)
     data.reshape(3, -1, ggml.GGML_QUANT_SIZES[kind][1])[2, -1, at : at + 2] = np.array([value], "<u2").view(np.uint8)
     return data
 
 
 # Quiet and signalling NaN, infinities.
 @pytest.mark.parametrize("value", [0x7E00, 0x7D01, 0xFFFF, 0x7C00, 0xFC00], ids=hex)
-@pytest.mark.parametrize("kind, at", [(Q.Q4_0, 0), (Q.Q4_1, 0), (Q.Q4_1, 2), (Q.Q8_0, 0), (Q.Q6_K, 208)], ids=str)
+@pytest.mark.parametrize("kind, at", [(kind, at) for kind in EXACT for at in EXACT[kind][2]], ids=str)
 def test_scales_that_are_not_finite(one, tmp_path, kind, at, value):
     # Also without a warning, which pytest makes an error.
     file = one(with_half(kind, at, value), kind)
     assert not np.isfinite(file.array("w")[2]).all()
     assert np.isfinite(file.array("w")[:2]).all()
-    for bits in (4, 8):
+    for bits in (None, 4, 8):
         with pytest.raises(ValueError, match=rf"{tmp_path}/one.gguf: w of {kind.name} cannot be packed: .*finite"):
             file.packed("w", bits)
+
+
+def test_a_scale_that_mxfp4_has_for_nan(one):
+    data = random_blocks(Q.MXFP4)
+    data[3, 17] = 255
+    with pytest.raises(ValueError, match=r"one.gguf: w of MXFP4 cannot be packed: scales must be finite"):
+        one(data, Q.MXFP4).packed("w")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
@@ -318,7 +338,7 @@ def test_values_that_are_too_large(one, value):
         file.packed("w", bits=8)
     if value > 1e38:
         with pytest.raises(ValueError, match=r"one.gguf: w of F32 cannot be packed: .*range"):
-            file.packed("w")
+            file.packed("w", bits=4)
 
 
 def test_float64(one):
@@ -327,7 +347,7 @@ def test_float64(one):
     assert_same_bits(array, w.astype(np.float32))
     array += 1  # the caller's own
     w = np.random.default_rng(3).standard_normal((N, K))
-    packed = one(w, Q.F64).packed("w")
+    packed = one(w, Q.F64).packed("w", bits=4)
     for part, expected in zip(packed.unpack(), pyda8w4.quantize_weight(w.astype(np.float32), 32)):
         assert_same_bits(part, expected)
     large = np.array([[1e300, -1e300, 1.0, 1e-320] * 8])
@@ -353,7 +373,7 @@ def test_every_error_names_file_and_tensor(tmp_path):
     )
     file = pyda8w4.gguf.File(path)
     calls = [(file.array, "nothing"), (file.packed, "nothing"), (file.packed, "norm"), (file.array, "ints")]
-    calls += [(file.packed, "ints"), (lambda name: file.packed(name, bits=8), "odd")]
+    calls += [(file.packed, "ints"), (lambda name: file.packed(name, bits=8), "odd"), (file.packed, "odd")]
     for read, name in calls:
         with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: .*\b{name}\b"):
             read(name)

@@ -52,13 +52,39 @@ def test_repr_and_nbytes():
     # 2 blocks of 18 lines; 2 x 3 groups of 32 scales and zero points; 2 x 32 sums.
     assert packed.nbytes == 2 * 18 * 64 + 2 * 3 * 32 * (2 + 1) + 2 * 32 * 4
     assert repr(packed) == (
-        f"PackedWeight(shape=(33, 70), group_size=32, scales=float16, zero_point=per group, nbytes={packed.nbytes})"
+        f"PackedWeight(shape=(33, 70), bits=4, group_size=32, scales=float16, zero_point=per group, nbytes={packed.nbytes})"
     )
     assert packed.groups == 3
     assert "zero_point=8" in repr(pack(SOME[4]))
     more = pack(Weight(33, 70, 32, "float16", offsets=True))
     assert more.nbytes == packed.nbytes + 2 * 3 * 32 * 2
     assert "scales=float16, offsets=float16, zero_point=per group" in repr(more)
+    for weight, text in [
+        (Weight(33, 70, 32, "float16", bits=5), "bits=5, group_size=32, scales=float16, zero_point=per group, nbytes="),
+        (
+            Weight(65, 520, 16, "bfloat16", 0, table=True, supers=5, perm=True, offsets=True),
+            "bits=4, group_size=16, super_size=5, scales=bfloat16*uint8, offsets=bfloat16*int8, zero_point=0, table, "
+            "perm, nbytes=",
+        ),
+        (
+            Weight(35, 268, 24, "float32", supers=1, factors=True),
+            "super_size=1, scales=float32*uint8, zero_point=per g",
+        ),
+    ]:
+        assert text in repr(pack(weight))
+        assert pack(weight).nbytes == sum(array.nbytes for array in stored_arrays(pack(weight)).values())
+
+
+def test_bits_per_weight():
+    """Those of Q4_K, Q5_K and Q6_K, with their column sums."""
+    for weight, most in [
+        (Weight(64, 4096, 32, "float16", 0, offsets=True, supers=8), 4.65),
+        (Weight(64, 4096, 32, "float16", 0, offsets=True, bits=5, supers=8), 5.7),
+        (Weight(64, 4096, 16, "float16", 32, bits=6, supers=16), 6.7),
+    ]:
+        packed = pack(weight)
+        assert packed.super_size == weight.supers
+        assert most - 0.15 < 8 * packed.nbytes / (64 * 4096) <= most
 
 
 # ---- memory ------------------------------------------------------------------------------------
@@ -232,7 +258,7 @@ def test_things_that_are_no_slice(rows):
         {"arrays": {"sums": np.zeros((2, 31), np.float32)}},
         {"arrays": {"zps": np.zeros((2, 3, 32), np.uint8)}},
         {"arrays": {"offsets": np.zeros((2, 3, 32), np.float16)}},
-        {"version": 2},
+        {"version": 3},
         *({"version": value} for value in (None, "1", [])),
         *({"whole": {name: value}} for name in ("fields", "arrays") for value in (None, 3, [], (), "codes")),
     ],

@@ -69,6 +69,7 @@ private:
 
 template <class V, int kMostByte>
 struct PanelCodes {
+    static constexpr da8w4_kind kKind = DA8W4_INT8;  // lines lie as theirs do
     static constexpr bool kPacked = false;
     static constexpr int kMost = kMostByte;
     static constexpr size_t kUnitQuads = 1, kUnitBytes = kPanelLineBytes;

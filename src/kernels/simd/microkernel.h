@@ -115,14 +115,11 @@ public:
         at_.chunk_sums += at_.sums_stride;
     }
 
-    // Whether the next quad begins a unit of codes.
-    DA8W4_INLINE bool at_unit() const { return kUnitQuads == 1 || at_.first_quad == 0; }
-
     // The dot products of one quad.
     DA8W4_INLINE void add_quad() {
         add_quads<1>(at_.first_quad);
         if (kUnitQuads > 1) at_.first_quad = (at_.first_quad + 1) % kUnitQuads;
-        if (at_unit()) at_.codes += Codes::kUnitBytes;
+        if (kUnitQuads == 1 || at_.first_quad == 0) at_.codes += Codes::kUnitBytes;
     }
 
     // Those of kQuads quads of whole units. Prefetches into L2, for L1 is full. A tile that is alone prefetches as many
@@ -259,8 +256,9 @@ __attribute__((noinline)) void general_path(const TilePointers &at, const Groupi
         const size_t end = lesser(lesser(k + kChunk, group_end), grouping.k);
         tile.begin_chunk();
         size_t quads = quads_of(end - k);
-        for (; quads && !tile.at_unit(); quads--) tile.add_quad();
-        for (; quads >= kStepQuads; quads -= kStepQuads) tile.template add_step<kStepQuads>();
+        // Only kinds that are used with long groups are worth the code of whole steps here.
+        if constexpr (Codes::kUnitQuads == 1)
+            for (; quads >= kStepQuads; quads -= kStepQuads) tile.template add_step<kStepQuads>();
         for (; quads; quads--) tile.add_quad();
         k = end;
         const bool group_ends = k == group_end || k == grouping.k;
@@ -278,7 +276,6 @@ __attribute__((noinline)) void general_path(const TilePointers &at, const Groupi
 
 // Whole groups, each of one chunk and some K steps. Where groups are short, what they cost beside their dot products
 // decides, so this path keeps that small.
-
 inline bool has_fast_path(const Grouping &grouping, const KBlock &block) {
     return block.whole_groups && grouping.group % (kShortStepQuads * kQuad) == 0 && grouping.group <= kChunk;
 }
@@ -298,18 +295,18 @@ DA8W4_INLINE void fast_path(TilePointers at, size_t groups, size_t steps) {
 
 // The fast path in C++. An instruction set may have its own, with the same function.
 struct FastPath {
-    template <class V, size_t kRows, class Codes>
+    template <class V, size_t kRows, class Codes, size_t kQuads>
     static void run(const TilePointers &at, size_t groups, size_t steps) {
-        fast_path<V, kRows, Codes, kStepQuads>(at, groups, steps);
+        fast_path<V, kRows, Codes, kQuads>(at, groups, steps);
     }
 };
 
 // That of short steps. Not inlined, so that it takes no registers from the other one.
-template <class V, size_t kRows, class Codes>
+template <class V, class Fast, size_t kRows, class Codes>
 __attribute__((noinline)) void short_path(const TilePointers &from, size_t groups, size_t steps) {
     TilePointers at = from;
     at.prefetch_lines = ceil_div(at.prefetch_lines * kShortStepQuads, kStepQuads);
-    fast_path<V, kRows, Codes, kShortStepQuads>(at, groups, steps);
+    Fast::template run<V, kRows, Codes, kShortStepQuads>(at, groups, steps);
 }
 
 template <class V, class Fast, class Codes, size_t kRows>
@@ -322,9 +319,10 @@ DA8W4_INLINE void run_tile(const TilePointers &at, const MicroTiles &tiles) {
         if (!fast)
             general_path<V, kRows, Codes>(from, grouping, tiles.k);
         else if (grouping.group % (kStepQuads * kQuad) == 0)
-            Fast::template run<V, kRows, Codes>(from, tiles.k.whole_groups, grouping.group / (kStepQuads * kQuad));
+            Fast::template run<V, kRows, Codes, kStepQuads>(from, tiles.k.whole_groups,
+                                                            grouping.group / (kStepQuads * kQuad));
         else
-            short_path<V, kRows, Codes>(from, tiles.k.whole_groups, grouping.group / (kShortStepQuads * kQuad));
+            short_path<V, Fast, kRows, Codes>(from, tiles.k.whole_groups, grouping.group / (kShortStepQuads * kQuad));
     }
 }
 

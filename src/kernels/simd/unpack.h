@@ -165,27 +165,35 @@ struct TwoLevels {
     da8w4_type sub_type;
 };
 
-template <class V>
-const void *multiply_levels(const TwoLevels &from, size_t super, size_t group, size_t groups, float *buffer) {
+template <class V, da8w4_type kSubType>
+const void *multiply_levels_of(const TwoLevels &from, size_t super, size_t group, size_t groups, float *buffer) {
     constexpr size_t kRegisters = kBlock / V::kLanes;
     const void *supers = from.supers;
     const uint8_t *subs = static_cast<const uint8_t *>(from.subs) + group * kBlock;
     float *to = buffer;
-    for (size_t left = groups, in_super = super - group % super; left;) {
+    for (size_t left = groups, in_super = super - group % super; left; in_super = super) {
         typename V::Float factors[kRegisters];
         for (size_t i = 0; i < kRegisters; i++) factors[i] = load_floats<V>(supers, from.type, i * V::kLanes);
         const size_t count = lesser(left, in_super);
-        for (size_t g = 0; g < count; g++)
-            for (size_t i = 0; i < kRegisters; i++, subs += V::kLanes, to += V::kLanes) {
+        const uint8_t *end = subs + count * kBlock;
+        for (; subs < end; subs += kBlock, to += kBlock)
+#pragma GCC unroll 4
+            for (size_t i = 0; i < kRegisters; i++) {
+                const uint8_t *at = subs + i * V::kLanes;
                 const typename V::Int sub =
-                    from.sub_type == DA8W4_U8 ? V::load_u8(subs) : V::load_s8(reinterpret_cast<const int8_t *>(subs));
-                V::store_f32(to, V::mul(factors[i], V::to_float(sub)));
+                    kSubType == DA8W4_U8 ? V::load_u8(at) : V::load_s8(reinterpret_cast<const int8_t *>(at));
+                V::store_f32(to + i * V::kLanes, V::mul(factors[i], V::to_float(sub)));
             }
         supers = element(supers, from.type, kBlock);
         left -= count;
-        in_super = super;
     }
     return buffer;
+}
+
+template <class V>
+const void *multiply_levels(const TwoLevels &from, size_t super, size_t group, size_t groups, float *buffer) {
+    return from.sub_type == DA8W4_U8 ? multiply_levels_of<V, DA8W4_U8>(from, super, group, groups, buffer)
+                                     : multiply_levels_of<V, DA8W4_S8>(from, super, group, groups, buffer);
 }
 
 // All of a panel but its codes and zp_terms.

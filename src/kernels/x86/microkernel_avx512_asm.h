@@ -12,7 +12,8 @@
 //
 // Up to three rows wait for the latency of their sums, not for a port: they have second ones for every other quad.
 //
-// zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, zp_terms, or offsets; zmm28: nibble mask. The others:
+// zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, upper bits of codes, zp_terms, or offsets; zmm28: nibble mask;
+// zmm29: the table, or the mask of upper bits; zmm30: a line of upper bits. The others:
 //
 //    row    sums      second sums    acc       activations
 //    0      0,  1     6,  7          12, 13    act
@@ -46,6 +47,7 @@ struct AsmArgs {
     size_t scaling;
     size_t to_group_scales;  // from chunk_sums
     float factor;            // of the upper bytes of 16-bit activations
+    alignas(16) uint64_t table[2];  // of values + 128; or the mask of upper bits
 };
 
 static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 && offsetof(AsmArgs, scales_end) == 16 &&
@@ -54,7 +56,8 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
               offsetof(AsmArgs, scales_stride) == 56 && offsetof(AsmArgs, steps) == 64 &&
               offsetof(AsmArgs, prefetch_lines) == 72 && offsetof(AsmArgs, scale_type) == 80 &&
               offsetof(AsmArgs, nibbles) == 84 && offsetof(AsmArgs, scaling) == 88 &&
-              offsetof(AsmArgs, to_group_scales) == 96 && offsetof(AsmArgs, factor) == 104);
+              offsetof(AsmArgs, to_group_scales) == 96 && offsetof(AsmArgs, factor) == 104 &&
+              offsetof(AsmArgs, table) == 112);
 
 // clang-format off
 
@@ -74,6 +77,7 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
 #define ARG_scaling "88"
 #define ARG_to_group_scales "96"
 #define ARG_factor "104"
+#define ARG_table "112"
 #define ARG(name) ARG_##name "(%[args])"
 
 #define LOW_0 "0"
@@ -133,7 +137,7 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     ".if %c[packed]\n"                                                                \
     "vpxord " XMM(LOW, row) ", " XMM(LOW, row) ", " XMM(LOW, row) "\n"                \
     "vpdpwssd 4*" #row "(%[chunk_sums])%{1to16%}, %%zmm26, " ZMM(LOW, row) "\n"       \
-    ".if %c[bits] == 4\n"                                                             \
+    ".if %c[both]\n"                                                                  \
     "vmovdqa64 " ZMM(LOW, row) ", " ZMM(HIGH, row) "\n"                               \
     ".else\n"                                                                        \
     "vpxord " XMM(HIGH, row) ", " XMM(HIGH, row) ", " XMM(HIGH, row) "\n"             \
@@ -152,13 +156,52 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     "vpaddd " ZMM(SECOND, row) ", " ZMM(LOW, row) ", " ZMM(LOW, row) "\n"         \
     "vpaddd " ZMM(SECOND2, row) ", " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"
 
-#define CODES(quad)                                      \
-    ".if %c[bits] == 4\n"                                \
-    "vmovdqu64 64*" #quad "(%[codes]), %%zmm25\n"        \
-    "vpandd %%zmm28, %%zmm25, %%zmm24\n"                 \
+// A line is at `first` of its unit's, of which there are 16 * bits / 8 bytes for each k.
+#define CODES(quad)                                                            \
+    ".if %c[bits] == 8\n"                                                      \
+    "vmovdqu64 128*" #quad "(%[codes]), %%zmm24\n"                             \
+    "vmovdqu64 128*" #quad "+64(%[codes]), %%zmm25\n"                          \
+    ".elseif %c[both]\n"                                                       \
+    "vmovdqu64 64*" #quad "(%[codes]), %%zmm25\n"                              \
+    "vpandd %%zmm28, %%zmm25, %%zmm24\n"                                       \
+    ".else\n"                                                                  \
+    ".if %c[bits] == 5\n"                                                      \
+    "vmovdqu64 64*(" #quad "+(" #quad ">>2))(%[codes]), %%zmm25\n"             \
+    UPPER_BITS("(" #quad "&3)", "64*(5*(" #quad ">>2)+4)(%[codes])", "1")      \
+    ".elseif %c[bits] == 6\n"                                                  \
+    "vmovdqu64 64*(" #quad "+(" #quad ">>1))(%[codes]), %%zmm25\n"             \
+    UPPER_BITS("(" #quad "&1)", "64*(3*(" #quad ">>1)+2)(%[codes])", "2")      \
+    ".else\n"                                                                  \
+    "vmovdqu64 64*" #quad "(%[codes]), %%zmm25\n"                              \
+    ".endif\n"                                                                 \
+    "vpandd %%zmm28, %%zmm25, %%zmm24\n"                                       \
+    "vpsrld $4, %%zmm25, %%zmm25\n"                                            \
+    "vpandd %%zmm28, %%zmm25, %%zmm25\n"                                       \
+    ".if %c[bits] == 4\n"                                                      \
+    "vpshufb %%zmm24, %%zmm29, %%zmm24\n"                                      \
+    "vpshufb %%zmm25, %%zmm29, %%zmm25\n"                                      \
+    ".else\n"                                                                  \
+    "vpternlogd $0xf8, %%zmm29, %%zmm26, %%zmm24\n"                            \
+    "vpternlogd $0xf8, %%zmm29, %%zmm27, %%zmm25\n"                            \
+    ".endif\n"                                                                 \
+    ".endif\n"
+
+// The upper bits of quad `quad` of a unit, of so many bits, to where they are in a byte: with others around them.
+#define UPPER_BITS(quad, address, bits)                                        \
+    ".if " quad " == 0\n"                                                      \
+    "vmovdqu64 " address ", %%zmm30\n"                                         \
+    ".endif\n"                                                                 \
+    SHIFT("(2*" quad "*" bits ")", "%%zmm26")                                  \
+    SHIFT("((2*" quad "+1)*" bits ")", "%%zmm27")
+
+// Bit `from` of each byte to bit 4.
+#define SHIFT(from, to)                                  \
+    ".if " from " < 4\n"                                 \
+    "vpslld $4-" from ", %%zmm30, " to "\n"              \
+    ".elseif " from " > 4\n"                             \
+    "vpsrld $" from "-4, %%zmm30, " to "\n"              \
     ".else\n"                                            \
-    "vmovdqu64 128*" #quad "(%[codes]), %%zmm24\n"       \
-    "vmovdqu64 128*" #quad "+64(%[codes]), %%zmm25\n"    \
+    "vmovdqa64 %%zmm30, " to "\n"                        \
     ".endif\n"
 
 // One activation quad of a row by the codes of both column vectors. From four rows on, loading it once saves a load.
@@ -185,7 +228,7 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     ".endif\n"
 
 #define CONVERT(row)                                                               \
-    ".if %c[bits] == 4\n"                                                          \
+    ".if %c[both]\n"                                                               \
     "vpsubd " ZMM(LOW, row) ", " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"           \
     "vpsrad $4, " ZMM(HIGH, row) ", " ZMM(HIGH, row) "\n"                          \
     ".endif\n"                                                                     \
@@ -250,16 +293,23 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
 // A K step. AHEAD(quad) is what each quad prefetches.
 #define STEP(AHEAD)                                                              \
     AHEAD(0) EVEN(0) AHEAD(1) ODD(1) AHEAD(2) EVEN(2) AHEAD(3) ODD(3)            \
+    ".if %c[quads] == 8\n"                                                       \
     AHEAD(4) EVEN(4) AHEAD(5) ODD(5) AHEAD(6) EVEN(6) AHEAD(7) ODD(7)            \
-    "add $4*8, %[act]\n"                                                         \
-    "add $16*8*%c[bits], %[codes]\n"
+    ".endif\n"                                                                   \
+    "add $4*%c[quads], %[act]\n"                                                 \
+    "add $16*%c[quads]*%c[bits], %[codes]\n"
 #define NO_LINE(quad)
-#define LINES(quad)                                      \
-    ".if %c[bits] == 4\n"                                \
-    "prefetcht1 64*" #quad "(%[prefetch])\n"             \
-    ".else\n"                                            \
-    "prefetcht1 128*" #quad "(%[prefetch])\n"            \
-    "prefetcht1 128*" #quad "+64(%[prefetch])\n"         \
+#define LINES(quad)                                          \
+    ".if %c[bits] == 8\n"                                    \
+    "prefetcht1 128*" #quad "(%[prefetch])\n"                \
+    "prefetcht1 128*" #quad "+64(%[prefetch])\n"             \
+    ".else\n"                                                \
+    "prefetcht1 64*" #quad "(%[prefetch])\n"                 \
+    ".if %c[bits] == 5 && (" #quad "&3) == 3\n"              \
+    "prefetcht1 64*(%c[quads]+(" #quad ">>2))(%[prefetch])\n" \
+    ".elseif %c[bits] == 6 && (" #quad "&1)\n"               \
+    "prefetcht1 64*(%c[quads]+(" #quad ">>1))(%[prefetch])\n" \
+    ".endif\n"                                               \
     ".endif\n"
 
 // Prefetches go into L2, for L1 is full. A micro-tile that is alone prefetches as many lines as it reads, those of a
@@ -267,7 +317,7 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
 #define LONE_STEPS                                  \
     "2:\n"                                          \
     STEP(LINES)                                     \
-    "add $16*8*%c[bits], %[prefetch]\n"             \
+    "add $16*%c[quads]*%c[bits], %[prefetch]\n"             \
     "dec %[step]\n"                                 \
     "jnz 2b\n"
 
@@ -287,31 +337,18 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     "dec %[step]\n"                                 \
     "jnz 50b\n"
 
-// The fast path of packed codes of 4 and of 8 bits and of panels; others have that in C++.
 struct AsmFastPath {
-    template <class V, size_t kRows, class Codes>
+    template <class V, size_t kRows, class Codes, size_t kQuads>
     DA8W4_INLINE static void run(const TilePointers &at, size_t groups, size_t steps) {
-        if constexpr (!Codes::kPacked)
-            run_steps<V, kRows, false, 8>(at, groups, steps);
-        else if constexpr (Codes::kKind == DA8W4_INT4)
-            run_steps<V, kRows, true, 4>(at, groups, steps);
-        else if constexpr (Codes::kKind == DA8W4_INT8)
-            run_steps<V, kRows, true, 8>(at, groups, steps);
-        else
-            FastPath::run<V, kRows, Codes>(at, groups, steps);
-    }
-
-private:
-    template <class V, size_t kRows, bool kPacked, int kBits>
-    DA8W4_INLINE static void run_steps(const TilePointers &at, size_t groups, size_t steps) {
-        static_assert(is_same<V, Vec512> && kRows <= 6 && kStepQuads == 8 && kLineBytes == 64);
+        static_assert(is_same<V, Vec512> && kRows <= 6 && (kQuads == 8 || kQuads == 4) && kLineBytes == 64);
+        constexpr da8w4_kind kKind = Codes::kKind;
         const int8_t *act = at.act;
         const uint8_t *codes = at.codes, *prefetch = at.prefetch;
         const int32_t *chunk_sums = at.chunk_sums, *zp_terms = at.zp_terms;
         const char *scales = static_cast<const char *>(at.scales);
         const size_t scales_stride = kBlock * size_of(at.scale_type);
         // Offsets and group sums go forward with scales and chunk sums, at these distances from them.
-        const AsmArgs args = {
+        AsmArgs args = {
             .acc_from = at.acc_from,
             .acc = at.acc,
             .scales_end = scales + groups * scales_stride,
@@ -327,18 +364,26 @@ private:
             .scaling = static_cast<size_t>(at.scaling),
             .to_group_scales = reinterpret_cast<uintptr_t>(at.group_scales) - reinterpret_cast<uintptr_t>(chunk_sums),
             .factor = 256,
+            .table = {},
         };
+        if constexpr (kKind == DA8W4_TABLE4) {
+            memcpy(args.table, at.table, sizeof args.table);
+            for (uint64_t &values : args.table) values ^= 0x8080808080808080;
+        } else {
+            for (uint64_t &mask : args.table) mask = kKind == DA8W4_INT5 ? 0x1010101010101010 : 0x3030303030303030;
+        }
         size_t step, n;
         __asm__ volatile(
             "mov " ARG(acc_from) ", %[n]\n"
             EACH_ROW(LOAD)
-            ".if %c[bits] == 4\n"
+            ".if %c[bits] != 8\n"
             "vpbroadcastd " ARG(nibbles) ", %%zmm28\n"
+            "vbroadcasti32x4 " ARG(table) ", %%zmm29\n"
             ".endif\n"
             "1:\n"  // a group
             ".if %c[packed]\n"
             "vmovdqu64 (%[zp_terms]), %%zmm26\n"
-            ".if %c[bits] == 4\n"
+            ".if %c[both]\n"
             "vpsllw $4, 64(%[zp_terms]), %%zmm27\n"
             ".else\n"
             "vmovdqu64 64(%[zp_terms]), %%zmm27\n"
@@ -349,7 +394,7 @@ private:
             EACH_ROW_OF_3(START_SECOND)
             "mov " ARG(steps) ", %[step]\n"
             ".if %c[packed]\n"
-            "cmpq $2*%c[bits], " ARG(prefetch_lines) "\n"
+            "cmpq $%c[quads]*%c[bits]/4, " ARG(prefetch_lines) "\n"
             "jne 5f\n"
             ".p2align 5\n"
             LONE_STEPS
@@ -409,11 +454,11 @@ private:
             : [act] "+r"(act), [codes] "+r"(codes), [chunk_sums] "+r"(chunk_sums), [scales] "+r"(scales),
               [zp_terms] "+r"(zp_terms), [prefetch] "+r"(prefetch), [step] "=&r"(step), [n] "=&r"(n)
             : [args] "r"(&args), [s1] "r"(at.act_stride), [s3] "r"(at.act_stride * 3), [s5] "r"(at.act_stride * 5),
-              [rows] "i"(kRows), [packed] "i"(kPacked), [bits] "i"(kBits),
-              [f16] "i"(DA8W4_F16), [by_group] "i"(Scaling::group)
+              [rows] "i"(kRows), [packed] "i"(Codes::kPacked), [bits] "i"(layout_of(kKind).bits),
+              [both] "i"(kKind == DA8W4_INT4), [quads] "i"(kQuads), [f16] "i"(DA8W4_F16), [by_group] "i"(Scaling::group)
             : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
               "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21",
-              "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28");
+              "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30");
     }
 };
 static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compares
@@ -436,6 +481,7 @@ static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compa
 #undef ARG_scaling
 #undef ARG_to_group_scales
 #undef ARG_factor
+#undef ARG_table
 #undef LOW_0
 #undef HIGH_0
 #undef ACC_0
@@ -483,6 +529,8 @@ static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compa
 #undef START_SECOND
 #undef JOIN_SECOND
 #undef CODES
+#undef UPPER_BITS
+#undef SHIFT
 #undef DOT
 #undef DOTS
 #undef SECOND_DOTS
