@@ -476,7 +476,7 @@ class DA8W4Linear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         symmetric = state.pop("symmetric_activation", None)  # of earlier versions
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call, unused-ignore]
         if symmetric is not None:
             self.act = "int8" if symmetric else "uint8"
 

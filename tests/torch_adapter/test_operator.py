@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from cases import KINDS, Weight, pack
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -55,7 +56,7 @@ def test_operator_refuses_what_does_not_fit() -> None:
     whole = [
         *({"weight": good["weight"][:count]} for count in range(4)),
         {"weight": [*good["weight"], layer.offsets]},
-        *({"layout": layout} for layout in ([2, 40, 64, 32], [], [1, 40, 64], [1, 40, 64, 32, 0])),
+        *({"layout": layout} for layout in ([3, 40, 64, 32], [], [1, 40, 64], [1, 40, 64, 32, 0])),
         {"activation": "int4"},
     ]
     for new in whole:
@@ -71,6 +72,53 @@ def test_opcheck(dtype: Any, bias: bool, act: str) -> None:
     for shape in ((3, 64), (2, 3, 64), (64,)):
         arguments = (torch.randn(shape).to(dtype), *operator_arguments(layer).values())
         torch.library.opcheck(torch.ops.pyda8w4.linear, arguments)
+
+
+@pytest.mark.parametrize("weight", KINDS, ids=str)
+def test_operator_takes_every_kind(weight: Weight) -> None:
+    layer = DA8W4Linear.from_packed(pack(weight), act="int8_group")
+    x = torch.randn(3, weight.k)
+    arguments = operator_arguments(layer)
+    assert same(torch.ops.pyda8w4.linear(x, **arguments), layer(x))
+    fewer = {**arguments, "weight": arguments["weight"][:-1]}
+    if len(arguments["layout"]) > 4:
+        with pytest.raises(ValueError, match="weight must be codes, scales, sums, zps"):
+            torch.ops.pyda8w4.linear(x, **fewer)
+        for i in range(4):
+            *layout, there = arguments["layout"]
+            weight_without = [tensor for j, tensor in enumerate(arguments["weight"]) if j != i]
+            with pytest.raises(ValueError, match="layout|must be"):
+                torch.ops.pyda8w4.linear(x, weight_without, None, [*layout, there ^ 1 << i], "uint8")
+    torch.library.opcheck(torch.ops.pyda8w4.linear, (x, *arguments.values()), test_utils=("test_faketensor",))
+
+
+def test_graphs_of_layout_version_1() -> None:
+    """As exported graphs hold it."""
+    for offsets in (False, True):
+        layer = DA8W4Linear.from_packed(pack(Weight(40, 64, 32, offsets=offsets)))
+        x, arguments = torch.randn(3, 64), operator_arguments(layer)
+        assert same(torch.ops.pyda8w4.linear(x, **{**arguments, "layout": [1, 40, 64, 32]}), layer(x))
+    assert str(torch.ops.pyda8w4.linear.default._schema) == (
+        "pyda8w4::linear(Tensor input, Tensor[] weight, Tensor? bias, int[] layout, str activation) -> Tensor"
+    )
+
+
+def test_compile_and_export_of_kinds(tmp_path: Any) -> None:
+    kinds = [
+        Weight(64, 96, 32, "float16", bits=8, zps=0),
+        Weight(96, 64, 32, bits=5, offsets=True, supers=1, perm=True, factors=True),
+        Weight(40, 96, 16, "bfloat16", 0, table=True, supers=2),
+    ]
+    model = nn.Sequential(*(DA8W4Linear.from_packed(pack(weight), act="int16") for weight in kinds))
+    x = torch.randn(4, 96)
+    out, code, function = compiled(model, x)
+    assert calls(code) == 3 and same(out, model(x))
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "p.pt2")
+    program = torch.export.load(tmp_path / "p.pt2")
+    for batch in (2, 9):
+        x = torch.randn(batch, 96)
+        assert same(program.module()(x), model(x)) and same(function(x), model(x))
 
 
 @pytest.mark.pitfall("torchao", "fake kernel with another shape or stride")
