@@ -37,8 +37,9 @@ def members(declaration: str) -> tuple[str, list[tuple[str, str]]]:
     rows = [(f"sizeof({name})", f"sizeof({name})")]
     if kind == "enum":
         rows += [(f"    {value}", value) for value in re.findall(r"[A-Z]\w+", body)]
-    for of, names in re.findall(r"([^;]*?)((?:\w+, )*\w+);", body) if kind == "struct" else []:
-        rows += [(f"    offset of {of.strip()} {one}", f"offsetof({name}, {one})") for one in names.split(", ")]
+    for of, names in re.findall(r"([^;]*?)((?:\*?\w+, )*\*?\w+);", body) if kind == "struct" else []:
+        for one in names.split(", "):
+            rows += [(f"    offset of {of.strip()} {one.replace('*', '* ')}", f"offsetof({name}, {one.lstrip('*')})")]
     return name, rows
 
 

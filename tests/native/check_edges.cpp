@@ -140,7 +140,7 @@ bool is_high(size_t pattern, size_t k) {
 
 void check_extremes(const Trial &trial) {
     const da8w4_kind kind = all_kinds[trial.index % std::size(all_kinds)];
-    const size_t groups[] = {16, 32, 64, 128, 256, 300, 600};
+    const size_t groups[] = {8, 16, 32, 48, 64, 128, 256, 300, 512};
     Random random = trial.random;
     Matrix w = random_matrix(random, {40, 1040, groups[trial.index / std::size(all_kinds) % std::size(groups)]}, kind);
     const size_t pattern = random.below(kExtremePatterns), zps = random.below(4);
@@ -225,7 +225,7 @@ std::vector<Test> edge_tests() {
         {"long_groups", "sums at the edge of int32 and float32", std::size(long_groups), 1, true, check_long_group},
         {"low_zps", "zero points about the lowest of biased panels, in all columns or in some",
          kLowZps * std::size(low_places), 2, true, check_low_zps},
-        {"extremes", "codes and activations at the ends of their ranges", 70, 2, true, check_extremes},
+        {"extremes", "codes and activations at the ends of their ranges", 90, 2, true, check_extremes},
         {"workspace", "workspaces of every size", std::size(workspace_cases), 1, false, check_workspace},
     };
 }

@@ -173,7 +173,7 @@ void append_blocks(const std::vector<T> &values, size_t n, size_t rows, size_t s
 const std::vector<Shape> &edge_shapes() {
     static const std::vector<Shape> shapes = [] {
         std::vector<Shape> all;
-        const size_t groups[] = {4, 32, 64, 128, 256, 300, 516, 600, 1024, 12, 16, 20, 48};
+        const size_t groups[] = {4, 32, 64, 128, 256, 300, 516, 600, 1024, 8, 12, 16, 20, 24, 48, 320, 512};
         size_t turn = 0;
         for (size_t n : {1, 31, 32, 33, 64, 95})
             for (size_t k : {1, 3, 4, 5, 31, 64, 65, 130, 260, 600, 1100}) {
