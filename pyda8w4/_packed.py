@@ -325,8 +325,8 @@ class PackedWeight:
             How many parts. It divides N (axis 0), or the groups of K, all of one size (axis 1).
         axis : {0, 1}
             0 cuts output features: the outputs of the parts, side by side, are those of the weight, bit for
-            bit. 1 cuts input features: the outputs of the parts add up to those of the weight, up to the
-            rounding of that sum and of activations, which are quantized in other rows.
+            bit. 1 cuts input features: the outputs of `gemm` with the parts add up to those with the weight,
+            up to the rounding of that sum. `linear` also quantizes other rows: those of a part.
 
         Returns
         -------

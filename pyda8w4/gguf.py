@@ -279,7 +279,7 @@ def _quantized(w: npt.NDArray[Any], bits: int) -> PackedWeight:
         return prepack(*quantize_weight(w, _GROUP), group_size=_GROUP)
     if not np.isfinite(w).all():
         raise ValueError("values must be finite, got NaN or infinity")
-    with np.errstate(over="ignore"):  # scales beyond float16, which _q8_0 refuses
+    with np.errstate(over="ignore"):  # scales beyond float16, which prepack refuses
         return _packed(_Tensor(_Type.Q8_0, w.shape, gguf.quantize(w, _Type.Q8_0)), _q8_0)
 
 
@@ -303,7 +303,7 @@ def _q4_0(blocks: npt.NDArray[Any]) -> PackedWeight:
 
 
 def _q4_1(blocks: npt.NDArray[Any]) -> PackedWeight:
-    return prepack(_fields(blocks[:, :, 4:], 4, 16), _halves(blocks, 0), _zeros(blocks), _halves(blocks, 2, "offsets"))
+    return prepack(_fields(blocks[:, :, 4:], 4, 16), _halves(blocks, 0), _zeros(blocks), _halves(blocks, 2))
 
 
 def _q5_0(blocks: npt.NDArray[Any]) -> PackedWeight:
@@ -311,7 +311,7 @@ def _q5_0(blocks: npt.NDArray[Any]) -> PackedWeight:
 
 
 def _q5_1(blocks: npt.NDArray[Any]) -> PackedWeight:
-    return prepack(_five_bits(blocks, 4), _halves(blocks, 0), _zeros(blocks), _halves(blocks, 2, "offsets"), bits=5)
+    return prepack(_five_bits(blocks, 4), _halves(blocks, 0), _zeros(blocks), _halves(blocks, 2), bits=5)
 
 
 def _q8_0(blocks: npt.NDArray[Any]) -> PackedWeight:
@@ -339,7 +339,7 @@ def _with_minima(codes: npt.NDArray[Any], blocks: npt.NDArray[Any], bits: int) -
         codes,
         _halves(blocks, 0),
         np.zeros((len(blocks), codes.shape[1] // _GROUP), np.int8),
-        -_halves(blocks, 2, "offsets"),
+        -_halves(blocks, 2),
         bits=bits,
         sub_scales=six_bits(scales, both & 15),
         sub_offsets=six_bits(minima, both >> 4),
@@ -384,12 +384,9 @@ def _five_bits(blocks: npt.NDArray[Any], at: int) -> npt.NDArray[Any]:
     return codes
 
 
-def _halves(blocks: npt.NDArray[Any], at: int, what: str = "scales") -> npt.NDArray[Any]:
+def _halves(blocks: npt.NDArray[Any], at: int) -> npt.NDArray[Any]:
     """A float16 of each block."""
-    halves = np.ascontiguousarray(blocks[:, :, at : at + 2]).view("<f2")[:, :, 0]
-    if not np.isfinite(halves).all():
-        raise ValueError(f"{what} must be finite, got NaN or infinity")
-    return halves
+    return np.ascontiguousarray(blocks[:, :, at : at + 2]).view("<f2")[:, :, 0]
 
 
 def _zeros(blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:

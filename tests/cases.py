@@ -89,8 +89,8 @@ def assert_unpacks_to(packed, codes, scales, zps, *offsets):
 class Weight:
     """A random weight matrix.
 
-    `zps`: "random" within 8 of the middle, "extreme" -128 or 127, or one number for all; 0 with a table. `supers`: groups
-    of a super-group, or 0.
+    `zps`: "random" within 8 of the middle, "extreme" -128 or 127, or one number for all; 0 with a table. `supers`:
+    groups of a super-group, or 0.
     """
 
     n: int

@@ -9,6 +9,7 @@ from torch import nn
 
 from pyda8w4._concat import concat
 from pyda8w4.torch._module import DA8W4Linear, needs_operator, refuse_script
+from pyda8w4.torch._ops import slice_outputs
 from pyda8w4.torch._quantize import Report
 from pyda8w4.torch._weight import WeightStandIn
 
@@ -213,5 +214,5 @@ class FusedPart(nn.Module):
         """
         sharing, begin, end = self._sharing, self._begin, self._end
         if torch.compiler.is_dynamo_compiling() or needs_operator(input):
-            return sharing.trace(input, begin)[..., begin:end]
+            return slice_outputs(sharing.trace(input, begin), slice(begin, end))
         return sharing.whole.columns(input, begin, end)

@@ -18,7 +18,7 @@ from pyda8w4._format import ARRAYS, Format, check_group_size, group_count
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
-from pyda8w4.torch._ops import Arguments, Product, arguments_of, refuse_gradients
+from pyda8w4.torch._ops import Arguments, Product, arguments_of, slice_outputs
 from pyda8w4.torch._state import check_found, format_of, layout_of, tensors_of, zeros_of
 from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, check_float, tensor_of
 from pyda8w4.torch._torchao import int4_of
@@ -416,7 +416,8 @@ class DA8W4Linear(nn.Module):
         if _is_any_autocast_enabled():
             input = _autocast(input)
         if _is_compiling() or needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
-            return _call_operator(input, self._arguments())
+            out: torch.Tensor = torch.ops.pyda8w4.linear(input, *self._arguments())
+            return out
         return self._product().multiply(input, self._scheme)
 
     def columns(self, input: torch.Tensor, begin: int, end: int) -> torch.Tensor:
@@ -441,10 +442,10 @@ class DA8W4Linear(nn.Module):
             arguments = arguments_of(
                 {**self._buffers, **part.arrays}, part.bias, layout_of(part.product.format), self._act
             )
-            out = _call_operator(input, arguments)
+            out: torch.Tensor = torch.ops.pyda8w4.linear(input, *arguments)
         else:
             out = part.product.multiply(input, self._scheme)
-        return out if part.within is None else out[..., part.within]
+        return out if part.within is None else slice_outputs(out, part.within)
 
     def _arguments(self) -> Arguments:
         return arguments_of(self._buffers, self._buffers["bias"], self._layout, self._act)
@@ -475,7 +476,7 @@ class DA8W4Linear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         symmetric = state.pop("symmetric_activation", None)  # of earlier versions
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call, unused-ignore]
         if symmetric is not None:
             self.act = "int8" if symmetric else "uint8"
 
@@ -598,13 +599,6 @@ def refuse_script(layer: nn.Module) -> NoReturn:
     raise NotImplementedError(
         f"torch.jit.script has no {type(layer).__name__}; use torch.compile, torch.export or torch.jit.trace"
     )
-
-
-def _call_operator(input: torch.Tensor, arguments: Arguments) -> torch.Tensor:
-    if not _is_compiling() and isinstance(input, torch.Tensor):
-        refuse_gradients(input)
-    out: torch.Tensor = torch.ops.pyda8w4.linear(input, *arguments)
-    return out
 
 
 def _autocast(input: torch.Tensor) -> torch.Tensor:

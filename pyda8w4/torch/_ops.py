@@ -5,12 +5,15 @@ Eager modules keep a `Product` and call that, because the dispatcher takes longe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
+from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
+from torch.nested._internal.nested_tensor import NestedTensor
+from torch.nested._internal.ops import extract_kwargs
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import register_flop_formula
 
@@ -87,7 +90,10 @@ class Product:
 
     def multiply(self, input: torch.Tensor, scheme: int) -> torch.Tensor:
         """`pyda8w4.linear` on tensors."""
-        shape, k = input.shape, self._k
+        try:
+            shape, k = input.shape, self._k
+        except RuntimeError:  # a nested tensor of strided layout has none; to ask every input would take longer
+            return _of_each(lambda part: self.multiply(part, scheme), input)
         kind = _KINDS.get(input.dtype)
         if kind is None or not shape or shape[-1] != k or not input.is_cpu:
             check_input(input, k)
@@ -121,6 +127,22 @@ class Product:
         except CoreError as error:
             raise translate(error) from None
         return out
+
+
+def _is_strided_nested(input: torch.Tensor) -> bool:
+    return input.is_nested and input.layout is _strided
+
+
+def _of_each(function: Callable[[torch.Tensor], torch.Tensor], nested: torch.Tensor) -> torch.Tensor:
+    """The nested tensor of what `function` makes of each of its tensors."""
+    return torch.nested.as_nested_tensor([function(part) for part in nested.unbind()])
+
+
+def slice_outputs(out: torch.Tensor, within: slice) -> torch.Tensor:
+    """``out[..., within]``, which nested tensors of strided layout do not have."""
+    if isinstance(out, torch.Tensor) and _is_strided_nested(out):  # tracers give something else
+        return _of_each(lambda part: part[..., within], out)
+    return out[..., within]
 
 
 def _address(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -158,10 +180,10 @@ def _linear_fake(
 _NO_GRADIENTS = "DA8W4 layers are for inference and have no gradients; run the model under torch.no_grad()"
 
 
-def refuse_gradients(input: torch.Tensor) -> None:
+def _refuse_gradients(input: torch.Tensor) -> None:
     """Raise NotImplementedError for an input that function transforms or forward mode differentiate.
 
-    The operator has no way to know: its output would have no tangent, which is taken as zero.
+    torch takes an output without a tangent for a constant, so without this derivatives would be zero.
     """
     tracked = torch._C._functorch.is_gradtrackingtensor(input)
     if not tracked and forward_ad._current_level >= 0 and not torch._C._functorch.is_batchedtensor(input):
@@ -191,6 +213,29 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
     return torch.ops.pyda8w4.linear_backward(gradient, ctx.in_features), [None] * ctx.weights, None, None, None
 
 
+def _autograd(keys: Any, input: torch.Tensor, *others: Any) -> torch.Tensor:
+    # What torch.library.register_autograd does, which knows neither forward mode nor these nested tensors.
+    _refuse_gradients(input)
+    if _is_strided_nested(input):
+        return _of_each(lambda part: torch.ops.pyda8w4.linear(part, *others), input)
+    out: torch.Tensor = _reverse_mode(keys, input, *others)
+    return out
+
+
+def _jagged(cls: type, operator: Any, types: object, args: Sequence[Any], kwargs: object) -> torch.Tensor:
+    """Of a nested tensor of jagged layout, whose tensors are rows of one."""
+    input: Any = args[0]
+    others, k = args[1:], args[3][2]
+    if not issubclass(type(input), cls):
+        raise TypeError("weights of DA8W4 layers cannot be nested tensors")
+    if input.shape[-1] != k:
+        raise ValueError(f"input must have shape (..., {k}), got {tuple(input.shape)}")
+    # As torch has it for its own operators: the public function cannot be traced.
+    kept = extract_kwargs(input)  # type: ignore[no-untyped-call, unused-ignore]
+    out: torch.Tensor = cls(operator(input._values, *others), **kept)
+    return out
+
+
 def _vmap(
     info: object,
     in_dims: Sequence[Any],
@@ -201,7 +246,6 @@ def _vmap(
     activation: str,
 ) -> tuple[torch.Tensor, int]:
     """Rows know nothing of each other: one more dimension of `input` is more rows."""
-    refuse_gradients(input)
     at, *others = in_dims
     if any(dim is not None for dim in tree_leaves(others)):
         raise NotImplementedError("torch.vmap over the weights of DA8W4 layers")
@@ -222,7 +266,10 @@ if not hasattr(torch.ops.pyda8w4, "linear"):
     _library.impl("linear_backward", _no_backward, "CPU")
     torch.library.register_fake("pyda8w4::linear", _linear_fake, lib=_library)
     torch.library.register_fake("pyda8w4::linear_backward", _backward_fake, lib=_library)
-    torch.library.register_autograd("pyda8w4::linear", _backward, setup_context=_keep_sizes, lib=_library)
+    _reverse_mode = make_autograd_impl(torch.ops.pyda8w4.linear.default, Info(_backward, _keep_sizes))
+    _library.impl("linear", _autograd, "Autograd", with_keyset=True)
+    _library.impl("linear", linear, "NestedTensorCPU")
     if hasattr(torch.library, "register_vmap"):  # torch 2.5
         torch.library.register_vmap("pyda8w4::linear", _vmap, lib=_library)
+        torch.library.register_torch_dispatch("pyda8w4::linear", NestedTensor, _jagged, lib=_library)
     register_flop_formula(torch.ops.pyda8w4.linear)(_flops)  # type: ignore[no-untyped-call, unused-ignore]

@@ -1,9 +1,9 @@
 """A packed weight as the tensors of a state dict, which `torch.ops.pyda8w4.linear` takes, too.
 
-``layout`` is int64: the layout version, N, K, group size. Of a weight that is not plain (4 bits, scales of one level, no
-table, no permutation, no factors) three numbers follow: bits, groups of a super-group, and which arrays there are, bit i
-for `ARRAYS` number i. The other tensors are the arrays of docs/packed-format.md; but where all zero points are the same,
-``zps`` is that one, without dimensions.
+``layout`` is int64: the layout version, N, K, group size. Of a weight that is not plain (4 bits, scales of one level,
+no table, no permutation, no factors) three numbers follow: bits, groups of a super-group, and which arrays there are,
+bit i for `ARRAYS` number i. The other tensors are the arrays of docs/packed-format.md; but where all zero points are
+the same, ``zps`` is that one, without dimensions.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ class Layout(NamedTuple):
 @lru_cache(maxsize=256)
 def read_layout(numbers: tuple[int, ...]) -> Layout:
     """ValueError if they are no layout."""
-    version, *sizes = numbers or (0,)
-    if version in LAYOUT_VERSIONS and len(sizes) == 3:
-        return Layout(*sizes, bits=4, super_size=0, names=_PLAIN, optional=("offsets",))
-    if version == LAYOUT_VERSION and len(sizes) == 6 and 0 <= sizes[5] < 1 << len(ARRAYS):
-        *sizes, there = sizes
-        return Layout(*sizes, names=tuple(name for i, name in enumerate(ARRAYS) if there >> i & 1), optional=())
+    if len(numbers) == 4 and numbers[0] in LAYOUT_VERSIONS:
+        _, n, k, group_size = numbers
+        return Layout(n, k, group_size, 4, 0, _PLAIN, ("offsets",))
+    if len(numbers) == 7 and numbers[0] == LAYOUT_VERSION:
+        _, n, k, group_size, bits, super_size, there = numbers
+        if 0 <= there < 1 << len(ARRAYS):
+            names = tuple(name for i, name in enumerate(ARRAYS) if there >> i & 1)
+            return Layout(n, k, group_size, bits, super_size, names, ())
     raise ValueError(
         f"layout must be [{LAYOUT_VERSION}, N, K, group size], or these with bits, groups of a super-group and the bit "
         f"set of the arrays, got {list(numbers)}"
@@ -79,9 +81,9 @@ def zeros_of(format: Format, device: torch.types.Device) -> dict[str, torch.Tens
 
 def format_of(layout: Sequence[int], tensors: Mapping[str, Any]) -> Format:
     """The format that the tensors of a weight have if they fit each other; ValueError if none has such."""
-    zps = tensors["zps"]
-    if not zps.is_cpu or zps.dtype is not torch.int8:
-        raise ValueError(f"zps must be int8 on the CPU, got {zps.dtype} on {zps.device}")
+    zps = tensors.get("zps")
+    if zps is None or not zps.is_cpu or zps.dtype is not torch.int8:
+        raise ValueError(f"zps must be int8 on the CPU, got {None if zps is None else f'{zps.dtype} on {zps.device}'}")
     return format_from(tuple(layout), None if zps.dim() else zps.item(), *_dtypes(tensors))
 
 
@@ -100,11 +102,14 @@ def format_from(
 ) -> Format:
     """The same, from a layout and the element types of `TYPED`. Kept, since compiled models need it at each call."""
     layout = read_layout(numbers)
-    if scales not in FLOATS:
+    if scales is None or scales not in FLOATS:
         raise ValueError(f"scales must be float32, bfloat16 or float16, got {scales}")
+    sub_types = {}
     for name, dtype in (("sub_scales", sub_scales), ("sub_offsets", sub_offsets)):
-        if name in layout.names and dtype not in INTEGERS:
-            raise ValueError(f"{name} must be uint8 or int8, got {dtype}")
+        if name in layout.names:
+            if dtype is None or dtype not in INTEGERS:
+                raise ValueError(f"{name} must be uint8 or int8, got {dtype}")
+            sub_types[name] = INTEGERS[dtype]
     if "table" in layout.names and zero_point != 0:
         raise ValueError(f"zps must be 0 without dimensions where there is a table, got {zero_point or 'an array'}")
     try:
@@ -118,8 +123,8 @@ def format_from(
             bits=layout.bits,
             has_table="table" in layout.names,
             super_size=layout.super_size,
-            sub_scale_dtype=INTEGERS[sub_scales] if "sub_scales" in layout.names else None,
-            sub_offset_dtype=INTEGERS[sub_offsets] if "sub_offsets" in layout.names else None,
+            sub_scale_dtype=sub_types.get("sub_scales"),
+            sub_offset_dtype=sub_types.get("sub_offsets"),
             has_perm="perm" in layout.names,
             has_factors="factors" in layout.names,
         )

@@ -16,6 +16,7 @@ public:
     GemmDriver(const da8w4_call &call, const Kernel &kernel, const ProblemPlan &plan)
         : call_(call),
           weight_(*call.weight),
+          blocks_(weight_),
           kernel_(kernel),
           plan_(plan),
           form_(*plan.form),
@@ -53,7 +54,7 @@ private:
 
     void multiply(size_t first_row, const WorkItem &item, const ThreadMemory &memory, size_t *state) const {
         const Grouping &grouping = plan_.problem.grouping;
-        const size_t groups = grouping.groups(), rows = item.rows.end - item.rows.begin;
+        const size_t rows = item.rows.end - item.rows.begin;
         const size_t parts = plan_.problem.act_parts();
         const RowTiles tiles(item.rows, plan_.mr);
         const PanelBuffer buffer = {
@@ -65,8 +66,8 @@ private:
         for (Steps steps(plan_, item.blocks); steps.more(); steps.advance()) {
             const Step &step = steps.now(), *next = steps.next();
             const bool last = plan_.k_blocks.is_last(step.k);
-            const PackedBlock block = block_of(weight_, groups, step.block);
-            const PackedBlock next_block = block_of(weight_, groups, next ? next->block : step.block);
+            const PackedBlock block = blocks_[step.block];
+            const PackedBlock next_block = blocks_[next ? next->block : step.block];
             Panel panel = form_.prepare({
                 .block = block,
                 .k = step.k,
@@ -140,6 +141,7 @@ private:
 
     const da8w4_call &call_;
     const da8w4_packed &weight_;
+    const PackedBlocks blocks_;
     const Kernel &kernel_;
     const ProblemPlan &plan_;
     const WeightForm &form_;

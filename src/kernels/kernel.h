@@ -86,9 +86,9 @@ struct Prefetch {
 // in place; the others were converted into the PanelBuffer.
 struct Panel {
     const uint8_t *codes;   // of packed codes: the unit in which the K block begins
-    da8w4_kind kind;        // of packed codes
+    da8w4_kind kind;        // of the weight
     size_t first_quad;      // of packed codes: how many quads of that unit are before the K block
-    const int8_t *table;    // of packed codes: see PackedBlock
+    const int8_t *table;    // of the weight: see PackedBlock
     da8w4_type scale_type;  // of scales and offsets
     const void *scales;     // [groups][kBlock]
     const void *offsets;    // [groups][kBlock], or null

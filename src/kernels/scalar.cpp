@@ -109,7 +109,7 @@ Panel prepare(const PanelJob &job) {
     Panel panel = {};
     panel.kind = block.kind;
     panel.codes = block.codes_at(job.k.begin);
-    panel.first_quad = job.k.begin / kQuad % layout_of(block.kind).unit_quads;
+    panel.first_quad = layout_of(block.kind).in_unit(job.k.begin / kQuad);
     panel.table = block.table;
     panel.scale_type = DA8W4_F32;
     panel.scales = buffer.scales;

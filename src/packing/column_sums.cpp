@@ -17,7 +17,6 @@ int32_t sum_of_values(const PackedBlock &block, size_t n, size_t begin, size_t e
     constexpr CodeLayout layout = layout_of(kKind);
     int32_t sum = 0;
     size_t k = begin;
-    // Groups take turns at 32 columns, so a group's lines are in L1 for all but the first of them.
     if (kKind != DA8W4_TABLE4 && kKind != DA8W4_INT8)
         for (; k + kQuad <= end; k += kQuad)
             sum += static_cast<int32_t>(sum_of_bytes(quad_codes(layout, block.codes, n, k / kQuad)));
@@ -30,6 +29,7 @@ int32_t sum_of_values(const PackedBlock &block, size_t n, size_t begin, size_t e
     return sum;
 }
 
+// Group by group, so that a group's lines are in L1 for all columns but the first.
 template <da8w4_kind kKind>
 void sum_block(const PackedBlock &block, const Grouping &grouping, size_t cols, float *sums) {
     for (size_t n = 0; n < kBlock; n++) sums[n] = 0;
@@ -62,7 +62,7 @@ void sum_columns(const da8w4_packed &packed, float *sums) {
     parallel(threads_for_packing(packed.n * packed.k), [&](size_t thread, size_t threads) {
         const Range range = part_of(blocks_of(packed.n), thread, threads);
         for (size_t block = range.begin; block < range.end; block++)
-            sum_columns(block_of(packed, grouping.groups(), block), grouping,
+            sum_columns(PackedBlocks(packed)[block], grouping,
                         lesser(kBlock, packed.n - block * kBlock), sums + block * kBlock);
     });
 }

@@ -22,21 +22,26 @@ static inline constexpr size_t quads_of(size_t k) { return ceil_div(k, kQuad); }
 //    8 bits   one quad:   columns 0..15 in one line, 16..31 in the next; a byte is the value + 128
 struct CodeLayout {
     int bits;
-    size_t unit_quads, unit_lines;
+    unsigned log_unit_quads;  // divisions by it are shifts: a panel of few rows takes less time than some divisions
+    size_t unit_lines;
     int least, most;  // codes; of a table, indices
     int bias;         // what micro-kernels multiply, an unsigned byte, is the value of the code plus this
 
-    DA8W4_INLINE constexpr size_t lines(size_t quads) const { return ceil_div(quads, unit_quads) * unit_lines; }
+    DA8W4_INLINE constexpr size_t unit_quads() const { return size_t{1} << log_unit_quads; }
+    DA8W4_INLINE constexpr size_t in_unit(size_t quad) const { return quad & (unit_quads() - 1); }
+    // The first line of the unit that has this quad, and how many lines so many quads take.
+    DA8W4_INLINE constexpr size_t unit_line(size_t quad) const { return (quad >> log_unit_quads) * unit_lines; }
+    DA8W4_INLINE constexpr size_t lines(size_t quads) const { return unit_line(quads + unit_quads() - 1); }
     DA8W4_INLINE constexpr int high_bits() const { return bits < 8 ? bits - 4 : 0; }
 };
 
 static inline constexpr CodeLayout layout_of(da8w4_kind kind) {
     switch (kind) {
-        case DA8W4_INT4: return {.bits = 4, .unit_quads = 1, .unit_lines = 1, .least = 0, .most = 15, .bias = 0};
-        case DA8W4_INT5: return {.bits = 5, .unit_quads = 4, .unit_lines = 5, .least = 0, .most = 31, .bias = 0};
-        case DA8W4_INT6: return {.bits = 6, .unit_quads = 2, .unit_lines = 3, .least = 0, .most = 63, .bias = 0};
-        case DA8W4_INT8: return {.bits = 8, .unit_quads = 1, .unit_lines = 2, .least = -128, .most = 127, .bias = 128};
-        case DA8W4_TABLE4: return {.bits = 4, .unit_quads = 1, .unit_lines = 1, .least = 0, .most = 15, .bias = 128};
+        case DA8W4_INT4: return {.bits = 4, .log_unit_quads = 0, .unit_lines = 1, .least = 0, .most = 15, .bias = 0};
+        case DA8W4_INT5: return {.bits = 5, .log_unit_quads = 2, .unit_lines = 5, .least = 0, .most = 31, .bias = 0};
+        case DA8W4_INT6: return {.bits = 6, .log_unit_quads = 1, .unit_lines = 3, .least = 0, .most = 63, .bias = 0};
+        case DA8W4_INT8: return {.bits = 8, .log_unit_quads = 0, .unit_lines = 2, .least = -128, .most = 127, .bias = 128};
+        case DA8W4_TABLE4: return {.bits = 4, .log_unit_quads = 0, .unit_lines = 1, .least = 0, .most = 15, .bias = 128};
     }
     return {};
 }
@@ -44,18 +49,17 @@ static inline constexpr CodeLayout layout_of(da8w4_kind kind) {
 // Where column `n` of a block has a code of quad `quad`, its k at `j`: the byte, from the first line of the block, and
 // the shift, of its lower bits. Those of 8 bits have no other.
 static inline constexpr size_t code_byte(const CodeLayout &layout, size_t n, size_t quad, size_t j) {
-    const size_t unit = quad / layout.unit_quads * layout.unit_lines, in_unit = quad % layout.unit_quads;
-    return layout.bits == 8 ? (unit + n / kHalf) * kLineBytes + n % kHalf * kQuad + j
-                            : (unit + in_unit) * kLineBytes + n % kHalf * kQuad + j;
+    const size_t line = layout.unit_line(quad) + (layout.bits == 8 ? n / kHalf : layout.in_unit(quad));
+    return line * kLineBytes + n % kHalf * kQuad + j;
 }
 static inline constexpr int code_shift(size_t n) { return n < kHalf ? 0 : 4; }
 
 // The same of its upper bits, if it has 5 or 6: bit field (quad in unit) * 2 + half of a byte of the unit's last line.
 static inline constexpr size_t high_byte(const CodeLayout &layout, size_t n, size_t quad, size_t j) {
-    return (quad / layout.unit_quads * layout.unit_lines + layout.unit_quads) * kLineBytes + n % kHalf * kQuad + j;
+    return (layout.unit_line(quad) + layout.unit_quads()) * kLineBytes + n % kHalf * kQuad + j;
 }
 static inline constexpr int high_shift(const CodeLayout &layout, size_t n, size_t quad) {
-    return static_cast<int>(quad % layout.unit_quads * 2 + n / kHalf) * layout.high_bits();
+    return static_cast<int>(layout.in_unit(quad) * 2 + n / kHalf) * layout.high_bits();
 }
 
 // One column block of a packed weight.
@@ -74,8 +78,7 @@ struct PackedBlock {
 
     // The unit that has this k.
     DA8W4_INLINE const uint8_t *codes_at(size_t k) const {
-        const CodeLayout layout = layout_of(kind);
-        return codes + k / kQuad / layout.unit_quads * layout.unit_lines * kLineBytes;
+        return codes + layout_of(kind).unit_line(k / kQuad) * kLineBytes;
     }
     // Of scales and offsets: the row that has those of this group.
     DA8W4_INLINE size_t row_of(size_t group) const { return super ? group / super : group; }
@@ -125,26 +128,39 @@ static inline int zp_of(const PackedBlock &block, size_t group, size_t n) {
     return block.zps ? block.zps[group * kBlock + n] : block.zp;
 }
 
-static inline PackedBlock block_of(const da8w4_packed &weight, size_t groups, size_t block) {
-    const size_t at = block * groups * kBlock;
-    const size_t rows = weight.super ? ceil_div(groups, weight.super) : groups, scales_at = block * rows * kBlock;
-    const CodeLayout layout = layout_of(weight.kind);
-    return {
-        .kind = weight.kind,
-        .codes = weight.codes + block * layout.lines(quads_of(weight.k)) * kLineBytes,
-        .table = weight.table,
-        .super = weight.super,
-        .scale_type = weight.scale_type,
-        .sub_scale_type = weight.sub_scale_type,
-        .sub_offset_type = weight.sub_offset_type,
-        .scales = element(weight.scales, weight.scale_type, scales_at),
-        .sub_scales = weight.super ? element(weight.sub_scales, weight.sub_scale_type, at) : nullptr,
-        .offsets = weight.offsets ? element(weight.offsets, weight.scale_type, scales_at) : nullptr,
-        .sub_offsets =
-            weight.super && weight.offsets ? element(weight.sub_offsets, weight.sub_offset_type, at) : nullptr,
-        .zps = weight.zps ? weight.zps + at : nullptr,
-        .zp = weight.zp,
-    };
-}
+// The column blocks of a packed weight.
+class PackedBlocks {
+public:
+    explicit PackedBlocks(const da8w4_packed &weight)
+        : weight_(weight),
+          groups_(ceil_div(weight.k, weight.group)),
+          rows_(weight.super ? ceil_div(groups_, weight.super) : groups_),
+          code_bytes_(layout_of(weight.kind).lines(quads_of(weight.k)) * kLineBytes) {}
+
+    PackedBlock operator[](size_t block) const {
+        const da8w4_packed &weight = weight_;
+        const size_t at = block * groups_ * kBlock, row = block * rows_ * kBlock;
+        const bool two_offsets = weight.super && weight.offsets;
+        return {
+            .kind = weight.kind,
+            .codes = weight.codes + block * code_bytes_,
+            .table = weight.table,
+            .super = weight.super,
+            .scale_type = weight.scale_type,
+            .sub_scale_type = weight.sub_scale_type,
+            .sub_offset_type = weight.sub_offset_type,
+            .scales = element(weight.scales, weight.scale_type, row),
+            .sub_scales = weight.super ? element(weight.sub_scales, weight.sub_scale_type, at) : nullptr,
+            .offsets = weight.offsets ? element(weight.offsets, weight.scale_type, row) : nullptr,
+            .sub_offsets = two_offsets ? element(weight.sub_offsets, weight.sub_offset_type, at) : nullptr,
+            .zps = weight.zps ? weight.zps + at : nullptr,
+            .zp = weight.zp,
+        };
+    }
+
+private:
+    const da8w4_packed &weight_;
+    size_t groups_, rows_, code_bytes_;
+};
 
 }  // namespace da8w4

@@ -55,7 +55,7 @@ void store_quad(uint8_t *lines, size_t n, size_t quad, uint32_t low, uint32_t hi
     if (!layout.high_bits()) return;
     uint8_t *to = lines + high_byte(layout, n, quad, 0);
     uint32_t upper = 0;  // of the quads of the unit so far
-    if (quad % layout.unit_quads) memcpy(&upper, to, kQuad);
+    if (layout.in_unit(quad)) memcpy(&upper, to, kQuad);
     upper |= (low >> 4 & nibbles) << high_shift(layout, n, quad);
     upper |= (high >> 4 & nibbles) << high_shift(layout, n + kHalf, quad);
     memcpy(to, &upper, kQuad);
@@ -87,7 +87,7 @@ private:
         uint8_t *lines = to_.codes + block * layout.lines(quads_of(packed_.k)) * kLineBytes;
         for (size_t k = 0; k < packed_.k; k += kSegment) {
             const size_t count = lesser(kSegment, packed_.k - k);
-            const size_t padded = round_up(count, kQuad * layout.unit_quads);
+            const size_t padded = round_up(count, kQuad * layout.unit_quads());
             for (size_t n = 0; n < kHalf; n++) {
                 uint8_t low[kSegment] = {}, high[kSegment] = {};
                 all |= read_column(block * kBlock + n, k, count, low);
@@ -101,7 +101,7 @@ private:
             }
         }
         for (size_t n = 0; n < kBlock; n++) store_column(block, n);
-        sum_columns(block_of(packed_, groups_, block), {.k = packed_.k, .group = packed_.group},
+        sum_columns(PackedBlocks(packed_)[block], {.k = packed_.k, .group = packed_.group},
                     lesser(kBlock, packed_.n - block * kBlock), to_.sums + block * kBlock);
         return all >> layout.bits == 0;
     }

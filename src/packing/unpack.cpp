@@ -11,8 +11,8 @@ namespace {
 // One column of a packed weight.
 class Column {
 public:
-    Column(const da8w4_packed &packed, size_t groups, size_t column)
-        : block_(block_of(packed, groups, column / kBlock)), layout_(layout_of(packed.kind)), n_(column % kBlock) {}
+    Column(const da8w4_packed &packed, size_t column)
+        : block_(PackedBlocks(packed)[column / kBlock]), layout_(layout_of(packed.kind)), n_(column % kBlock) {}
 
     // Calls use(k, code, as it is stored) for each k.
     template <class Use>
@@ -58,7 +58,7 @@ void unpack(const da8w4_packed &packed, uint8_t *codes, float *scales, int8_t *z
     parallel(threads_for_packing(packed.n * packed.k), [&](size_t thread, size_t threads) {
         const Range range = part_of(packed.n, thread, threads);
         for (size_t n = range.begin; n < range.end; n++) {
-            const Column column(packed, groups, n);
+            const Column column(packed, n);
             column.for_each_code(0, packed.k, [&](size_t k, uint8_t code) { codes[n * packed.k + k] = code ^ flip; });
             for (size_t g = 0, at = n * groups; g < groups; g++, at++) {
                 scales[at] = column.scale(g);
@@ -70,11 +70,10 @@ void unpack(const da8w4_packed &packed, uint8_t *codes, float *scales, int8_t *z
 }
 
 void dequantize(const da8w4_packed &packed, const size_t *columns, size_t count, float *out, size_t out_stride) {
-    const size_t groups = ceil_div(packed.k, packed.group);
     parallel(threads_for_packing(count * packed.k), [&](size_t thread, size_t threads) {
         const Range range = part_of(count, thread, threads);
         for (size_t i = range.begin; i < range.end; i++)
-            dequantize_column(packed, Column(packed, groups, columns ? columns[i] : i),
+            dequantize_column(packed, Column(packed, columns ? columns[i] : i),
                               reinterpret_cast<float *>(reinterpret_cast<char *>(out) + i * out_stride));
     });
 }

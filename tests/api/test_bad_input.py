@@ -5,7 +5,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import Weight, arrays, assert_same_bits, floats, pack, quantized
+from cases import Weight, arrays, assert_same_bits, floats, given, pack, quantized
 
 import pyda8w4
 
@@ -25,6 +25,13 @@ def good_gemm():
 
 def good_prepack():
     return dict(zip(("codes", "scales", "zps", "offsets"), arrays(replace(WEIGHT, offsets=True)), strict=True))
+
+
+RICH = Weight(33, 64, 8, "float16", 0, True, table=True, supers=4, perm=True, factors=True)
+
+
+def good_rich_prepack():
+    return dict(given(RICH))
 
 
 def ones(*shape, dtype=np.float32):
@@ -205,6 +212,21 @@ BAD_OFFSETS = [case for case in BAD_SCALES if case[0] is not None] + [
     (ones(33, 4), ValueError),
     (ones(33), ValueError),
 ]
+BAD_BITS = [
+    *((bits, ValueError) for bits in (0, 3, 7, 9, -4)),
+    *((bits, TypeError) for bits in (4.0, "4", True, None)),
+]
+RICH_CODES = given(RICH)["codes"]
+BAD_SUBS = [
+    (ones(33, 8), TypeError),
+    (ones(33, 8, dtype=np.int16), TypeError),
+    (ones(33, 8, dtype=np.bool_), TypeError),
+    (ones(32, 8, dtype=np.uint8), ValueError),
+    (ones(33, 0, dtype=np.uint8), ValueError),
+    (ones(33, 8, 1, dtype=np.uint8), ValueError),
+    ([[1] * 8] * 33, TypeError),
+    (1, TypeError),
+]
 BAD_GROUP_SIZE = [
     (0, ValueError),
     (-4, ValueError),
@@ -253,6 +275,36 @@ TABLE = [
         "codes": BAD_W, "scales": BAD_SCALES, "zps": BAD_WEIGHT_ZPS, "offsets": BAD_OFFSETS,
         "group_size": [*BAD_GROUP_SIZE, (64, ValueError), (16, ValueError)],
         "nibbles": [("low", ValueError), (True, ValueError), (0, ValueError)],
+        "bits": BAD_BITS,
+        "sub_offsets": [(ones(33, 2, dtype=np.uint8), ValueError)],
+        "sub_scales": [(ones(33, 2, dtype=np.uint8), ValueError)],
+    }),
+    ("prepack", good_rich_prepack, {
+        "bits": [(5, ValueError), (8, ValueError)],
+        "codes": [(RICH_CODES.astype(np.int8), TypeError), (with_value(RICH_CODES, 16), ValueError)],
+        "zps": [(np.ones((33, 8), np.int8), ValueError)],
+        "scales": [
+            (ones(33, 5), ValueError), (ones(33, 9), ValueError), (np.full((33, 2), 1.1, np.float32), ValueError),
+            (np.full((33, 2), 3e38, np.float32), ValueError),
+        ],
+        "offsets": [(np.full((33, 2), 1.1, np.float32), ValueError), (ones(33, 8), ValueError), (None, ValueError)],
+        "sub_scales": [*BAD_SUBS, (None, ValueError)],
+        "sub_offsets": [*BAD_SUBS, (None, ValueError), (given(RICH)["sub_offsets"][:, :7], ValueError)],
+        "table": [
+            (np.zeros(15, np.int8), ValueError), (np.zeros((1, 16), np.int8), ValueError), (np.zeros(16), TypeError),
+            (np.full(16, 128), ValueError), (np.full(16, -129), ValueError), (np.zeros(16, bool), TypeError),
+            (7, ValueError), ("table", TypeError),
+        ],
+        "perm": [
+            (np.zeros(64, np.int32), ValueError), (np.arange(63), ValueError), (np.arange(1, 65), ValueError),
+            (np.arange(64) - 1, ValueError), (np.arange(64.0), TypeError), (np.arange(64)[None], ValueError),
+            (np.r_[np.arange(63), 2**32], ValueError), (3, ValueError), ("perm", TypeError),
+        ],
+        "factors": [
+            (ones(63), ValueError), (ones(64, 1), ValueError), (np.ones(64), TypeError),
+            (with_value(ones(64), np.nan), ValueError), (with_value(ones(64), np.inf), ValueError),
+            (np.arange(64), TypeError), ([1.0] * 64, TypeError), (np.float32(1), ValueError),
+        ],
     }),
     ("concat", lambda: {"weights": [pack(WEIGHT)]}, {
         "weights": [
@@ -299,6 +351,54 @@ def test_bad_argument(function, good, argument, value, error):
     assert type(raised.value) is error
     assert argument in str(raised.value)
     assert (out == CANARY).all()
+
+
+def test_gemm_refuses_factors_and_writes_nothing():
+    weight = pack(Weight(33, 64, 32, factors=True))
+    out = np.full((ROWS, 33), CANARY, np.float32)
+    with pytest.raises(ValueError, match="packed must have no factors"):
+        pyda8w4.gemm(**{**good_gemm(), "packed": weight}, out=out)
+    assert (out == CANARY).all()
+
+
+@pytest.mark.parametrize("bits", [5, 6, 8])
+@pytest.mark.parametrize("signed", [False, True])
+def test_codes_and_zero_points_of_more_bits_have_their_range(bits, signed):
+    half = 1 << (bits - 1)
+    low, high = (-half, half - 1) if signed else (0, 2 * half - 1)
+    codes = np.zeros((33, 70), np.int8 if signed else np.uint8)
+    for good in (low, high):
+        packed = pyda8w4.prepack(with_value(codes, good), ones(33), bits=bits)
+        assert packed.unpack()[0][-1, -1] == (good + half * signed if bits < 8 else good - 128 * (not signed))
+    for bad in (low - 1, high + 1):
+        if bits < 8 and np.iinfo(codes.dtype).min <= bad:
+            for at in (0, 31 * 70 + 3, 33 * 70 - 1):
+                wrong = codes.copy()
+                wrong.flat[at] = bad
+                with pytest.raises(
+                    ValueError, match=f"codes must hold {low} to {high} as {codes.dtype} of {bits} bits"
+                ):
+                    pyda8w4.prepack(wrong, ones(33), bits=bits)
+    if signed:
+        least, most = (-128 - half, 127 - half) if bits < 8 else (-128, 127)
+    else:
+        least, most = (-128, 127) if bits < 8 else (0, 255)
+    for good in (least, most):
+        pyda8w4.prepack(codes, ones(33), np.full(33, good), bits=bits)
+    for bad in (least - 1, most + 1):
+        with pytest.raises(ValueError, match=f"zps must be {least} to {most} for {codes.dtype} codes"):
+            pyda8w4.prepack(codes, ones(33), np.full(33, bad), bits=bits)
+    assert pyda8w4.prepack(codes, ones(33), bits=bits).zero_point == (0 if bits == 8 else half)
+
+
+@pytest.mark.parametrize("bits, longest", [(4, 2**20), (5, 2**19), (6, 2**18), (8, 2**17)])
+def test_groups_whose_sums_could_leave_int32(bits, longest):
+    """127 * 128 * 2**17 and -128 * -128 * 2**17 are just beyond; of fewer bits with a zero point in the middle."""
+    k = longest - 4 if bits == 8 else longest
+    codes, scales = np.zeros((1, k), np.uint8), ones(1)
+    pyda8w4.prepack(codes, scales, bits=bits)
+    with pytest.raises(ValueError, match=r"group_size.*max\|codes - zps\|"):
+        pyda8w4.prepack(np.zeros((1, 2 * longest), np.uint8), scales, bits=bits)
 
 
 @pytest.mark.parametrize("function, good", [(function, good) for function, good, _ in TABLE])
@@ -418,6 +518,11 @@ def test_inputs_that_are_not_arrays_but_arrays_can_be_made_of():
             return floats(64)[:ROWS]
 
     assert_same_bits(pyda8w4.linear(Holder(), pack(WEIGHT)), pyda8w4.linear(floats(64)[:ROWS], pack(WEIGHT)))
+
+
+def test_nibbles_are_of_4_bits():
+    with pytest.raises(ValueError, match="nibbles must be None for codes of 8 bits"):
+        pyda8w4.prepack(CODES, SCALES, bits=8, nibbles="low_first")
 
 
 def test_nibbles_take_bytes_only():

@@ -75,56 +75,89 @@ lengths = st.one_of(
 
 
 @st.composite
-def packings(draw):
-    """-> arguments of prepack, and those of the oracle."""
+def packings(draw, factored=False):
+    """-> arguments of prepack, more of them by name, and those of the oracle."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     n, k = draw(sizes), draw(lengths)
     group = min(k, draw(st.sampled_from([4, 8, 12, 32, 36, 64, 128, 256, k])))
     groups = -(-k // group)
-    signed = draw(st.booleans())
-    codes = rng.integers(0, 16, (n, k), np.uint8)
+    bits, table = draw(st.sampled_from([(4, False), (4, False), (5, False), (6, False), (8, False), (4, True)]))
+    signed = not table and draw(st.booleans())
+    half = 1 << (bits - 1)
+    codes = rng.integers(0, 2 * half, (n, k)).astype(np.uint8)  # as unsigned numbers
     if draw(st.booleans()):
-        codes[...] = draw(st.sampled_from([0, 15, 8]))
+        codes[...] = draw(st.sampled_from([0, 2 * half - 1, half]))
+    # Zero points of the oracle's codes, which are int8 if they have 8 bits.
+    middle = 0 if bits == 8 or table else half
     kind = draw(st.sampled_from(["none", "same", "small", "extreme"]))
-    if kind == "none":
+    if kind == "none" or table:
         zps = None
-        oracle_zps = np.full((n, groups), 8, np.int8)
+        oracle_zps = np.full((n, groups), middle, np.int8)
     else:
-        low, high = {"small": (0, 16), "extreme": (-128, 128), "same": (-128, 128)}[kind]
+        low, high = {"small": (middle - 8, middle + 8), "extreme": (-128, 128), "same": (-128, 128)}[kind]
         oracle_zps = rng.integers(low, high, (n, groups)).astype(np.int8)
-        if signed and kind == "extreme":  # -136 is taken only where all are the same
-            oracle_zps = np.maximum(oracle_zps, np.int8(-120))
+        if signed and kind == "extreme":  # those below -128 as given are taken only where all are the same
+            oracle_zps = np.maximum(oracle_zps, np.int8(middle - 128))
         if kind == "same":
             oracle_zps[...] = draw(st.integers(-128, 127))
-        zps = oracle_zps.astype(draw(st.sampled_from([np.int16, np.int32, np.int64]))) - 8 * signed
+        shift = middle if signed else middle - half
+        zps = oracle_zps.astype(draw(st.sampled_from([np.int16, np.int32, np.int64]))) - (0 if table else shift)
     dtype = DTYPES[draw(st.sampled_from(list(DTYPES)))]
+    more = {"bits": bits, "group_size": group}
+    super_size = draw(st.sampled_from([0, 0, 1, 3, 8]))
+    supers = -(-groups // super_size) if super_size else groups
+    super_size = super_size and -(-groups // supers)
+    supers = -(-groups // super_size) if super_size else groups
 
     def floats():
         with np.errstate(over="ignore"):
-            found = values(rng, (n, groups), FINITE, draw(st.sampled_from([0, 0.05, 0.5])), 0.01).astype(dtype)
+            found = values(rng, (n, supers), FINITE, draw(st.sampled_from([0, 0.05, 0.5])), 0.01)
+            if super_size:  # few enough digits, far from both ends, for exact products
+                found = np.clip(np.nan_to_num(found), -60000, 60000).astype(np.float16).astype(F32)
+            found = found.astype(dtype)
         found[~np.isfinite(found.astype(F32))] = 0  # those beyond the type
         return found
 
+    def subs():
+        type_of = draw(st.sampled_from([np.uint8, np.int8]))
+        return rng.integers(np.iinfo(type_of).min, np.iinfo(type_of).max, (n, groups), type_of, endpoint=True)
+
+    if table:
+        more["table"] = rng.integers(-128, 127, 16, np.int8, endpoint=True)
+    if super_size:
+        more["sub_scales"] = subs()
+    if draw(st.integers(0, 3)) == 0:
+        more["perm"] = rng.permutation(k).astype(draw(st.sampled_from([np.int32, np.int64, np.uint32])))
+    if factored and draw(st.integers(0, 3)) == 0:
+        more["factors"] = values(rng, k, FINITE, draw(st.sampled_from([0, 0.05])))
+
     scales = floats()
     offsets = floats() if draw(st.booleans()) else None
-    given_codes = codes.astype(np.int8) - np.int8(8) if signed else codes
-    more = {}
-    if not signed and k % 2 == 0 and draw(st.booleans()):
+    if super_size and offsets is not None:
+        more["sub_offsets"] = subs()
+    given_codes = (codes.astype(np.int16) - half).astype(np.int8) if signed else codes
+    if not signed and bits == 4 and k % 2 == 0 and draw(st.booleans()):
         first, second = (codes[:, ::2], codes[:, 1::2]) if draw(st.booleans()) else (codes[:, 1::2], codes[:, ::2])
         more["nibbles"] = "low_first" if np.shares_memory(first[:, :1], codes[:, :1]) else "high_first"
         given_codes = first | second << 4
-    elif draw(st.integers(0, 5)) == 0:
+    elif bits == 4 and not table and draw(st.integers(0, 5)) == 0:
         given_codes = given_codes.astype(ml_dtypes.int4 if signed else ml_dtypes.uint4)
     arguments = [given_codes, scales, zps, offsets]
     arguments = [None if array is None else draw(layouts(array)) for array in arguments]
     oracle = {
-        "codes": codes,
+        **{name: array for name, array in more.items() if name not in ("bits", "group_size", "nibbles")},
+        "codes": (codes ^ np.uint8(128)).view(np.int8) if bits == 8 else codes,
         "scales": scales.astype(F32),
         "zps": oracle_zps,
         "offsets": None if offsets is None else offsets.astype(F32),
         "group_size": group,
     }
-    return arguments, {**more, "group_size": group}, oracle, rng
+    return (
+        arguments,
+        {name: draw(layouts(v)) if isinstance(v, np.ndarray) else v for name, v in more.items()},
+        oracle,
+        rng,
+    )
 
 
 @st.composite
@@ -168,15 +201,20 @@ def test_gemm(threads, data):
         data.draw(st.integers(1, 3)),
     )
     unpacked = packed.unpack()
-    for array, name in zip(unpacked, ("codes", "scales", "zps", "offsets")):
-        assert_same_bits(array, oracle[name])
+    assert_same_bits(unpacked[0], oracle["codes"])
+    assert_same_bits(unpacked[2], oracle["zps"])
+    if not packed.super_size:
+        assert_same_bits(unpacked[1], oracle["scales"])
+        assert all(np.array_equal(array, oracle["offsets"]) for array in unpacked[3:])
     assert len(unpacked) == 3 + (oracle["offsets"] is not None)
+    with np.errstate(over="ignore"):
+        assert_same_bits(packed.dequantize(), reference.dequantize(**oracle))
 
 
 @profile
 @given(st.data())
 def test_linear(threads, data):
-    arguments, more, oracle, rng = data.draw(packings())
+    arguments, more, oracle, rng = data.draw(packings(factored=True))
     n, k = oracle["codes"].shape
     rows = data.draw(rows_of)
     size = data.draw(st.sampled_from([1.0, 1e-30, 1e-42, 1e30, 1e38]))

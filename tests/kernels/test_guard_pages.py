@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from cases import (
     DTYPES,
+    KINDS,
     Weight,
-    arrays,
     assert_gemm_exact,
     assert_same_bits,
     assert_same_weight,
     bias_of,
     floats,
+    given,
     pack,
     quantized,
     stored_arrays,
@@ -39,6 +40,7 @@ F32 = np.float32
         Weight(33, 67, 32, "float16", offsets=True),
         Weight(3, 600, offsets=True),
         Weight(31, 64, 32, "bfloat16", 0, offsets=True),
+        *KINDS,
     ],
     ids=str,
 )
@@ -49,7 +51,7 @@ def test_pages_beside_the_operands_are_not_touched(kernel, side, weight):
     guarded_weight = with_stored(packed, **parts)
     bias = guarded(bias_of(weight.n), side)
     for rows in (1, 2, 5, 6, 8, 9, 13):
-        for act in ("uint8", "int8"):
+        for act in () if weight.factors else ("uint8", "int8"):
             a, a_scales, a_zps = (guarded(array[:rows], side) for array in quantized(weight.k, act))
             for out, dtype in DTYPES.items():
                 y = guarded(np.zeros((rows, weight.n), dtype), side)
@@ -60,17 +62,20 @@ def test_pages_beside_the_operands_are_not_touched(kernel, side, weight):
         for dtype in DTYPES:
             x = guarded(floats(weight.k, dtype)[:rows], side)
             y = guarded(np.zeros((rows, weight.n), F32), side)
-            pyda8w4.linear(x, guarded_weight, out=y)
-            assert_same_bits(y, pyda8w4.linear(x, packed, out_dtype=F32))
+            for act in ("uint8", "int8_group", "int16"):
+                pyda8w4.linear(x, guarded_weight, act=act, out=y)
+                assert_same_bits(y, pyda8w4.linear(x, packed, act=act, out_dtype=F32))
             pyda8w4.quantize_activation(x)
             pyda8w4.quantize_activation(x, act="int8")
-    codes, *rest = (guarded(array, side) for array in arrays(weight))
-    assert_same_weight(pyda8w4.prepack(codes, *rest, group_size=weight.group_size), packed)
+    arguments = {name: guarded(array, side) for name, array in given(weight).items()}
+    more = {"bits": weight.bits, "group_size": weight.group_size}
+    assert_same_weight(pyda8w4.prepack(**arguments, **more), packed)
     assert guarded_weight.unpack()[0].shape == packed.shape
-    if weight.k % 2 == 0:
-        two = guarded(codes[:, ::2] | codes[:, 1::2] << 4, side)
-        again = pyda8w4.prepack(two, *rest, group_size=weight.group_size, nibbles="low_first")
-        assert_same_weight(again, packed)
+    assert_same_bits(guarded_weight.dequantize([0, -1, 0]), packed.dequantize([0, -1, 0]))
+    if weight.k % 2 == 0 and weight.bits == 4:
+        codes = arguments["codes"]
+        arguments["codes"] = guarded(codes[:, ::2] | codes[:, 1::2] << 4, side)
+        assert_same_weight(pyda8w4.prepack(**arguments, **more, nibbles="low_first"), packed)
 
 
 def test_nothing_is_written_beside_out(kernel):

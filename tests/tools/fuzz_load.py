@@ -186,6 +186,9 @@ def saved(folder: Path) -> list[bytes]:
         {"a": Weight(33, 70, 32), "b": Weight(65, 64, 16, "bfloat16", 3, True)},
         {"w": Weight(1, 1)},
         {"w": Weight(40, 100, None, "float16", "extreme")},
+        {"a": Weight(33, 70, 12, "float16", 0, True, table=True, supers=2, perm=True, factors=True)},
+        {"a": Weight(33, 70, 32, bits=5, perm=True), "b": Weight(40, 64, 16, "bfloat16", bits=6, supers=2)},
+        {"w": Weight(40, 30, 12, "float16", "extreme", bits=8, factors=True)},
         {},
     ):
         pyda8w4.save(path, {name: pack(weight) for name, weight in weights.items()})
@@ -197,13 +200,16 @@ def use_loaded(rng: random.Random, path: Path) -> None:
     kernel = rng.choice(pyda8w4.kernels())
     for weight in pyda8w4.load(path, verify=rng.random() < 0.3).values():
         n, k = weight.shape
-        assert all(part.shape[0] * 32 >= n for part in stored_arrays(weight).values())
-        assert weight.unpack()[0].shape == (n, k)
+        blocks = [part for part in stored_arrays(weight).values() if part.ndim > 1]
+        assert all(len(part) * 32 >= n for part in blocks)
+        assert weight.unpack()[0].shape == weight.dequantize().shape == (n, k)
+        act = rng.choice(["uint8", "int8", "int8_group", "int16"])
         with pyda8w4.use_kernel(kernel):
             for rows in (1, 9):
-                assert pyda8w4.linear(np.ones((rows, k), np.float32), weight).shape == (rows, n)
+                assert pyda8w4.linear(np.ones((rows, k), np.float32), weight, act=act).shape == (rows, n)
         if rng.random() < 0.1:
             assert pyda8w4.concat([weight, weight[: 32 if n > 32 else n]]).shape[1] == k
+            assert weight.shard(0, n, 0).shape == (1, k)
             pickle.loads(pickle.dumps(weight))
             pyda8w4.save(path, {"again": weight})
             pyda8w4.load(path)
@@ -319,6 +325,9 @@ def pickled(folder: Path) -> list[bytes]:
         Weight(65, 64, 16, "bfloat16", 3, True),
         Weight(1, 1),
         Weight(40, 100, None, "float16"),
+        Weight(33, 70, 12, "float16", 0, True, table=True, supers=2, perm=True, factors=True),
+        Weight(40, 64, 16, "bfloat16", bits=6, supers=2),
+        Weight(33, 70, 32, bits=5, factors=True),
     ]
     return [pickle.dumps(pack(weight).__reduce__()) for weight in weights]
 
@@ -362,7 +371,9 @@ def change_pickle(rng: random.Random, data: bytes, _: int) -> bytes:
             case 4:
                 change_tree(rng, arrays)
     if rng.random() < 0.1:
-        version, fields, arrays = (rng.choice([part, part, None, 2, [], {}, "1"]) for part in (version, fields, arrays))
+        version, fields, arrays = (
+            rng.choice([part, part, None, 1, 3, [], {}, "1"]) for part in (version, fields, arrays)
+        )
     return pickle.dumps(Rebuilt(rebuild, (version, fields, arrays)))
 
 
@@ -374,9 +385,10 @@ def use_pickle(rng: random.Random, path: Path) -> None:
     n, k = weight.shape
     assert weight.unpack()[0].shape == (n, k)
     results = []
+    act = rng.choice(["uint8", "int8", "int8_group", "int16"])
     for kernel in pyda8w4.kernels():
         with pyda8w4.use_kernel(kernel):
-            results.append(pyda8w4.linear(np.ones((3, k), np.float32), weight))
+            results.append(pyda8w4.linear(np.ones((3, k), np.float32), weight, act=act))
     for result in results:
         np.testing.assert_array_equal(result, results[0])
     pickle.loads(pickle.dumps(weight))

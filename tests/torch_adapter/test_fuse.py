@@ -7,6 +7,7 @@ import weakref
 from typing import Any
 
 import pytest
+from cases import Weight, pack
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -188,6 +189,31 @@ def test_layers_that_cannot_be_fused() -> None:
     assert report.replaced == ["4.(q_proj, k_proj, v_proj)"]
     for number, reason in enumerate(["Linear", "bias", "in_features", "group_size"]):
         assert reason in report.kept[f"{number}.(q_proj, k_proj, v_proj)"]
+
+
+def test_fused_layers_of_other_kinds() -> None:
+    def layer(act: str = "int8_group", n: int = 64, **kind: Any) -> DA8W4Linear:
+        return DA8W4Linear.from_packed(pack(Weight(n, 64, 16, "float16", 0, **kind)), act=act)
+
+    groups = {
+        "two levels": [layer(bits=6, supers=2), layer(bits=6, supers=2, n=40)],
+        "acts": [layer(bits=8), layer("int16", bits=8)],
+        "bits": [layer(bits=8), layer(bits=5)],
+        "levels": [layer(bits=6), layer(bits=6, supers=2)],
+        "factors": [layer(bits=6, factors=True), layer(bits=6)],
+    }
+    model = nn.ModuleDict({name: nn.ModuleDict(dict(zip("ab", pair))) for name, pair in groups.items()})
+    x = torch.randn(3, 64)
+    want = {name: [layer(x) for layer in pair] for name, pair in groups.items()}
+    report = fuse_linears(model, [("a", "b")])
+    assert report.replaced == ["two levels.(a, b)"]
+    assert model["two levels"]["a"].fused.act == "int8_group"
+    for name, what in [("acts", "act differs"), ("bits", "bits"), ("levels", "super_size"), ("factors", "factors")]:
+        assert what in report.kept[f"{name}.(a, b)"]
+    for name, outs in want.items():
+        assert all(same(layer(x), out) for layer, out in zip(model[name].values(), outs))
+    model["two levels"]["a"].fused.act = "uint8"
+    assert same(model["two levels"]["b"](x), layer("uint8", bits=6, supers=2, n=40)(x))
 
 
 def test_fused_layers_from_several_threads() -> None:

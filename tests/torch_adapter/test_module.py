@@ -146,9 +146,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, out.
 
 def test_repr() -> None:
     text = repr(DA8W4Linear(64, 32, bias=False, group_size=32, act="int8"))
-    assert text == (
-        "DA8W4Linear(in_features=64, out_features=32, bias=False, group_size=32, act=int8)"
-    )
+    assert text == ("DA8W4Linear(in_features=64, out_features=32, bias=False, group_size=32, act=int8)")
 
 
 def test_lazily_negated_input() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
+from cases import KINDS, Weight, pack
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -54,7 +56,7 @@ def test_operator_refuses_what_does_not_fit() -> None:
     whole = [
         *({"weight": good["weight"][:count]} for count in range(4)),
         {"weight": [*good["weight"], layer.offsets]},
-        *({"layout": layout} for layout in ([2, 40, 64, 32], [], [1, 40, 64], [1, 40, 64, 32, 0])),
+        *({"layout": layout} for layout in ([3, 40, 64, 32], [], [1, 40, 64], [1, 40, 64, 32, 0])),
         {"activation": "int4"},
     ]
     for new in whole:
@@ -70,6 +72,53 @@ def test_opcheck(dtype: Any, bias: bool, act: str) -> None:
     for shape in ((3, 64), (2, 3, 64), (64,)):
         arguments = (torch.randn(shape).to(dtype), *operator_arguments(layer).values())
         torch.library.opcheck(torch.ops.pyda8w4.linear, arguments)
+
+
+@pytest.mark.parametrize("weight", KINDS, ids=str)
+def test_operator_takes_every_kind(weight: Weight) -> None:
+    layer = DA8W4Linear.from_packed(pack(weight), act="int8_group")
+    x = torch.randn(3, weight.k)
+    arguments = operator_arguments(layer)
+    assert same(torch.ops.pyda8w4.linear(x, **arguments), layer(x))
+    fewer = {**arguments, "weight": arguments["weight"][:-1]}
+    if len(arguments["layout"]) > 4:
+        with pytest.raises(ValueError, match="weight must be codes, scales, sums, zps"):
+            torch.ops.pyda8w4.linear(x, **fewer)
+        for i in range(4):
+            *layout, there = arguments["layout"]
+            weight_without = [tensor for j, tensor in enumerate(arguments["weight"]) if j != i]
+            with pytest.raises(ValueError, match="layout|must be"):
+                torch.ops.pyda8w4.linear(x, weight_without, None, [*layout, there ^ 1 << i], "uint8")
+    torch.library.opcheck(torch.ops.pyda8w4.linear, (x, *arguments.values()), test_utils=("test_faketensor",))
+
+
+def test_graphs_of_layout_version_1() -> None:
+    """As exported graphs hold it."""
+    for offsets in (False, True):
+        layer = DA8W4Linear.from_packed(pack(Weight(40, 64, 32, offsets=offsets)))
+        x, arguments = torch.randn(3, 64), operator_arguments(layer)
+        assert same(torch.ops.pyda8w4.linear(x, **{**arguments, "layout": [1, 40, 64, 32]}), layer(x))
+    assert str(torch.ops.pyda8w4.linear.default._schema) == (
+        "pyda8w4::linear(Tensor input, Tensor[] weight, Tensor? bias, int[] layout, str activation) -> Tensor"
+    )
+
+
+def test_compile_and_export_of_kinds(tmp_path: Any) -> None:
+    kinds = [
+        Weight(64, 96, 32, "float16", bits=8, zps=0),
+        Weight(96, 64, 32, bits=5, offsets=True, supers=1, perm=True, factors=True),
+        Weight(40, 96, 16, "bfloat16", 0, table=True, supers=2),
+    ]
+    model = nn.Sequential(*(DA8W4Linear.from_packed(pack(weight), act="int16") for weight in kinds))
+    x = torch.randn(4, 96)
+    out, code, function = compiled(model, x)
+    assert calls(code) == 3 and same(out, model(x))
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "p.pt2")
+    program = torch.export.load(tmp_path / "p.pt2")
+    for batch in (2, 9):
+        x = torch.randn(batch, 96)
+        assert same(program.module()(x), model(x)) and same(function(x), model(x))
 
 
 @pytest.mark.pitfall("torchao", "fake kernel with another shape or stride")
@@ -181,16 +230,17 @@ def test_vmap() -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("fused", [False, True])
-def test_forward_mode_and_transforms_refuse(grad: bool, fused: bool) -> None:
+@pytest.mark.parametrize("called", ["layer", "fused", "operator"])
+def test_forward_mode_and_transforms_refuse(grad: bool, called: str) -> None:
     import torch.autograd.forward_ad as forward_ad
 
     model: nn.Module = Attention()
     quantize_(model)
-    if fused:
+    if called == "fused":
         fuse_linears(model, GROUPS)
-    f = model.v_proj if fused else model.o_proj
-    x = torch.randn(2, f.in_features)
+    layer = model.v_proj if called == "fused" else model.o_proj
+    f: Any = partial(torch.ops.pyda8w4.linear, **operator_arguments(layer)) if called == "operator" else layer
+    x = torch.randn(2, layer.in_features)
     want = f(x)
     with torch.set_grad_enabled(grad):
         with forward_ad.dual_level():
@@ -202,6 +252,8 @@ def test_forward_mode_and_transforms_refuse(grad: bool, fused: bool) -> None:
         for transform in (
             lambda: torch.func.jvp(f, (x,), (x,)),
             lambda: torch.func.jvp(torch.vmap(f), (x,), (x,)),
+            lambda: torch.vmap(lambda x: torch.func.jvp(f, (x,), (x,)))(x),
+            lambda: torch.func.linearize(f, x),
             lambda: torch.func.jacfwd(f)(x),
             lambda: torch.func.jacrev(f)(x),
             lambda: torch.func.vjp(f, x),
@@ -212,6 +264,46 @@ def test_forward_mode_and_transforms_refuse(grad: bool, fused: bool) -> None:
         ):
             with pytest.raises(NotImplementedError, match="no gradients"):
                 transform()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("called", ["layer", "fused", "operator"])
+@pytest.mark.parametrize("nested_layout", [torch.strided, torch.jagged], ids=["strided", "jagged"])
+def test_nested_tensors(nested_layout: torch.layout, called: str) -> None:
+    model: nn.Module = Attention()
+    quantize_(model)
+    if called == "fused":
+        fuse_linears(model, GROUPS)
+    layer = model.v_proj if called == "fused" else model.o_proj
+    f: Any = partial(torch.ops.pyda8w4.linear, **operator_arguments(layer)) if called == "operator" else layer
+    k = layer.in_features
+    parts = [torch.randn(3, k), torch.randn(0, k), torch.randn(5, k)]
+    for grad in (False, True):
+        nested = torch.nested.nested_tensor(parts, layout=nested_layout, requires_grad=grad)
+        with torch.set_grad_enabled(grad):
+            out = f(nested)
+        assert out.is_nested and out.layout is nested_layout
+        assert all(same(got, layer(part)) for got, part in zip(out.unbind(), parts, strict=True))
+        assert out.requires_grad == grad
+    assert f(nested.bfloat16()).dtype is torch.bfloat16
+    with torch.inference_mode(), torch.profiler.profile():  # where fused layers call the operator of all
+        inner = torch.nested.nested_tensor(parts, layout=nested_layout)
+        assert all(same(got, layer(part)) for got, part in zip(f(inner).unbind(), parts))
+    with torch.autocast("cpu"):
+        assert layer(nested).dtype is torch.bfloat16
+    with pytest.raises(TypeError, match="input must be float32"):
+        f(nested.detach().double())
+    with pytest.raises(ValueError, match=rf"input must have shape \(\.\.\., {k}\)"):
+        f(torch.nested.nested_tensor([part[:, :-4] for part in parts], layout=nested_layout))
+    if nested_layout is torch.jagged:
+        assert (out + f(nested)).is_nested  # as residual branches are added: the ragged sizes are the same one
+        ragged = torch.nested.nested_tensor([part.T for part in parts], layout=torch.jagged)
+        assert all(same(got, layer(part)) for got, part in zip(f(ragged.transpose(1, 2)).unbind(), parts))
+        with pytest.raises(ValueError, match="input must have shape"):
+            f(ragged)
+        torch._dynamo.reset()
+        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+        assert all(same(got, layer(part)) for got, part in zip(compiled(nested.detach()).unbind(), parts))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -8,11 +8,12 @@ import pickle
 from typing import Any
 
 import pytest
+from cases import KINDS, Weight, assert_same_weight, pack
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch import nn
-from torch_cases import GROUPS, MARKS, Attention, same
+from torch_cases import ACTS, GROUPS, MARKS, Attention, expected, same
 
 from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
 
@@ -133,6 +134,149 @@ def test_state_dict_that_does_not_fit() -> None:
         DA8W4Linear(64, 40, bias=False).load_state_dict(good)
     layer.load_state_dict({"codes": good["codes"]}, strict=False)
     assert same(layer(x), want)
+
+
+@pytest.mark.parametrize("weight", KINDS, ids=str)
+def test_state_dict_of_every_kind(weight: Weight, tmp_path: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    layer = DA8W4Linear.from_packed(pack(weight), torch.randn(weight.n))
+    assert_same_weight(layer.packed, pack(weight))
+    x, other = torch.randn(3, weight.k), DA8W4Linear(weight.k, weight.n)
+    want, plain = layer(x), copy.deepcopy(other)
+    assert same(want, expected(layer, x)) and not plain(x).any()
+    save_file(layer.state_dict(), tmp_path / "s")
+    for state in (layer.state_dict(), load_file(tmp_path / "s")):
+        for assign in (False, True):
+            other.load_state_dict(state, strict=True, assign=assign)
+            assert same(other(x), want) and other.state_dict().keys() == state.keys()
+            assert_same_weight(other.packed, pack(weight))
+            # Back to another kind: the state decides.
+            other.load_state_dict(plain.state_dict(), strict=True)
+            assert same(other(x), plain(x)) and other.state_dict().keys() == plain.state_dict().keys()
+    for moved in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer).half().share_memory()):
+        assert same(moved(x), want)
+    assert layer.layout.numel() == 4 or f"bits={weight.bits}" in repr(layer)
+    meta = DA8W4Linear(weight.k, weight.n, device="meta")
+    meta.load_state_dict(layer.state_dict(), assign=True)
+    assert same(meta(x), want)
+    meta = copy.deepcopy(layer).to("meta").to_empty(device="cpu")
+    meta.load_state_dict(layer.state_dict())
+    assert same(meta(x), want)
+
+
+@pytest.mark.parametrize("offsets", [False, True])
+def test_state_dict_of_layout_version_1(offsets: bool) -> None:
+    weight = Weight(40, 64, 32, offsets=offsets)
+    layer = DA8W4Linear.from_packed(pack(weight), torch.randn(40))
+    state = {**layer.state_dict(), "layout": torch.tensor([1, 40, 64, 32])}
+    for other in (
+        DA8W4Linear(64, 40),
+        DA8W4Linear.from_packed(pack(Weight(40, 64, bits=6, supers=1)), torch.zeros(40)),
+    ):
+        other.load_state_dict(state)
+        x = torch.randn(3, 64)
+        assert same(other(x), layer(x)) and same(torch.compile(other, backend="eager", fullgraph=True)(x), layer(x))
+        assert_same_weight(other.packed, layer.packed)
+
+
+def test_state_dict_of_two_levels_that_does_not_fit() -> None:
+    weight = Weight(65, 520, 16, "bfloat16", 0, table=True, supers=5, perm=True, factors=True, offsets=True)
+    layer = DA8W4Linear.from_packed(pack(weight))
+    x = torch.randn(2, 520)
+    want, good = layer(x), layer.state_dict()
+
+    def changed(at: int, number: int) -> torch.Tensor:
+        layout = good["layout"].clone()
+        layout[at] = number
+        return layout
+
+    twice, beyond, infinite = good["perm"].clone(), good["perm"].clone(), good["factors"].clone()
+    twice[0], beyond[3], infinite[7] = twice[1], 520, float("inf")
+    changes: dict[str, Any] = {
+        # Layout version, N, K, group size, bits, super-groups, arrays.
+        "layout": [
+            *(changed(*one) for one in [(0, 1), (0, 3), (1, 64), (2, 512), (3, 6), (4, 5), (4, 7), (5, 0), (5, -1)]),
+            *(changed(6, int(good["layout"][6]) ^ 1 << i) for i in (0, 2, 3, 5, 6, 10)),
+            changed(6, -1),
+            good["layout"][:6],
+            good["layout"].int(),
+            good["layout"][None],
+        ],
+        "codes": [good["codes"][:, :-1]],
+        "scales": [good["scales"][:, :-1], good["scales"].double(), good["scales"].int()],
+        "zps": [torch.tensor(1, dtype=torch.int8), torch.zeros(3, 33, 32, dtype=torch.int8)],
+        "offsets": [good["offsets"].float()],
+        "sub_scales": [good["sub_scales"][1:], good["sub_scales"].short()],
+        "sub_offsets": [good["sub_offsets"][1:], good["sub_offsets"].float()],
+        "table": [good["table"][:15], good["table"].to(torch.uint8)],
+        "perm": [good["perm"][1:], good["perm"].long(), twice, beyond, -good["perm"]],
+        "factors": [good["factors"][1:], good["factors"].half(), infinite],
+    }
+    for name, values in changes.items():
+        for value in values:
+            with pytest.raises(RuntimeError, match=name):
+                layer.load_state_dict({**good, name: value})
+            assert same(layer(x), want)  # nothing was taken of it
+    for name in good.keys() - {"layout"}:
+        other = DA8W4Linear(520, 65, bias=False)
+        with pytest.raises(RuntimeError, match=rf"Missing key.*{name}"):
+            other.load_state_dict({key: value for key, value in good.items() if key != name})
+        if name not in ("codes", "scales", "sums", "zps"):  # which it had before
+            with pytest.raises(ValueError, match=name):
+                other(x)
+    plain = DA8W4Linear(520, 65, bias=False)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*perm"):
+        plain.load_state_dict({**plain.state_dict(), "perm": good["perm"]})
+    layer.load_state_dict({"sub_scales": good["sub_scales"], "table": good["table"]}, strict=False)
+    assert same(layer(x), want)
+
+
+def test_a_permutation_that_is_changed_in_place() -> None:
+    """Kernels read where it tells them to."""
+    layer = DA8W4Linear.from_packed(pack(Weight(33, 260, 64, perm=True, factors=True, offsets=True)))
+    x = torch.randn(2, 260)
+    layer(x)
+    for value in (-1, 260, 1 << 30):
+        layer.perm[7] = value
+        for call in (lambda: layer(x), lambda: torch.vmap(layer)(x), lambda: layer.columns(x, 0, 32)):
+            with pytest.raises(ValueError, match="perm must have each of 0 to 259 once"):
+                call()
+
+
+def test_act_may_change() -> None:
+    layer = DA8W4Linear.from_packed(pack(Weight(64, 512, 32, "float16", 0, offsets=True, supers=8)))
+    x, outs = torch.randn(3, 512), []
+    torch._dynamo.reset()
+    function = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for act in ACTS:
+        layer.act = act
+        outs.append(layer(x))
+        assert same(outs[-1], expected(layer, x)) and same(function(x), outs[-1])
+        assert same(torch.vmap(layer)(x), outs[-1])
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer.sharing_weight(None)):
+            assert other.act == act and same(other(x), outs[-1])
+    assert len({tuple(out.flatten().tolist()) for out in outs}) == len(ACTS)
+    with pytest.raises(ValueError, match=r"act must be 'uint8', 'int8', 'int8_group' or 'int16', got 'int4'"):
+        layer.act = "int4"
+    with pytest.raises(TypeError, match="act must be a str, got bool"):
+        DA8W4Linear(64, 40, act=True)
+    assert layer.act == "int16" and "act" not in layer.state_dict()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_module_that_was_pickled_with_symmetric_activation(symmetric: bool) -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    state = layer.__getstate__()
+    old = {name: value for name, value in state.items() if name not in ("_act", "_scheme")}
+    old["_buffers"] = {name: value for name, value in state["_buffers"].items() if value is not None}
+    other = DA8W4Linear.__new__(DA8W4Linear)
+    other.__setstate__({**old, "symmetric_activation": symmetric})
+    layer.act = "int8" if symmetric else "uint8"
+    x = torch.randn(2, 64)
+    assert other.act == layer.act and same(other(x), layer(x))
+    other.load_state_dict(DA8W4Linear.from_packed(pack(Weight(40, 64, 32, bits=5, perm=True)), layer.bias).state_dict())
+    assert other(x).isfinite().all()
 
 
 @pytest.mark.parametrize("group", [65, 68, 128])

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from cases import Weight, pack
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -230,6 +231,50 @@ def test_config_warns_of_what_stays_float(hf: Any, tmp_path: Any) -> None:
     text = str(caught[0].message)
     assert "model.layers.*.mlp.experts.gate_up_proj (2 times): a parameter of MixtralExperts" in text
     assert "lm_head: the output head" in text
+
+
+@STAYS_FLOAT
+def test_config_of_earlier_versions(hf: Any, tmp_path: Any) -> None:
+    """With `symmetric_activation`, and tensors of layout version 1."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    model = llama(hf)
+    quantize_(model, 32, "int8")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["quantization_config"].pop("act") == "int8"
+    config["quantization_config"]["symmetric_activation"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = load_file(tmp_path / "model.safetensors")
+    for name, tensor in state.items():
+        if name.endswith(".layout"):
+            assert tensor.shape == (4,)
+            tensor[0] = 1
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    again = hf.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert again.model.layers[0].mlp.up_proj.act == "int8" and same(again(IDS)[0], model(IDS)[0])
+    assert again.config.quantization_config.to_dict()["act"] == "int8"
+    with pytest.raises(TypeError, match="symmetric_activation"):
+        hf.C(symmetric_activation=1)
+    with pytest.raises(ValueError, match="act must be"):
+        hf.C(act="int4")
+
+
+@STAYS_FLOAT
+def test_kinds_of_weights(hf: Any, tmp_path: Any) -> None:
+    model = llama(hf)
+    quantize_(model, 32, "int8_group")
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj = DA8W4Linear.from_packed(pack(Weight(96, 64, 16, "float16", 0, bits=6, supers=2)), act="int8_group")
+    mlp.down_proj = DA8W4Linear.from_packed(
+        pack(Weight(64, 96, 32, table=True, zps=0, perm=True, factors=True)), act="int8_group"
+    )
+    mlp.gate_proj = DA8W4Linear.from_packed(pack(Weight(96, 64, 32, bits=8, offsets=True)), act="int8_group")
+    model.save_pretrained(tmp_path)
+    again = hf.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert same(again(IDS)[0], model(IDS)[0]) and again.model.layers[1].mlp.up_proj.packed.bits == 6
 
 
 @STAYS_FLOAT

@@ -52,7 +52,8 @@ def test_repr_and_nbytes():
     # 2 blocks of 18 lines; 2 x 3 groups of 32 scales and zero points; 2 x 32 sums.
     assert packed.nbytes == 2 * 18 * 64 + 2 * 3 * 32 * (2 + 1) + 2 * 32 * 4
     assert repr(packed) == (
-        f"PackedWeight(shape=(33, 70), bits=4, group_size=32, scales=float16, zero_point=per group, nbytes={packed.nbytes})"
+        "PackedWeight(shape=(33, 70), bits=4, group_size=32, scales=float16, zero_point=per group, "
+        f"nbytes={packed.nbytes})"
     )
     assert packed.groups == 3
     assert "zero_point=8" in repr(pack(SOME[4]))
@@ -248,6 +249,12 @@ def test_things_that_are_no_slice(rows):
         *({"scale_dtype": value} for value in ("float16", "bfloat16", "int8", None, [])),
         *({"zero_point": value} for value in (8, 1000, "8")),
         *({"has_offsets": value} for value in (False, None)),
+        *({"bits": value} for value in (3, 5, 6, 7, 8, 4.0, True, None, [])),
+        *({"has_table": value} for value in (True, 1, None)),
+        *({"super_size": value} for value in (1, 3, -1, 4, 2**70, None, 1.0, True)),
+        *({"sub_scale_dtype": value} for value in ("uint8", "float32", [])),
+        *({"has_perm": value} for value in (True, None)),
+        *({"has_factors": value} for value in (True, 0)),
         {"more": 1},
         *({"arrays": {name: None}} for name in ("codes", "scales", "sums", "zps", "offsets")),
         {"arrays": {"codes": np.zeros((2, 17, 64), np.uint8)}},
@@ -272,6 +279,41 @@ def test_hostile_pickle(change):
     arrays = {name: array for name, array in {**arrays, **array_changes}.items() if array is not None}
     with pytest.raises((TypeError, ValueError)):
         rebuild(version, whole.get("fields", {**fields, **change}), whole.get("arrays", arrays))
+
+
+RICH = Weight(33, 70, 12, "float16", 0, True, supers=2, table=True, perm=True, factors=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bits": 8},
+        {"zero_point": 1},
+        {"zero_point": None},
+        {"has_table": False},
+        *({"super_size": value} for value in (0, 1, 3, 7, 2**70)),
+        *({"sub_scale_dtype": value} for value in ("int8", None, "float16")),
+        *({"sub_offset_dtype": value} for value in ("uint8", None)),
+        *({"arrays": {name: None}} for name in ("sub_scales", "sub_offsets", "table", "perm", "factors")),
+        {"arrays": {"sub_scales": np.zeros((2, 3, 32), np.uint8)}},
+        {"arrays": {"table": np.zeros(15, np.int8)}},
+        {"arrays": {"table": np.zeros(16, np.uint8)}},
+        {"arrays": {"perm": np.arange(70)}},
+        {"arrays": {"perm": np.arange(69, dtype=np.int32)}},
+        {"arrays": {"perm": np.zeros(70, np.int32)}},
+        *({"arrays": {"perm": np.r_[np.arange(69), at].astype(np.int32)}} for at in (-1, 70, 2**31 - 1, -(2**31))),
+        {"arrays": {"factors": np.full(70, np.nan, np.float32)}},
+        {"arrays": {"factors": np.r_[np.ones(69), np.inf].astype(np.float32)}},
+        {"arrays": {"factors": np.ones(71, np.float32)}},
+    ],
+)
+def test_hostile_pickle_of_a_weight_that_has_everything(change):
+    rebuild, (version, fields, arrays) = pack(RICH).__reduce__()
+    assert_same_weight(rebuild(version, fields, arrays), pack(RICH))
+    change = dict(change)
+    changed = {name: array for name, array in {**arrays, **change.pop("arrays", {})}.items() if array is not None}
+    with pytest.raises(ValueError):
+        rebuild(version, {**fields, **change}, changed)
 
 
 def test_hostile_pickle_whose_sums_could_leave_int32():

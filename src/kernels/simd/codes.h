@@ -26,7 +26,7 @@ public:
     static constexpr da8w4_kind kKind = kValue;
     static constexpr bool kPacked = true;
     static constexpr int kMost = most_byte(kLayout);
-    static constexpr size_t kUnitQuads = kLayout.unit_quads;
+    static constexpr size_t kUnitQuads = kLayout.unit_quads();
     static constexpr size_t kUnitBytes = kLayout.unit_lines * kLineBytes;
 
     explicit DA8W4_INLINE PackedCodes(const int8_t *table) {

@@ -243,7 +243,7 @@ template <class V>
 Panel prepare_packed(const PanelJob &job) {
     Panel panel = prepare_floats<V>(job, job.rows <= V::kRows);
     panel.codes = job.block.codes_at(job.k.begin);
-    panel.first_quad = job.k.begin / kQuad % layout_of(job.block.kind).unit_quads;
+    panel.first_quad = layout_of(job.block.kind).in_unit(job.k.begin / kQuad);
     prepare_zp_terms<V>(job, &panel);
     panel.prefetch = prefetch_next(job, V::kRows, kStepQuads);
     return panel;

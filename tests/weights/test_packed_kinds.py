@@ -74,9 +74,9 @@ def test_dequantize(weight):
     n = weight.n
     rng = np.random.default_rng(n)
     for rows in (
-        slice(None), slice(1, None), slice(None, None, -2), slice(5, 5), slice(-3, None), 0, -1, n - 1, -n, np.int64(n // 2),
-        [0], [], [-1, 0, n - 1, 0], range(n), rng.integers(-n, n, 50), rng.integers(0, n, (2, 3)).astype(np.uint8),
-        np.zeros((0, 4), np.int32), np.uint64(n - 1),
+        slice(None), slice(1, None), slice(None, None, -2), slice(5, 5), slice(-3, None), 0, -1, n - 1, -n,
+        np.int64(n // 2), [0], [], [-1, 0, n - 1, 0], range(n), rng.integers(-n, n, 50),
+        rng.integers(0, n, (2, 3)).astype(np.uint8), np.zeros((0, 4), np.int32), np.uint64(n - 1),
     ):  # fmt: skip
         index = np.asarray(rows, int) if isinstance(rows, (list, range)) else rows
         got = packed.dequantize(rows)
