@@ -82,7 +82,7 @@ struct PackedArrays {
 
     PackedArrays(const da8w4_packed_bytes &bytes, bool at_end);
     da8w4_status pack(const RawWeight &raw, const da8w4_packed &plan) const;
-    // A view of the plan with these arrays and those of the raw weight that are not copied.
+    // A view of the plan with these arrays, and with the table, which packing does not copy.
     da8w4_packed view(const da8w4_packed &plan, const Guarded &table) const;
     // Puts garbage where no code, scale, offset, zero point or sum of the weight lies: a weight that was read from a
     // file may have anything there.
