@@ -234,7 +234,7 @@ def test_state_dict_of_two_levels_that_does_not_fit() -> None:
 
 def test_a_permutation_that_is_changed_in_place() -> None:
     """Kernels read where it tells them to."""
-    layer = DA8W4Linear.from_packed(pack(Weight(33, 260, 64, perm=True, factors=True, offsets=True)))
+    layer = copy.deepcopy(DA8W4Linear.from_packed(pack(Weight(33, 260, 64, perm=True, factors=True, offsets=True))))
     x = torch.randn(2, 260)
     layer(x)
     for value in (-1, 260, 1 << 30):
