@@ -333,7 +333,8 @@ def _with_minima(codes: npt.NDArray[Any], blocks: npt.NDArray[Any], bits: int) -
     scales, minima, both = (blocks[:, :, at : at + 4] for at in (4, 8, 12))  # both: lower bits of the last 4 groups
 
     def six_bits(part: npt.NDArray[Any], last: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.concatenate([part & 63, last | part >> 2 & 48], axis=2).reshape(len(blocks), -1)
+        fields: npt.NDArray[Any] = np.concatenate([part & 63, last | part >> 2 & 48], axis=2)
+        return fields.reshape(len(blocks), -1)
 
     return prepack(
         codes,

@@ -143,8 +143,7 @@ da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, co
         .sums = to->sums,
     };
     if (!wanted.codes || !wanted.scales || !wanted.sums || (bytes.sub_scales && !wanted.sub_scales) ||
-        (bytes.zps && !wanted.zps) || (bytes.offsets && !wanted.offsets) ||
-        (bytes.sub_offsets && !wanted.sub_offsets))
+        (bytes.zps && !wanted.zps) || (bytes.offsets && !wanted.offsets) || (bytes.sub_offsets && !wanted.sub_offsets))
         return DA8W4_BAD_ARGUMENT;
     return pack(*weight, checked, wanted) ? DA8W4_OK : DA8W4_BAD_CODE;
 }

@@ -45,19 +45,19 @@ DA8W4_API const char *da8w4_version(void);
 
 typedef enum da8w4_status DA8W4_INT {
     DA8W4_OK = 0,
-    DA8W4_BAD_ARGUMENT,       /* a null pointer, a size of 0, an unknown type, a stride too short */
-    DA8W4_BAD_GROUP,          /* the group is neither a multiple of 4 nor all of k */
-    DA8W4_BAD_CODE,           /* a weight code is out of the range of its kind */
-    DA8W4_BAD_SCALE,          /* a weight scale is NaN or infinite */
-    DA8W4_BAD_OFFSET,         /* a weight offset is NaN or infinite */
-    DA8W4_BAD_WEIGHT_ZP,      /* a weight zero point leaves -128..127 once codes are as they are stored */
-    DA8W4_INEXACT_SCALE,      /* a scale or offset of two levels is not exact in float32 */
-    DA8W4_INT32_OVERFLOW,     /* group * 128 * max|value of a code - zp| does not fit int32 */
-    DA8W4_BAD_ACT_ZP,         /* an activation zero point is outside the activation's type */
+    DA8W4_BAD_ARGUMENT,        /* a null pointer, a size of 0, an unknown type, a stride too short */
+    DA8W4_BAD_GROUP,           /* the group is neither a multiple of 4 nor all of k */
+    DA8W4_BAD_CODE,            /* a weight code is out of the range of its kind */
+    DA8W4_BAD_SCALE,           /* a weight scale is NaN or infinite */
+    DA8W4_BAD_OFFSET,          /* a weight offset is NaN or infinite */
+    DA8W4_BAD_WEIGHT_ZP,       /* a weight zero point leaves -128..127 once codes are as they are stored */
+    DA8W4_INEXACT_SCALE,       /* a scale or offset of two levels is not exact in float32 */
+    DA8W4_INT32_OVERFLOW,      /* group * 128 * max|value of a code - zp| does not fit int32 */
+    DA8W4_BAD_ACT_ZP,          /* an activation zero point is outside the activation's type */
     DA8W4_FACTORS_NEED_FLOATS, /* da8w4_gemm with a weight that has factors */
-    DA8W4_UNKNOWN_KERNEL,     /* no kernel has this name */
-    DA8W4_KERNEL_UNAVAILABLE, /* this CPU or build cannot run the kernel; da8w4_kernel_reason says why */
-    DA8W4_WORKSPACE_TOO_SMALL /* less than da8w4_workspace_bytes */
+    DA8W4_UNKNOWN_KERNEL,      /* no kernel has this name */
+    DA8W4_KERNEL_UNAVAILABLE,  /* this CPU or build cannot run the kernel; da8w4_kernel_reason says why */
+    DA8W4_WORKSPACE_TOO_SMALL  /* less than da8w4_workspace_bytes */
 } da8w4_status;
 
 /* A sentence for a status; never NULL. */
@@ -129,7 +129,8 @@ typedef struct da8w4_packed {
     const float *factors;       /* [k], or NULL: position k multiplies act[perm[k]] * factors[k] */
 } da8w4_packed;
 
-/* Bytes of the arrays of a packed weight that da8w4_pack writes; 0 where it has none. zps: where not all are the same. */
+/* Bytes of the arrays of a packed weight that da8w4_pack writes; 0 where it has none. zps: where not all are the same.
+ */
 typedef struct da8w4_packed_bytes {
     size_t codes, scales, sub_scales, zps, offsets, sub_offsets, sums;
 } da8w4_packed_bytes;
@@ -150,8 +151,7 @@ DA8W4_API da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed 
 
 /* Packs into the arrays that the caller allocated by the plan, with several threads. The input is not changed.
  * DA8W4_BAD_CODE: what the arrays hold is then of no use. */
-DA8W4_API da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan,
-                                  const da8w4_packed_arrays *to);
+DA8W4_API da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, const da8w4_packed_arrays *to);
 
 /* Gives back what was packed: codes [n][k], one byte each, in the range of their kind; scales, zps and offsets
  * [n][groups], two levels multiplied out. `offsets` is looked at only if the weight has some. Codes of 4 to 6 bits
@@ -160,7 +160,8 @@ DA8W4_API da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, 
                                     float *offsets);
 
 /* Values of `count` columns (NULL: of the first `count`), each below n: out[i] is k floats in the order of act,
- *     out[i][perm[k]] = ((value of code - zp) * scale + offset) * factors[k],      each operation rounded to float32. */
+ *     out[i][perm[k]] = ((value of code - zp) * scale + offset) * factors[k],      each operation rounded to float32.
+ */
 DA8W4_API da8w4_status da8w4_dequantize(const da8w4_packed *packed, const size_t *columns, size_t count, float *out,
                                         size_t out_stride);
 
@@ -217,7 +218,8 @@ typedef struct da8w4_call {
  * a caller may keep one workspace, and ask only then how large a new one must be. */
 DA8W4_API size_t da8w4_workspace_bytes(const da8w4_call *call);
 
-/* Activations that are already quantized. A weight with factors is refused. Nothing is written to out unless DA8W4_OK is returned. */
+/* Activations that are already quantized. A weight with factors is refused. Nothing is written to out unless DA8W4_OK
+ * is returned. */
 DA8W4_API da8w4_status da8w4_gemm(const da8w4_call *call);
 
 /* Quantizes each row and multiplies: by DA8W4_ACT_UINT8 and DA8W4_ACT_INT8, and a weight without factors, the bits of

@@ -50,9 +50,7 @@ void ActQuantizer::quantize_floats(const void *x, const Row &row, const ThreadMe
         case DA8W4_ACT_INT8_GROUP:
             kernel_.quantize_groups(x, type, grouping, row.act[0], row.group_scales, plan_.sums_stride);
             break;
-        case DA8W4_ACT_INT16:
-            kernel_.quantize_int16(x, type, grouping.k, row.act[0], row.act[1], row.scale);
-            break;
+        case DA8W4_ACT_INT16: kernel_.quantize_int16(x, type, grouping.k, row.act[0], row.act[1], row.scale); break;
     }
     *row.zp = static_cast<float>(zp);
 }

@@ -95,7 +95,8 @@ ProblemPlan plan_problem(const Problem &problem, const Kernel &kernel) {
 
 size_t useful_threads(const Problem &problem, size_t threads) {
     // In integers: floating point would leave its exception flags with the caller.
-    const size_t busy = problem.m * problem.act_parts() * problem.n / ceil_div(kMinWorkPerThread, problem.grouping.k) + 1;
+    const size_t busy =
+        problem.m * problem.act_parts() * problem.n / ceil_div(kMinWorkPerThread, problem.grouping.k) + 1;
     return lesser(lesser(threads, kMostThreads), busy);
 }
 

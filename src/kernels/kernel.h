@@ -49,8 +49,8 @@ struct KBlock {
 // lower bytes are not used.
 struct ActRows {
     const int8_t *rows;
-    size_t stride;              // bytes
-    bool is_int16;              // two rows are one of activations: the sum is 256 * that of the first + that of the second
+    size_t stride;  // bytes
+    bool is_int16;  // two rows are one of activations: the sum is 256 * that of the first + that of the second
     const int32_t *chunk_sums;  // [chunk][row], in the units of the weight form
     const float *group_sums;    // [group][row]: what is multiplied by offsets; only where weights have some
     const float *group_scales;  // [group][row]: scales of activations, of each group; or null
@@ -98,8 +98,8 @@ struct Panel {
     Prefetch prefetch;
 };
 
-// Rows that pass over a panel: an even number of those of 16-bit activations. The accumulators start from zero where the K block begins at 0, else they go on.
-// `carried` has the int32 sums of a group that the K block does not finish.
+// Rows that pass over a panel: an even number of those of 16-bit activations. The accumulators start from zero where
+// the K block begins at 0, else they go on. `carried` has the int32 sums of a group that the K block does not finish.
 struct MicroTiles {
     size_t rows;
     ActRows act;  // of the first row, at the first k, group and chunk of the K block
@@ -112,9 +112,9 @@ struct MicroTiles {
 
 // The last step of some rows of one column block: zero point, scale, bias, conversion.
 struct Epilogue {
-    size_t rows, cols;  // cols: 1..kBlock
-    const float *acc;   // kBlock of each row
-    size_t acc_stride;  // elements
+    size_t rows, cols;         // cols: 1..kBlock
+    const float *acc;          // kBlock of each row
+    size_t acc_stride;         // elements
     const float *column_sums;  // [kBlock]: C[n] of docs/numbers.md
     const float *bias;         // [cols], or null
     const float *act_scales;   // [rows]

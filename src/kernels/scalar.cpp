@@ -148,8 +148,8 @@ void run_one(const MicroTiles &tiles, const Panel &panel, size_t row, size_t n) 
         float sums[2];
         for (size_t part = 0; part < parts; part++) {
             int32_t *carried = tiles.carried + (row + part) * kBlock + n;
-            int64_t sum = dot(rows.rows + (row + part) * rows.stride, panel, n,
-                              panel.zp_terms[g * panel.zp_stride + n], begin - block.begin, end - block.begin);
+            int64_t sum = dot(rows.rows + (row + part) * rows.stride, panel, n, panel.zp_terms[g * panel.zp_stride + n],
+                              begin - block.begin, end - block.begin);
             if (begin != group_begin) sum += *carried;
             if (goes_on) *carried = static_cast<int32_t>(sum);
             sums[part] = static_cast<float>(sum);

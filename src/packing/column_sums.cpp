@@ -62,8 +62,8 @@ void sum_columns(const da8w4_packed &packed, float *sums) {
     parallel(threads_for_packing(packed.n * packed.k), [&](size_t thread, size_t threads) {
         const Range range = part_of(blocks_of(packed.n), thread, threads);
         for (size_t block = range.begin; block < range.end; block++)
-            sum_columns(PackedBlocks(packed)[block], grouping,
-                        lesser(kBlock, packed.n - block * kBlock), sums + block * kBlock);
+            sum_columns(PackedBlocks(packed)[block], grouping, lesser(kBlock, packed.n - block * kBlock),
+                        sums + block * kBlock);
     });
 }
 

@@ -40,8 +40,10 @@ static inline constexpr CodeLayout layout_of(da8w4_kind kind) {
         case DA8W4_INT4: return {.bits = 4, .log_unit_quads = 0, .unit_lines = 1, .least = 0, .most = 15, .bias = 0};
         case DA8W4_INT5: return {.bits = 5, .log_unit_quads = 2, .unit_lines = 5, .least = 0, .most = 31, .bias = 0};
         case DA8W4_INT6: return {.bits = 6, .log_unit_quads = 1, .unit_lines = 3, .least = 0, .most = 63, .bias = 0};
-        case DA8W4_INT8: return {.bits = 8, .log_unit_quads = 0, .unit_lines = 2, .least = -128, .most = 127, .bias = 128};
-        case DA8W4_TABLE4: return {.bits = 4, .log_unit_quads = 0, .unit_lines = 1, .least = 0, .most = 15, .bias = 128};
+        case DA8W4_INT8:
+            return {.bits = 8, .log_unit_quads = 0, .unit_lines = 2, .least = -128, .most = 127, .bias = 128};
+        case DA8W4_TABLE4:
+            return {.bits = 4, .log_unit_quads = 0, .unit_lines = 1, .least = 0, .most = 15, .bias = 128};
     }
     return {};
 }
@@ -113,7 +115,8 @@ static inline float group_float(const void *floats, da8w4_type type, const void 
                                 size_t super, size_t group, size_t n) {
     if (!super) return load_float(floats, type, group * kBlock + n);
     const size_t at = group * kBlock + n;
-    const int sub = sub_type == DA8W4_U8 ? static_cast<const uint8_t *>(subs)[at] : static_cast<const int8_t *>(subs)[at];
+    const int sub =
+        sub_type == DA8W4_U8 ? static_cast<const uint8_t *>(subs)[at] : static_cast<const int8_t *>(subs)[at];
     return load_float(floats, type, group / super * kBlock + n) * static_cast<float>(sub);
 }
 

@@ -209,8 +209,8 @@ bool are_exact(const da8w4_weight &weight, const float *floats, const void *subs
         for (size_t n = range.begin; n < range.end; n++)
             for (size_t g = 0; g < groups; g++) {
                 const size_t at = n * groups + g;
-                const int sub = type == DA8W4_U8 ? static_cast<const uint8_t *>(subs)[at]
-                                                 : static_cast<const int8_t *>(subs)[at];
+                const int sub =
+                    type == DA8W4_U8 ? static_cast<const uint8_t *>(subs)[at] : static_cast<const int8_t *>(subs)[at];
                 const double product = static_cast<double>(floats[n * rows + g / weight.super]) * sub;
                 exact = exact && static_cast<double>(static_cast<float>(product)) == product;
             }

@@ -87,7 +87,7 @@ def test_operator_takes_every_kind(weight: Weight) -> None:
         for i in range(4):
             *layout, there = arguments["layout"]
             weight_without = [tensor for j, tensor in enumerate(arguments["weight"]) if j != i]
-            with pytest.raises(ValueError, match="layout|must be"):
+            with pytest.raises(ValueError, match=r"layout|must be"):
                 torch.ops.pyda8w4.linear(x, weight_without, None, [*layout, there ^ 1 << i], "uint8")
     torch.library.opcheck(torch.ops.pyda8w4.linear, (x, *arguments.values()), test_utils=("test_faketensor",))
 

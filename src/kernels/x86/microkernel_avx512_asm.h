@@ -12,8 +12,8 @@
 //
 // Up to three rows wait for the latency of their sums, not for a port: they have second ones for every other quad.
 //
-// zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, upper bits of codes, zp_terms, or offsets; zmm28: nibble mask;
-// zmm29: the table, or the mask of upper bits; zmm30: a line of upper bits. The others:
+// zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, upper bits of codes, zp_terms, or offsets; zmm28: nibble
+// mask; zmm29: the table, or the mask of upper bits; zmm30: a line of upper bits. The others:
 //
 //    row    sums      second sums    acc       activations
 //    0      0,  1     6,  7          12, 13    act
@@ -45,8 +45,8 @@ struct AsmArgs {
     uint32_t scale_type;
     uint32_t nibbles;
     size_t scaling;
-    size_t to_group_scales;  // from chunk_sums
-    float factor;            // of the upper bytes of 16-bit activations
+    size_t to_group_scales;         // from chunk_sums
+    float factor;                   // of the upper bytes of 16-bit activations
     alignas(16) uint64_t table[2];  // of values + 128; or the mask of upper bits
 };
 
