@@ -27,6 +27,7 @@ public:
 
     int value(uint8_t code) const { return value_of(layout_, block_.table, code); }
     float scale(size_t group) const { return scale_of(block_, group, n_); }
+    bool has_offsets() const { return block_.offsets != nullptr; }
     float offset(size_t group) const { return offset_of(block_, group, n_); }
     int zp(size_t group) const { return zp_of(block_, group, n_); }
 
@@ -39,11 +40,11 @@ private:
 // `out` is in the order of act.
 void dequantize_column(const da8w4_packed &packed, const Column &column, float *out) {
     for (size_t begin = 0, g = 0; begin < packed.k; begin += packed.group, g++) {
-        const float scale = column.scale(g), offset = packed.offsets ? column.offset(g) : 0.0f;
+        const float scale = column.scale(g), offset = column.has_offsets() ? column.offset(g) : 0.0f;
         const int zp = column.zp(g);
         column.for_each_code(begin, lesser(begin + packed.group, packed.k), [&](size_t k, uint8_t code) {
             float value = static_cast<float>(column.value(code) - zp) * scale;
-            if (packed.offsets) value += offset;
+            if (column.has_offsets()) value += offset;
             if (packed.factors) value *= packed.factors[k];
             out[packed.perm ? static_cast<size_t>(packed.perm[k]) : k] = value;
         });
@@ -63,7 +64,7 @@ void unpack(const da8w4_packed &packed, uint8_t *codes, float *scales, int8_t *z
             for (size_t g = 0, at = n * groups; g < groups; g++, at++) {
                 scales[at] = column.scale(g);
                 zps[at] = static_cast<int8_t>(column.zp(g));
-                if (packed.offsets) offsets[at] = column.offset(g);
+                if (column.has_offsets()) offsets[at] = column.offset(g);
             }
         }
     });
