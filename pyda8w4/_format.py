@@ -101,7 +101,8 @@ def check_perm(perm: npt.NDArray[Any]) -> None:
     """Raise ValueError unless it has each of 0 to K - 1 once: kernels read where it tells them to."""
     k = len(perm)
     if (perm < 0).any() or (perm >= k).any() or (np.bincount(perm, minlength=k) != 1).any():
-        raise ValueError(f"perm must have each of 0 to {k - 1} once")
+        found = f"{len(np.unique(perm))} different numbers from {perm.min()} to {perm.max()}"
+        raise ValueError(f"perm must have each of 0 to {k - 1} once, got {found}")
 
 
 def check_factors(factors: npt.NDArray[Any]) -> None:
