@@ -42,10 +42,11 @@ void ActQuantizer::quantize_floats(const void *x, const Row &row, const ThreadMe
     // What a scheme does not set: the epilogue multiplies by one and subtracts no zero point.
     *row.scale = 1;
     int32_t zp = 0;
-    switch (call_.scheme) {
+    switch (plan_.problem.scheme) {
         case DA8W4_ACT_UINT8:
         case DA8W4_ACT_INT8:
-            kernel_.quantize_row(x, type, grouping.k, call_.scheme == DA8W4_ACT_INT8, 0, row.act[0], row.scale, &zp);
+            kernel_.quantize_row(x, type, grouping.k, plan_.problem.scheme == DA8W4_ACT_INT8, 0, row.act[0], row.scale,
+                                 &zp);
             break;
         case DA8W4_ACT_INT8_GROUP:
             kernel_.quantize_groups(x, type, grouping, row.act[0], row.group_scales, plan_.sums_stride);
@@ -72,9 +73,9 @@ void ActQuantizer::sum_groups(const int32_t *sums, const Row &row, float *to) co
     const size_t groups = plan_.problem.grouping.groups(), stride = plan_.sums_stride;
     for (size_t g = 0; g < groups; g++) {
         int64_t sum = sums[g];
-        if (call_.scheme == DA8W4_ACT_INT16) sum = 256 * sum + sums[groups + g];
+        if (plan_.problem.scheme == DA8W4_ACT_INT16) sum = 256 * sum + sums[groups + g];
         to[g * stride] = static_cast<float>(sum);
-        if (call_.scheme == DA8W4_ACT_INT8_GROUP) to[g * stride] *= row.group_scales[g * stride];
+        if (plan_.problem.scheme == DA8W4_ACT_INT8_GROUP) to[g * stride] *= row.group_scales[g * stride];
     }
 }
 

@@ -193,6 +193,8 @@ std::vector<uint8_t> Product::run(Random random, const char *kernel) const {
     // The limit comes from the call, which may be more than that of the process, or from the process.
     da8w4_set_num_threads(by_call ? 1 + random.below(4) : threads);
     call.threads = by_call ? threads : 0;
+    // da8w4_gemm has no use for a scheme.
+    if (!operands.linear) call.scheme = static_cast<da8w4_scheme>(random.below(4));
     call.workspace_bytes = da8w4_workspace_bytes(&call);
     const Guarded workspace(call.workspace_bytes, operands.at_end), out(operands.out_bytes, operands.at_end);
     call.workspace = workspace.as();
