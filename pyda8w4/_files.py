@@ -16,8 +16,7 @@ from pyda8w4._checks import FLOATS, INTEGERS, check_flag, one_of, plain
 from pyda8w4._filesystem import check_path, map_file, replaced_file
 from pyda8w4._format import LAYOUT, LAYOUT_VERSION, LAYOUT_VERSIONS, Format
 from pyda8w4._packed import PackedWeight
-
-_MOST_HEADER_BYTES = 100_000_000  # that the package safetensors reads
+from pyda8w4._safetensors import MOST_HEADER_BYTES, parse_json, read_header
 
 # Element types as safetensors names them.
 _KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "int8": "I8", "int32": "I32"}
@@ -110,7 +109,7 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
         begin, end = end, end + array.nbytes
         header[key] = {"dtype": kind, "shape": array.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    if len(text) > _MOST_HEADER_BYTES - 64:
+    if len(text) > MOST_HEADER_BYTES - 64:
         raise ValueError(f"weights must have names for a header of at most 100 MB, got {len(text)} bytes")
     text += b" " * (-(len(text) + 8) % 64)
 
@@ -184,7 +183,7 @@ def _crc32(kind: str, array: npt.NDArray[Any]) -> int:
 
 
 def _weights(data: npt.NDArray[np.uint8], verify: bool) -> dict[str, PackedWeight]:
-    header, data = _parts(data)
+    header, data = read_header(data)
     metadata = header.get("__metadata__", {})
     layout, version = metadata.get("layout"), metadata.get("layout_version")
     if layout != LAYOUT or version not in map(str, LAYOUT_VERSIONS):
@@ -196,43 +195,8 @@ def _weights(data: npt.NDArray[np.uint8], verify: bool) -> dict[str, PackedWeigh
         raise ValueError("it is damaged: its list of weights does not have its checksum")
     return {
         name: _weight(name, {"bits": 4, **fields} if version == "1" else fields, header, data, verify)
-        for name, fields in _json(description).items()
+        for name, fields in parse_json(description).items()
     }
-
-
-def _parts(data: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
-    """Header and tensors of a safetensors file: tensors that follow each other to the end of the file."""
-    begin = 8 + int.from_bytes(data[:8], "little")
-    if not 8 < begin <= min(len(data), 8 + _MOST_HEADER_BYTES):
-        raise ValueError("it is not a safetensors file, or is cut off")
-    header, data = _json(data[8:begin].tobytes().decode()), data[begin:]
-    end = 0
-    for extent in sorted(entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"):
-        begin, after = extent
-        if type(begin) is not int or type(after) is not int or begin != end or after < end:
-            raise ValueError(f"it is no safetensors file: after byte {end} comes a tensor at bytes {extent}")
-        end = after
-    if end != len(data):
-        raise ValueError(f"it is no complete safetensors file: it must have {end} bytes of tensors, got {len(data)}")
-    return header, data
-
-
-def _json(text: str) -> Any:
-    """Strictly: without names that come twice, of which readers may take one or the other."""
-    return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"its header has {name!r} twice")
-        found[name] = value
-    return found
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"its header has {name}, which is no JSON")
 
 
 def _dtype(key: str, header: dict[str, Any], allowed: tuple[str, ...]) -> str:

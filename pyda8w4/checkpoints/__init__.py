@@ -1,0 +1,54 @@
+"""Checkpoints: the weights of whole models, from the files that people have, exactly.
+
+>>> import pyda8w4.checkpoints
+>>> checkpoint = pyda8w4.checkpoints.open("model.gguf")  # doctest: +SKIP
+>>> checkpoint.packed("blk.0.ffn_up.weight")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyda8w4._filesystem import check_path
+from pyda8w4.checkpoints._checkpoint import Checkpoint
+
+__all__ = ["Checkpoint", "open"]
+
+
+def open(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint, whatever its format: what the files say tells.
+
+    Parameters
+    ----------
+    path : path-like
+        A GGUF file, of a split one any part; a folder of Hugging Face with config.json and safetensors files;
+        or a safetensors file that ``pyda8w4 convert`` or `pyda8w4.save` wrote.
+
+    Returns
+    -------
+    Checkpoint
+        Its files are mapped: a tensor is read when it is requested.
+
+    Raises
+    ------
+    TypeError
+        If `path` is not a path.
+    OSError
+        If a file cannot be read.
+    ValueError
+        If it is no such checkpoint, or a file of it is missing or damaged: the message names the file.
+    ImportError
+        If it is a GGUF file and the package gguf is not installed.
+    """
+    path = check_path(path)
+    if path.is_dir():
+        from pyda8w4.checkpoints import _folder
+
+        return _folder.read(path)
+    if path.suffix == ".safetensors":
+        from pyda8w4.checkpoints import _packed
+
+        return _packed.read(path)
+    from pyda8w4.checkpoints import _gguf
+
+    return _gguf.read(path)

@@ -1,0 +1,152 @@
+"""What every checkpoint looks like, whatever files it comes from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyda8w4._packed import PackedWeight
+from pyda8w4._prepack import prepack
+from pyda8w4._quantize import quantize_weight
+from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._weight import QuantizedWeight
+
+_GROUP = 32  # of what is quantized again
+
+
+class Checkpoint:
+    """The weights of a model, by name. Made by `open`.
+
+    Attributes
+    ----------
+    path : Path
+        Where it is.
+    metadata : dict
+        What the files say of the model: config.json of a folder, the values of a GGUF file.
+    types : dict of str to str
+        Names, and how each is stored: "Q4_K", "GPTQ 4-bit", "BF16", ... Quantized layers of folders have the
+        path of their module ("model.layers.0.self_attn.q_proj"), all else the name of its tensor.
+    shapes : dict of str to tuple of int
+        Of the floats that they stand for: (N, K), or (E, N, K) of a stack of experts.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, Any], layers: Mapping[str, Layer]) -> None:
+        self.path, self.metadata = path, metadata
+        self._layers = dict(layers)
+        self.types: dict[str, str] = {name: layer.type for name, layer in layers.items()}
+        self.shapes: dict[str, tuple[int, ...]] = {name: layer.shape for name, layer in layers.items()}
+
+    def array(self, name: str) -> npt.NDArray[np.float32]:
+        """Give a tensor as floats: dequantized, as its format defines it.
+
+        Parameters
+        ----------
+        name : str
+            One of `types`.
+
+        Returns
+        -------
+        ndarray of float32
+            Of the shape in `shapes`; may be written to.
+
+        Raises
+        ------
+        ValueError
+            If there is no such tensor, or it cannot be dequantized.
+        """
+        layer = self._layer(name)
+        try:
+            if layer.floats is None and layer.read is None:
+                raise ValueError(layer.refusal or f"tensors of {layer.type} are no floats")
+            if layer.floats is not None:
+                found = layer.floats
+                matrices = [found(index) for index in range(layer.shape[0])] if _is_stack(layer) else found(0)
+            else:
+                weights = (layer.read(index).pack() for index in range(_count(layer)))  # type: ignore[misc]
+                matrices = [weight.dequantize() for weight in weights]
+            return np.require(matrices, np.float32, ["C", "W"]).reshape(layer.shape)
+        except ValueError as error:
+            raise self._refused(f"{name} of {layer.type} cannot be dequantized: {error}") from None
+
+    def weight(self, name: str, index: int = 0) -> QuantizedWeight:
+        """Give a quantized matrix before it is packed, for those who change it: take its rows in another order.
+
+        Parameters
+        ----------
+        name : str
+            One of `types`.
+        index : int
+            Which matrix of a stack.
+
+        Returns
+        -------
+        QuantizedWeight
+            Exactly what the file has.
+
+        Raises
+        ------
+        ValueError
+            As `packed`.
+        """
+        raise NotImplementedError
+
+    def packed(self, name: str, *, requantize: bool = False) -> PackedWeight:
+        """Give a matrix as a packed weight.
+
+        Parameters
+        ----------
+        name : str
+            One of `types`; of a matrix (N, K).
+        requantize : bool
+            Whether a matrix that cannot be packed exactly, such as one of floats, is dequantized and
+            quantized to 4 bits in groups of 32.
+
+        Returns
+        -------
+        PackedWeight
+            `PackedWeight.dequantize` gives what `array` gives, unless it was quantized again.
+
+        Raises
+        ------
+        ValueError
+            If there is no such matrix, or it cannot be packed exactly and `requantize` does not allow
+            otherwise: the message says why.
+
+        Warns
+        -----
+        UserWarning
+            When a matrix is quantized again: what that cost.
+        """
+        raise NotImplementedError
+
+    def stack(self, names: str | Sequence[str], *, requantize: bool = False) -> list[PackedWeight]:
+        """Give the matrices of a stack of experts.
+
+        Parameters
+        ----------
+        names : str or sequence of str
+            A stack (E, N, K), or the names of its matrices.
+        requantize : bool
+            As for `packed`.
+
+        Returns
+        -------
+        list of PackedWeight
+            One for each expert.
+
+        Raises
+        ------
+        ValueError
+            As `packed`; and if the matrices have different shapes.
+
+        Warns
+        -----
+        UserWarning
+            As `packed`.
+        """
+        raise NotImplementedError

@@ -1,0 +1,106 @@
+"""What every format becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyda8w4._packed import PackedWeight
+from pyda8w4._prepack import prepack
+
+_OF_COLUMNS = ("codes", "scales", "zps", "offsets", "sub_scales", "sub_offsets")
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A quantized weight matrix: the arguments of `pyda8w4.prepack`, by name.
+
+    Parameters
+    ----------
+    codes, scales, zps, offsets, bits, table, sub_scales, sub_offsets, perm, factors, group_size
+        See `pyda8w4.prepack`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyda8w4.formats import QuantizedWeight
+    >>> weight = QuantizedWeight(np.full((64, 128), 9, np.uint8), np.full((64, 4), 0.5, np.float16))
+    >>> weight.pack()
+    PackedWeight(shape=(64, 128), bits=4, group_size=32, scales=float16, zero_point=8, nbytes=4864)
+    """
+
+    codes: npt.NDArray[Any]
+    scales: npt.NDArray[Any]
+    zps: npt.NDArray[Any] | None = None
+    offsets: npt.NDArray[Any] | None = None
+    bits: int = 4
+    table: npt.ArrayLike | None = None
+    sub_scales: npt.NDArray[Any] | None = None
+    sub_offsets: npt.NDArray[Any] | None = None
+    perm: npt.NDArray[Any] | None = None
+    factors: npt.NDArray[Any] | None = None
+    group_size: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K): output and input features."""
+        n, k = self.codes.shape
+        return n, k
+
+    def rows(self, rows: slice | npt.NDArray[Any]) -> QuantizedWeight:
+        """Give some output features, in the order that is given.
+
+        Parameters
+        ----------
+        rows : slice or array of int
+            As numpy takes them.
+
+        Returns
+        -------
+        QuantizedWeight
+            With these rows.
+        """
+        parts = self._arguments()
+        return QuantizedWeight(**{name: part[rows] if name in _OF_COLUMNS else part for name, part in parts.items()})
+
+    def pack(self) -> PackedWeight:
+        """Pack it.
+
+        Returns
+        -------
+        PackedWeight
+            What `pyda8w4.prepack` makes of it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `pyda8w4.prepack` does.
+        """
+        return prepack(**self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @staticmethod
+    def from_packed(packed: PackedWeight) -> QuantizedWeight:
+        """Undo `pack`.
+
+        Parameters
+        ----------
+        packed : PackedWeight
+            Any.
+
+        Returns
+        -------
+        QuantizedWeight
+            That packs to the same bits.
+        """
+        given = packed._given()
+        zero_point = packed.zero_point
+        if zero_point is not None and "table" not in given:
+            given["zps"] = np.full((packed.shape[0], packed.groups), zero_point, np.int8)
+        return QuantizedWeight(**given, bits=packed.bits, group_size=packed.group_size)
