@@ -93,7 +93,7 @@ class Checkpoint:
         ValueError
             As `packed`.
         """
-        raise NotImplementedError
+        return self._read(name, self._layer(name), index)
 
     def packed(self, name: str, *, requantize: bool = False) -> PackedWeight:
         """Give a matrix as a packed weight.
@@ -122,7 +122,11 @@ class Checkpoint:
         UserWarning
             When a matrix is quantized again: what that cost.
         """
-        raise NotImplementedError
+        layer = self._layer(name)
+        if len(layer.shape) != 2:
+            hint = "; stack takes it" if _is_stack(layer) else ""
+            raise self._refused(f"name must be of a matrix, got {name} of shape {layer.shape}{hint}")
+        return self._pack(name, layer, 0, requantize)
 
     def stack(self, names: str | Sequence[str], *, requantize: bool = False) -> list[PackedWeight]:
         """Give the matrices of a stack of experts.
@@ -149,4 +153,45 @@ class Checkpoint:
         UserWarning
             As `packed`.
         """
-        raise NotImplementedError
+        if isinstance(names, str):
+            layer = self._layer(names)
+            if not _is_stack(layer):
+                raise self._refused(f"names must be of a stack (E, N, K), got {names} of shape {layer.shape}")
+            return [self._pack(names, layer, index, requantize) for index in range(layer.shape[0])]
+        shapes = {self._layer(name).shape for name in names}
+        if len(shapes) > 1:
+            raise self._refused(f"names must be of matrices of one shape, got {' and '.join(map(str, shapes))}")
+        return [self.packed(name, requantize=requantize) for name in names]
+
+    def _layer(self, name: str) -> Layer:
+        if name not in self._layers:
+            raise self._refused(f"name must be of a tensor in the checkpoint, got {name!r}")
+        return self._layers[name]
+
+    def _read(self, name: str, layer: Layer, index: int) -> QuantizedWeight:
+        if layer.read is None:
+            why = layer.refusal or f"got {name} of {layer.type}"
+            raise self._refused(f"{name} of {layer.type} cannot be packed exactly: {why}")
+        try:
+            return layer.read(index)
+        except ValueError as error:
+            raise self._refused(f"{name} of {layer.type} cannot be read: {error}") from None
+
+    def _pack(self, name: str, layer: Layer, index: int, requantize: bool) -> PackedWeight:
+        if layer.read is None and requantize:
+            return self._requantized(name, layer, index)
+        weight = self._read(name, layer, index)
+        try:
+            return weight.pack()
+        except ValueError as error:
+            raise self._refused(f"{name} of {layer.type} cannot be packed: {error}") from None
+
+    def _requantized(self, name: str, layer: Layer, index: int) -> PackedWeight:
+        ...
+
+    def _refused(self, why: str) -> ValueError:
+        return ValueError(f"{self.path}: {why}")
+
+
+def _is_stack(layer: Layer) -> bool:
+    return len(layer.shape) == 3
