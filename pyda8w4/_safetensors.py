@@ -50,6 +50,11 @@ class Tensor(NamedTuple):
         # A view at an odd address is copied.
         return np.require(self.bytes.view(_DTYPES[self.dtype]), requirements=["A"]).reshape(self.shape)
 
+    def part(self, index: int) -> Tensor:
+        """One of the first dimension, which stacks have for experts."""
+        size = self.nbytes // self.shape[0]
+        return self._replace(shape=self.shape[1:], bytes=self.bytes[index * size : (index + 1) * size])
+
     def floats(self) -> npt.NDArray[Any]:
         """Its numbers: float16 and float32 in the file, bfloat16 as float32."""
         if not self.is_float:

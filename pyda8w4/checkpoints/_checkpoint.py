@@ -60,18 +60,12 @@ class Checkpoint:
             If there is no such tensor, or it cannot be dequantized.
         """
         layer = self._layer(name)
-        try:
-            if layer.floats is None and layer.read is None:
-                raise ValueError(layer.refusal or f"tensors of {layer.type} are no floats")
-            if layer.floats is not None:
-                found = layer.floats
-                matrices = [found(index) for index in range(layer.shape[0])] if _is_stack(layer) else found(0)
-            else:
-                weights = (layer.read(index).pack() for index in range(_count(layer)))  # type: ignore[misc]
-                matrices = [weight.dequantize() for weight in weights]
-            return np.require(matrices, np.float32, ["C", "W"]).reshape(layer.shape)
-        except ValueError as error:
-            raise self._refused(f"{name} of {layer.type} cannot be dequantized: {error}") from None
+        if not _is_stack(layer):
+            return self._floats(name, layer, 0)
+        out = np.empty(layer.shape, np.float32)
+        for index, matrix in enumerate(out):
+            matrix[...] = self._floats(name, layer, index)
+        return out
 
     def weight(self, name: str, index: int = 0) -> QuantizedWeight:
         """Give a quantized matrix before it is packed, for those who change it: take its rows in another order.
@@ -170,24 +164,56 @@ class Checkpoint:
 
     def _read(self, name: str, layer: Layer, index: int) -> QuantizedWeight:
         if layer.read is None:
-            why = layer.refusal or f"got {name} of {layer.type}"
-            raise self._refused(f"{name} of {layer.type} cannot be packed exactly: {why}")
+            why = layer.refusal or "it is not quantized"
+            hint = "" if layer.floats is None else "; requantize=True quantizes it"
+            raise self._refused(f"{name} of {layer.type} cannot be packed exactly: {why}{hint}")
+        if not 0 <= index < (layer.shape[0] if _is_stack(layer) else 1):
+            raise self._refused(f"index must be of a matrix of {name} of shape {layer.shape}, got {index}")
         try:
             return layer.read(index)
         except ValueError as error:
             raise self._refused(f"{name} of {layer.type} cannot be read: {error}") from None
 
     def _pack(self, name: str, layer: Layer, index: int, requantize: bool) -> PackedWeight:
-        if layer.read is None and requantize:
+        if requantize and layer.read is None:
             return self._requantized(name, layer, index)
-        weight = self._read(name, layer, index)
         try:
-            return weight.pack()
+            weight = self._read(name, layer, index)
+            try:
+                return weight.pack()
+            except ValueError as error:
+                raise self._refused(f"{name} of {layer.type} cannot be packed: {error}") from None
+        except ValueError:
+            # Some reasons are seen only where the tensors are read.
+            if requantize and layer.floats is not None:
+                return self._requantized(name, layer, index)
+            raise
+
+    def _floats(self, name: str, layer: Layer, index: int) -> npt.NDArray[np.float32]:
+        try:
+            if layer.floats is not None:
+                # Scales that are not finite, and numbers beyond float32, give what such operations give.
+                with np.errstate(all="ignore"):
+                    return np.require(layer.floats(index), np.float32, ["C", "W"])
+            if layer.read is not None:
+                return layer.read(index).pack().dequantize()
         except ValueError as error:
-            raise self._refused(f"{name} of {layer.type} cannot be packed: {error}") from None
+            raise self._refused(f"{name} of {layer.type} cannot be dequantized: {error}") from None
+        why = layer.refusal or "its elements are no floats"
+        raise self._refused(f"{name} of {layer.type} cannot be dequantized: {why}")
 
     def _requantized(self, name: str, layer: Layer, index: int) -> PackedWeight:
-        ...
+        w = self._floats(name, layer, index)
+        try:
+            packed = prepack(*quantize_weight(w, _GROUP), group_size=min(_GROUP, w.shape[1]))
+        except ValueError as error:
+            raise self._refused(f"{name} of {layer.type} cannot be quantized: {error}") from None
+        warnings.warn(
+            f"{name} of {layer.type} was quantized to 4 bits in groups of {_GROUP}, with an error of "
+            f"{_relative_error(packed, w):.1%} of its root mean square",
+            stacklevel=3,
+        )
+        return packed
 
     def _refused(self, why: str) -> ValueError:
         return ValueError(f"{self.path}: {why}")
@@ -195,3 +221,14 @@ class Checkpoint:
 
 def _is_stack(layer: Layer) -> bool:
     return len(layer.shape) == 3
+
+
+def _relative_error(packed: PackedWeight, w: npt.NDArray[np.float32]) -> float:
+    """Of all elements, by parts: of a large matrix no second copy is made."""
+    rows = max(1, (1 << 20) // w.shape[1])
+    error = size = 0.0
+    for top in range(0, len(w), rows):
+        part = w[top : top + rows].astype(np.float64)
+        error += float(np.square(packed.dequantize(slice(top, top + rows)) - part).sum())
+        size += float(np.square(part).sum())
+    return (error / size) ** 0.5 if size else 0.0

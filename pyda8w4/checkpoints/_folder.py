@@ -1,0 +1,153 @@
+"""Folders as Hugging Face has them: config.json, and safetensors files in one or several parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyda8w4._filesystem import map_file
+from pyda8w4._safetensors import Tensor, read_file
+from pyda8w4.checkpoints._checkpoint import Checkpoint
+from pyda8w4.formats import gptq
+from pyda8w4.formats._layer import Layer
+
+_INDEX = "model.safetensors.index.json"
+
+# What finds the quantized layers of a checkpoint, by the name of the method in its config: of the config, the tensors
+# and the metadata of the files.
+_Finder = Callable[[dict[str, Any], Mapping[str, Tensor], dict[str, str]], dict[str, Layer]]
+
+
+def _of_tensors(layers: Callable[[dict[str, Any], Mapping[str, Tensor]], dict[str, Layer]]) -> _Finder:
+    return lambda config, tensors, metadata: layers(config, tensors)
+
+
+_METHODS: dict[str, _Finder] = {
+    "gptq": _of_tensors(gptq.layers),
+}
+
+
+def read(path: Path) -> Checkpoint:
+    """Open a folder."""
+    config = _json(path / "config.json")
+    metadata, tensors = _tensors(path)
+    quantization = _quantization(path, config)
+    layers: dict[str, Layer] = {}
+    if quantization:
+        method = _method(quantization)
+        if method not in _METHODS:
+            raise ValueError(
+                f"{path}: its quant_method must be one of {', '.join(sorted(_METHODS))}, got {method!r}"
+            )
+        try:
+            layers |= _METHODS[method](quantization, tensors, metadata)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    taken = {name for layer in layers.values() for name in layer.tensors}
+    for name in tensors.keys() - taken:
+        if name in layers:
+            raise ValueError(f"{path}: {name} is a tensor and a quantized layer")
+    layers |= {name: _plain(tensor) for name, tensor in tensors.items() if name not in taken}
+    return Checkpoint(path, config, layers)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(map_file(path).tobytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must be a JSON file: {error}") from None
+    if type(found) is not dict:
+        raise ValueError(f"{path} must have a JSON object, got {type(found).__name__}")
+    return found
+
+
+# ---- its tensors -----------------------------------------------------------------------------
+
+
+def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of all parts."""
+    index = path / _INDEX
+    places = _places(index) if index.exists() else None
+    if places is not None:
+        files = [path / name for name in dict.fromkeys(places.values())]
+    else:
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{path} must have safetensors files, got {_others(path)}")
+    metadata: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            of_file, found = read_file(file)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{file} has a damaged header: {error!r}") from None
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        for name, tensor in found.items():
+            if name in tensors:
+                raise ValueError(f"{file}: {name} is in {tensors[name].file.name}, too")
+            tensors[name] = tensor
+        metadata |= of_file
+    for name, part in (places or {}).items():
+        if name not in tensors or tensors[name].file.name != part:
+            raise ValueError(f"{path / part}: it has no tensor {name}, which {_INDEX} says")
+    return metadata, tensors
+
+
+def _places(index: Path) -> dict[str, str]:
+    """Names of tensors, and of the files that have them: these lie beside the index."""
+    places = _json(index).get("weight_map")
+    if type(places) is not dict or not places:
+        raise ValueError(f"{index}: weight_map must map tensors to files, got {str(places)[:80]!r}")
+    for name, part in places.items():
+        if type(part) is not str or not part.endswith(".safetensors") or Path(part).name != part or "\0" in part:
+            raise ValueError(f"{index}: {name} must be in a safetensors file of the same folder, got {part!r}")
+    return places
+
+
+def _others(path: Path) -> str:
+    """What there is instead, for the error."""
+    names = sorted(entry.name for entry in path.iterdir())
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+
+
+def _plain(tensor: Tensor) -> Layer:
+    floats = partial(_floats, tensor) if tensor.is_float else None
+    return Layer(tensor.dtype, tensor.shape, tensor.nbytes, (tensor.name,), floats=floats)
+
+
+def _floats(tensor: Tensor, index: int) -> npt.NDArray[np.float32]:
+    floats = tensor.part(index) if len(tensor.shape) == 3 else tensor
+    return floats.floats().astype(np.float32, copy=False)
+
+
+# ---- its quantization ------------------------------------------------------------------------
+
+
+def _quantization(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """How the layers are quantized: what config.json says, or the file that some methods write beside it."""
+    text = config.get("text_config")
+    for where in (config, text if type(text) is dict else {}):
+        for key in ("quantization_config", "quantization"):  # MLX writes the second
+            if where.get(key) is not None:
+                if type(where[key]) is not dict:
+                    raise ValueError(f"{path / 'config.json'}: {key} must be an object, got {where[key]!r}")
+                found: dict[str, Any] = where[key]
+                return found
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (path / name).exists():
+            return {"quant_method": method, **_json(path / name)}
+    return None
+
+
+def _method(quantization: dict[str, Any]) -> str:
+    method = quantization.get("quant_method")
+    if method is None and {"group_size", "bits"} <= quantization.keys():
+        return "mlx"
+    return str(method)
