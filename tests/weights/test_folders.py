@@ -1,0 +1,323 @@
+"""Checkpoints in folders of Hugging Face: what they have is found, and what is wrong with them is named."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+from cases import assert_same_bits
+
+import pyda8w4.checkpoints
+from pyda8w4.checkpoints import open as open_checkpoint
+
+K, N, GROUP = 64, 24, 16
+
+
+def entry(array, dtype=None):
+    names = {"float32": "F32", "float16": "F16", "int32": "I32", "int64": "I64", "uint16": "BF16", "float64": "F64"}
+    return dtype or names[array.dtype.name], array
+
+
+def write_file(path, tensors, metadata=None, change=None):
+    """A safetensors file, written here so that its header can be wrong: `change` changes it."""
+    header, data = {"__metadata__": metadata} if metadata else {}, b""
+    for name, (dtype, array) in tensors.items():
+        raw = np.ascontiguousarray(array).tobytes()
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    if change:
+        change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def gptq_tensors(name, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        f"{name}.qweight": entry(rng.integers(-(2**31), 2**31, (K // 8, N), np.int32)),
+        f"{name}.qzeros": entry(np.full((K // GROUP, N // 8), 0x77777777, np.int32)),
+        f"{name}.scales": entry(rng.uniform(0.5, 2, (K // GROUP, N)).astype(np.float16)),
+        f"{name}.g_idx": entry(np.arange(K, dtype=np.int32) // GROUP),
+    }
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False}
+
+
+def floats(seed=1):
+    rng = np.random.default_rng(seed)
+    return {
+        "embed.weight": entry(rng.standard_normal((10, K)).astype(np.float16)),
+        "norm.weight": entry(rng.integers(0, 1 << 14, K).astype(np.uint16)),
+        "experts.weight": entry(rng.standard_normal((3, 8, K)).astype(np.float32)),
+        "positions": entry(np.arange(5)),
+    }
+
+
+def write_folder(path, shards, config=None, index=True):
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", **(config or {})}))
+    for name, tensors in shards.items():
+        write_file(path / name, tensors)
+    if index:
+        places = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shards = {
+        "model-00001-of-00002.safetensors": {**gptq_tensors("layers.0.q"), **floats()},
+        "model-00002-of-00002.safetensors": gptq_tensors("layers.1.q", 1),
+    }
+    return write_folder(tmp_path / "model", shards, {"quantization_config": GPTQ})
+
+
+def test_names_types_and_shapes(folder):
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.metadata["model_type"] == "llama"
+    assert checkpoint.types == {
+        "layers.0.q": "GPTQ 4-bit",
+        "layers.1.q": "GPTQ 4-bit",
+        "embed.weight": "F16",
+        "norm.weight": "BF16",
+        "experts.weight": "F32",
+        "positions": "I64",
+    }
+    assert checkpoint.shapes["layers.1.q"] == (N, K)
+    assert checkpoint.shapes["experts.weight"] == (3, 8, K)
+
+
+@pytest.mark.parametrize("where", ["one file", "shards", "quantize_config.json", "text_config"])
+def test_weights_are_found_in(tmp_path, where):
+    tensors = {**gptq_tensors("q"), **floats()}
+    shards = {"model.safetensors": tensors}
+    if where == "shards":
+        shards = {f"model-{i}.safetensors": {name: value} for i, (name, value) in enumerate(tensors.items())}
+    config = {"quantization_config": GPTQ}
+    if where == "quantize_config.json":
+        config = {}
+    elif where == "text_config":
+        config = {"text_config": config}
+    path = write_folder(tmp_path / "model", shards, config, index=where == "shards")
+    if where == "quantize_config.json":
+        (path / where).write_text(json.dumps({key: value for key, value in GPTQ.items() if key != "quant_method"}))
+    checkpoint = open_checkpoint(path)
+    words, scales = tensors["q.qweight"][1], tensors["q.scales"][1]
+    codes = np.stack([words >> 4 * i & 15 for i in range(8)], axis=1).reshape(K, N).T
+    expected = (codes - 8).astype(np.float32) * np.repeat(scales.T, GROUP, axis=1).astype(np.float32)
+    assert_same_bits(checkpoint.packed("q").dequantize(), expected)
+    assert_same_bits(checkpoint.array("q"), expected)
+    for name in ("embed.weight", "experts.weight"):
+        assert_same_bits(checkpoint.array(name), tensors[name][1].astype(np.float32))
+    bits = tensors["norm.weight"][1].astype(np.uint32) << 16
+    assert_same_bits(checkpoint.array("norm.weight"), bits.view(np.float32))
+
+
+def test_arrays_may_be_written_to(folder):
+    checkpoint = open_checkpoint(folder)
+    for name in checkpoint.types.keys() - {"positions"}:
+        first = checkpoint.array(name)
+        first[...] = 7
+        assert (checkpoint.array(name) != 7).any()
+
+
+def test_what_is_not_there(folder):
+    checkpoint = open_checkpoint(folder)
+    for call in (checkpoint.array, checkpoint.packed, checkpoint.weight, checkpoint.stack):
+        with pytest.raises(ValueError, match=r"model: name must be of a tensor in the checkpoint, got 'no'"):
+            call("no")
+    with pytest.raises(ValueError, match=r"positions of I64 cannot be dequantized: its elements are no floats"):
+        checkpoint.array("positions")
+    with pytest.raises(ValueError, match=r"embed.weight of F16 cannot be packed exactly: it is not quantized; requ"):
+        checkpoint.packed("embed.weight")
+    with pytest.raises(ValueError, match=r"must be of a matrix, got experts.weight of shape \(3, 8, 64\); stack"):
+        checkpoint.packed("experts.weight")
+    with pytest.raises(ValueError, match=r"must be of a stack \(E, N, K\), got embed.weight of shape \(10, 64\)"):
+        checkpoint.stack("embed.weight")
+    with pytest.raises(ValueError, match=r"must be of matrices of one shape, got \(24, 64\) and \(10, 64\)"):
+        checkpoint.stack(["layers.0.q", "embed.weight"])
+    for index in (-1, 1):
+        with pytest.raises(ValueError, match=rf"index must be of a matrix of layers.0.q of shape .*, got {index}"):
+            checkpoint.weight("layers.0.q", index)
+
+
+def test_stack_of_names(folder):
+    checkpoint = open_checkpoint(folder)
+    names = ["layers.1.q", "layers.0.q"]
+    for name, packed in zip(names, checkpoint.stack(names)):
+        assert_same_bits(packed.dequantize(), checkpoint.array(name))
+
+
+def test_requantize_says_what_it_costs(folder):
+    checkpoint = open_checkpoint(folder)
+    with pytest.warns(UserWarning, match=r"embed.weight of F16 was quantized to 4 bits in groups of 32, .* (\d+\.\d)%"):
+        packed = checkpoint.packed("embed.weight", requantize=True)
+    w = checkpoint.array("embed.weight")
+    expected = pyda8w4.prepack(*pyda8w4.quantize_weight(w, 32))
+    assert_same_bits(packed.dequantize(), expected.dequantize())
+    with pytest.warns(UserWarning) as caught:
+        stack = checkpoint.stack("experts.weight", requantize=True)
+    assert [packed.shape for packed in stack] == [(8, K)] * 3
+    error = np.square(stack[2].dequantize() - checkpoint.array("experts.weight")[2])
+    share = np.sqrt(error.sum() / np.square(checkpoint.array("experts.weight")[2]).sum())
+    assert f"error of {share:.1%} of" in str(caught[2].message)
+
+
+def test_requantize_leaves_what_is_exact(folder):
+    checkpoint = open_checkpoint(folder)
+    assert_same_bits(checkpoint.packed("layers.0.q", requantize=True).dequantize(), checkpoint.array("layers.0.q"))
+
+
+# ---- hostile folders -------------------------------------------------------------------------
+
+
+def change_json(path, change):
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(change(value)))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["../secret.safetensors", "/etc/x.safetensors", "a/../b.safetensors", "model.bin", "..", "", "x\0.safetensors", 7, None],
+)
+def test_a_shard_outside_the_folder(folder, place):
+    shutil.copy(folder / "model-00002-of-00002.safetensors", folder.parent / "secret.safetensors")
+    change_json(
+        folder / "model.safetensors.index.json",
+        lambda index: {"weight_map": {**index["weight_map"], "layers.1.q.scales": place}},
+    )
+    with pytest.raises(ValueError, match=r"index.json: layers.1.q.scales must be in a safetensors file of the same"):
+        open_checkpoint(folder)
+
+
+def test_a_shard_is_missing(folder):
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model-00002-of-00002.safetensors"):
+        open_checkpoint(folder)
+
+
+def test_an_index_that_lies(folder):
+    index = folder / "model.safetensors.index.json"
+    first, second = sorted(path.name for path in folder.glob("*.safetensors"))
+    good = json.loads(index.read_text())["weight_map"]
+    for name, place in (("more", first), ("layers.0.q.scales", second)):
+        index.write_text(json.dumps({"weight_map": {**good, name: place}}))
+        with pytest.raises(ValueError, match=rf"{place}: it has no tensor {name}, which model.safetensors.index.json"):
+            open_checkpoint(folder)
+    for bad in ({}, {"weight_map": {}}, {"weight_map": [1]}, [1]):
+        index.write_text(json.dumps(bad))
+        with pytest.raises(ValueError, match=r"index.json"):
+            open_checkpoint(folder)
+
+
+def test_a_tensor_in_two_files(folder):
+    write_file(folder / "model-00002-of-00002.safetensors", {**gptq_tensors("layers.1.q", 1), **floats()})
+    with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors: embed.weight is in model-00001"):
+        open_checkpoint(folder)
+
+
+def test_config(folder, tmp_path):
+    config = folder / "config.json"
+    good = json.loads(config.read_text())
+    config.write_text(json.dumps({**good, "quantization_config": {"quant_method": "new"}}))
+    with pytest.raises(ValueError, match=r"model: its quant_method must be one of awq, .*, got 'new'"):
+        open_checkpoint(folder)
+    config.write_text(json.dumps({**good, "quantization_config": [1]}))
+    with pytest.raises(ValueError, match=r"config.json: quantization_config must be an object, got \[1\]"):
+        open_checkpoint(folder)
+    for text in ("", "[", "[]", "\x00", "1" * 5000, "[" * 100_000):
+        config.write_text(text)
+        with pytest.raises(ValueError, match=r"config.json must"):
+            open_checkpoint(folder)
+    config.unlink()
+    with pytest.raises(FileNotFoundError, match=r"config.json"):
+        open_checkpoint(folder)
+    with pytest.raises(FileNotFoundError):
+        open_checkpoint(tmp_path / "none")
+
+
+def test_a_folder_without_safetensors(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"must have safetensors files, got config.json, pytorch_model.bin"):
+        open_checkpoint(tmp_path)
+
+
+def set_to(name, **values):
+    return lambda header: header[name].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_to("embed.weight", shape=[10, K + 1]), "embed.weight of F16"),
+        (set_to("embed.weight", shape=[-10, -K]), "embed.weight must have a shape"),
+        (set_to("embed.weight", shape=[1 << 64, 0]), "embed.weight must have a shape"),
+        (set_to("embed.weight", shape="x"), "embed.weight must have a shape"),
+        (set_to("embed.weight", dtype=7), "embed.weight must have a dtype"),
+        (set_to("embed.weight", dtype="F32"), "embed.weight of F32"),
+        (set_to("embed.weight", data_offsets=[0, 1]), "no safetensors file"),
+        (set_to("embed.weight", data_offsets=[0, 1 << 70]), "no safetensors file"),
+        (set_to("embed.weight", data_offsets=[0.5, 2]), "no safetensors file"),
+        (lambda header: header.update(more={}), "damaged header"),
+        (lambda header: header.update(more=7), "damaged header"),
+        (lambda header: header.update(__metadata__=[1]), "its metadata must be strings"),
+        (lambda header: header.update(__metadata__={"a": 1}), "its metadata must be strings"),
+    ],
+)
+def test_a_header_that_lies(tmp_path, change, message):
+    path = write_folder(tmp_path / "model", {}, index=False)
+    write_file(path / "model.safetensors", floats(), change=change)
+    with pytest.raises(ValueError, match=rf"model.safetensors.*{message}"):
+        open_checkpoint(path)
+
+
+def test_a_type_that_nobody_knows(tmp_path):
+    path = write_folder(tmp_path / "model", {}, index=False)
+    write_file(path / "model.safetensors", floats(), change=set_to("embed.weight", dtype="F3"))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.types["embed.weight"] == "F3"
+    with pytest.raises(ValueError, match=r"embed.weight of F3 cannot be dequantized"):
+        checkpoint.array("embed.weight")
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 100, -1])
+def test_a_file_that_is_cut_off(folder, size):
+    file = folder / "model-00002-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors: it is no"):
+        open_checkpoint(folder)
+
+
+def test_a_header_without_end(folder):
+    file = folder / "model-00002-of-00002.safetensors"
+    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+    with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors: it is not a safetensors file"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_other_byte(folder, seed):
+    """Whatever a byte is changed to: an error that names the file, or a checkpoint that can be used."""
+    rng = random.Random(seed)
+    files = sorted(path for path in folder.iterdir())
+    for _ in range(10):
+        file = rng.choice(files)
+        good = file.read_bytes()
+        bad = bytearray(good)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            bad[rng.randrange(min(len(bad), 1500))] = rng.randrange(256)
+        file.write_bytes(bad)
+        try:
+            checkpoint = open_checkpoint(folder)
+            for name in checkpoint.types:
+                try:
+                    checkpoint.array(name)
+                except ValueError as error:
+                    assert str(folder) in str(error) and name in str(error)
+        except (ValueError, FileNotFoundError) as error:
+            assert str(folder) in str(error)
+        file.write_bytes(good)
