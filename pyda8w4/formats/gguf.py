@@ -91,9 +91,10 @@ def _half_ue4m3() -> npt.NDArray[np.float32]:
     """Halves of unsigned floats of 4 bits of exponent and 3 of mantissa, by their bytes; the highest bit is unused."""
     byte = np.arange(256)
     exponent, mantissa = byte >> 3 & 15, byte & 7
-    halves = np.ldexp(np.float32(1), np.maximum(exponent, 1) - 11) * (mantissa + 8 * (exponent > 0))
+    halves: npt.NDArray[np.float32] = np.ldexp(np.float32(1), np.maximum(exponent, 1) - 11)
+    halves *= (mantissa + 8 * (exponent > 0)).astype(np.float32)
     halves[127] = 0
-    return halves.astype(np.float32)
+    return halves
 
 
 _HALF_UE4M3 = _half_ue4m3()
