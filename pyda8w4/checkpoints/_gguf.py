@@ -176,7 +176,7 @@ def _add(what: str, known: dict[str, Any], name: str, value: Any) -> None:
 
 def _tensor(cursor: _Cursor, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> _Tensor:
     data_shape = gguf.quant_shape_to_byte_shape(shape, kind)
-    if max(*shape, *data_shape) >= 1 << 63:  # beside a dimension of 0
+    if max(data_shape) >= 1 << 63:  # beside a dimension of 0
         raise ValueError(f"it is too large: {shape}")
     return _Tensor(kind, shape, np.frombuffer(cursor.take(prod(data_shape)), np.uint8).reshape(data_shape))
 
