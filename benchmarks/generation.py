@@ -31,7 +31,7 @@ from generate import find_model
 from llama import DA8W4, Layer, Llama
 
 import pyda8w4
-import pyda8w4.gguf
+import pyda8w4.checkpoints
 
 PROMPT, GENERATED = 512, 128
 TOKENS = np.random.default_rng(0).integers(100, 40_000, PROMPT).tolist()
@@ -99,10 +99,10 @@ class Pyda8w4:
     def __init__(self, path: Path, threads: int) -> None:
         pyda8w4.set_num_threads(threads)
         self.inside, self.size = 0.0, 0
-        self.model = Llama(pyda8w4.gguf.File(path), PROMPT + GENERATED, self.layer)
+        self.model = Llama(pyda8w4.checkpoints.open(path), PROMPT + GENERATED, self.layer)
         self.logits = np.empty((1, len(self.model.embeddings)), np.float32)
 
-    def layer(self, file: pyda8w4.gguf.File, names: list[str], act: str = "uint8") -> Layer:
+    def layer(self, file: pyda8w4.checkpoints.Checkpoint, names: list[str], act: str = "uint8") -> Layer:
         layer = DA8W4(file, names, act)
         self.size += sum(weight.nbytes for weight in layer.weights)
 

