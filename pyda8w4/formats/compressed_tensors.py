@@ -442,7 +442,7 @@ _ACTIVATIONS = tuple(
 _SPARSE = ("compressed", "bitmask", "shape", "meta", "scale_packed")
 _WEIGHTS = ("packed", "scale", "shape", "zero_point", "g_idx", "global_scale")
 _PARTS = frozenset(("weight", *(f"weight_{what}" for what in _WEIGHTS), *_ACTIVATIONS, *_SPARSE))
-_MARKS = frozenset(("weight_packed", "weight_scale", "bitmask", "scale_packed"))  # that it is quantized
+_MARKS = ("weight_packed", "weight_scale", "weight_shape", "bitmask", "scale_packed")  # that it is quantized
 
 _SCALE_TYPES = ("F32", "F16", "BF16")
 
@@ -475,7 +475,12 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         module, _, part = name.rpartition(".")
         if part in _PARTS:
             modules.setdefault(module, {})[part] = tensor
-    return {module: _layer(module, parts, schemes) for module, parts in modules.items() if parts.keys() & _MARKS}
+    return {module: _layer(module, parts, schemes) for module, parts in modules.items() if _is_quantized(parts)}
+
+
+def _is_quantized(tensors: dict[str, Tensor]) -> bool:
+    has_codes = "weight" in tensors and tensors["weight"].dtype in ("I8", "F8_E4M3")
+    return has_codes or any(mark in tensors for mark in _MARKS)
 
 
 class _Parts:
@@ -551,7 +556,7 @@ def _layer(module: str, tensors: dict[str, Tensor], schemes: Schemes) -> Layer:
             raise ValueError("its weight is stored without zeros, which is not read")
         if {"weight", "weight_packed"} <= tensors.keys():
             raise ValueError("weight and weight_packed are both there")
-        parts = _Parts(tensors, "weight_packed" if "weight_packed" in tensors else "weight")
+        parts = _Parts(tensors, "weight" if "weight" in tensors else "weight_packed")
         plan = _plan(module, parts, scheme)
     except ValueError as error:
         return Layer(kind, _claimed_shape(tensors), nbytes, names, refusal=str(error))
@@ -567,7 +572,7 @@ def _claimed_shape(tensors: dict[str, Tensor]) -> _Shape:
 
 
 def _plan(module: str, parts: _Parts, scheme: Scheme) -> _Plan:
-    is_packed = "weight_packed" in parts.tensors
+    is_packed = "weight" not in parts.tensors
     if not scheme.is_float:
         if scheme.strategy == "block":
             raise ValueError("its strategy is block: scales of several rows are not read")
@@ -656,7 +661,8 @@ def _scale_dtype(tensor: Tensor) -> str:
 def _warn_if_clamped(module: str, weight: QuantizedWeight, num_bits: int) -> None:
     """intel/auto-round#2273: zero points without a sign, to which weights were added and cut off."""
     greatest = (1 << (num_bits - 1)) - 1
-    if weight.zps is not None and np.count_nonzero(weight.codes == greatest) * 3 > weight.codes.size:
+    # Of less than 4 bits that is nothing special.
+    if weight.zps is not None and num_bits >= 4 and np.count_nonzero(weight.codes == greatest) * 3 > weight.codes.size:
         warnings.warn(
             f"{module} has its greatest code, {greatest}, in more than a third of its weights: auto-round before "
             "September 2026 wrote asymmetric weights that were cut off there",
