@@ -100,9 +100,10 @@ def pack_quantized(
     )
     codes = _unpacked(packed, num_bits, k)
     if zps is not None:
-        zps = (
-            _unpacked(zps.T, num_bits, n).T if is_packed else _per_row(_in_range("weight_zero_point", zps, num_bits), n)
-        )
+        if is_packed:
+            zps = _unpacked(zps.T, num_bits, n).T
+        else:
+            zps = _per_row(_in_range("weight_zero_point", zps, num_bits), n)
     perm = None if g_idx is None or (g_idx == -1).all() else _order(g_idx, group)
     return QuantizedWeight(
         codes if perm is None else codes[:, perm],

@@ -414,6 +414,22 @@ def test_a_module_without_a_target():
     assert only({"kv_cache_scheme": {"num_bits": 8}}, parts).refusal == "config_groups has no target for it, got none"
 
 
+def test_the_first_of_several_expressions_in_order_of_the_alphabet():
+    codes, scales, _ = case(num_bits=8)
+    how = config(targets=["re:.*up_proj"])
+    how["config_groups"]["b"] = {"targets": ["re:.*mlp"], "weights": {"num_bits": 8, "group_size": 32}}
+    assert only(how, parts_packed(codes, scales, num_bits=8)).type == "compressed-tensors 8-bit"
+
+
+@pytest.mark.parametrize("group_size, group", [(None, 0), (-1, None), (32, 32)])
+def test_a_strategy_that_follows_from_the_group_size(group_size, group):
+    codes, scales, _ = case(group=group)
+    how = config(group_size=group_size)
+    del how["config_groups"]["group_0"]["weights"]["strategy"]
+    layer = only(how, parts_packed(codes, scales, tensor=group == 0))
+    np.testing.assert_array_equal(layer.read(0).pack().dequantize(), defined(codes, scales, None, groups(96, group)))
+
+
 @pytest.mark.parametrize(
     "path, value, message",
     [
@@ -451,6 +467,13 @@ PACKED = parts_packed(CODES, SCALES, ZPS)
 INT8 = {"weight": CODES, "weight_scale": SCALES, "weight_zero_point": ZPS}
 
 
+NVFP4 = dict(zip(("weight_packed", "weight_scale", "weight_global_scale"), case_nvfp4(), strict=True))
+
+
+def of_nvfp4():
+    return config(format="nvfp4-pack-quantized", type="float", strategy="tensor_group", group_size=16)
+
+
 def without(parts, *names):
     return {name: array for name, array in parts.items() if name not in names}
 
@@ -465,7 +488,7 @@ ROTATED = {"transform_config": {"config_groups": {"u": {"type": "hadamard", "app
         (without(PACKED, "weight_packed"), config(), "weight_packed is missing"),
         (without(PACKED, "weight_shape"), config(), "weight_shape is missing"),
         (without(PACKED, "weight_zero_point"), config(symmetric=False), "weight_zero_point is missing"),
-        (PACKED, config(actorder="group"), "weight_g_idx is missing"),
+        *((PACKED, config(actorder=how), "weight_g_idx is missing") for how in ("group", "dynamic", True)),
         (PACKED, config(num_bits=8), r"weight_packed must have shape \(40, 24\) for \(N, K\) = \(40, 96\) of 8 bits"),
         (PACKED, config(group_size=48), r"weight_scale must have shape \(40, 2\), got \(40, 3\)"),
         (PACKED, config(group_size=30), "group_size must be a multiple of 4"),
@@ -503,6 +526,13 @@ ROTATED = {"transform_config": {"config_groups": {"u": {"type": "hadamard", "app
         (INT8 | {"weight": CODES[:0]}, config(), r"weight must have shape \(N, K\)"),
         (INT8 | {"weight_scale": SCALES[:, :2]}, config(), r"weight_scale must have shape \(40, 3\)"),
         (without(INT8, "weight_zero_point"), config(symmetric=False), "weight_zero_point is missing"),
+        (without(NVFP4, "weight_global_scale"), of_nvfp4(), "weight_global_scale is missing"),
+        (
+            NVFP4 | {"weight_global_scale": np.ones(40, np.float32)},
+            of_nvfp4(),
+            "weight_global_scale must be one number",
+        ),
+        (NVFP4, config(type="float"), "weight_scale must be of U8 or F8_E8M0, got F8_E4M3"),
         (INT8 | {"bitmask": CODES.view(np.uint8)}, config(), "stored without zeros"),
         ({"compressed": SCALES, "bitmask": CODES.view(np.uint8)}, config(), "stored without zeros"),
         (
@@ -524,11 +554,6 @@ def test_a_refused_layer_has_the_shape_of_its_weight():
     assert only(config() | ROTATED, PACKED).shape == (40, 96)
 
 
-def floats_of_4_bits():
-    packed, scales, divisor = case_nvfp4()
-    return {"weight_packed": packed, "weight_scale": scales, "weight_global_scale": divisor}
-
-
 @pytest.mark.parametrize(
     "parts, how",
     [
@@ -536,7 +561,7 @@ def floats_of_4_bits():
         (PACKED | {"weight_g_idx": np.arange(96, dtype=np.int32) // 32}, config()),
         ({name: np.stack([array] * 2) for name, array in INT8.items()}, config()),
         (INT8, config()),
-        (floats_of_4_bits(), config(type="float", group_size=16, strategy="tensor_group")),
+        (NVFP4, of_nvfp4()),
         (
             {"weight_packed": np.zeros((4, 32), np.uint8), "weight_scale": np.zeros((4, 2), np.uint8)},
             config(type="float"),
@@ -586,8 +611,8 @@ def test_any_shape_and_type_is_refused_or_read(parts, how):
         (ct.int_quantized, INT8 | {"num_bits": 4, "group_size": 32.0}, TypeError, "group_size must be an int"),
         (ct.int_quantized, INT8 | {"weight": SCALES}, TypeError, "weight must be an array of int8, got float16"),
         (ct.int_quantized, INT8 | {"weight_zero_point": SCALES}, TypeError, "weight_zero_point must be .* int8"),
-        (ct.nvfp4_pack_quantized, floats_of_4_bits() | {"weight_global_scale": SCALES}, ValueError, "one number"),
-        (ct.nvfp4_pack_quantized, floats_of_4_bits() | {"weight_scale": SCALES}, TypeError, "weight_scale must be"),
+        (ct.nvfp4_pack_quantized, NVFP4 | {"weight_global_scale": SCALES}, ValueError, "one number"),
+        (ct.nvfp4_pack_quantized, NVFP4 | {"weight_scale": SCALES}, TypeError, "weight_scale must be"),
     ],
 )  # fmt: skip
 def test_bad_arrays_are_refused(function, arguments, error, message):
