@@ -22,6 +22,8 @@ from pyda8w4.formats._weight import QuantizedWeight
 
 _Shape = tuple[int, ...]
 
+_CACHED = 1 << 18  # bytes that are read again and again
+
 
 def pack_quantized(
     weight_packed: npt.ArrayLike,
@@ -44,7 +46,8 @@ def pack_quantized(
     weight_shape : (N, K)
         Two integers: K is not that of the words, which are filled up.
     weight_zero_point : ndarray of int32 or int8, optional
-        int32 of shape (ceil(N * num_bits / 32), G): packed along N, as codes are. int8: of the shape of the scales.
+        With int32 of shape (ceil(N * num_bits / 32), G): packed along N, as codes are. With int8 of the shape of the
+        scales.
     weight_g_idx : (K,) ndarray of int32 or int64, optional
         The group of each k. All -1 means none.
     num_bits : int
@@ -106,7 +109,7 @@ def pack_quantized(
             zps = _per_row(_in_range("weight_zero_point", zps, num_bits), n)
     perm = None if g_idx is None or (g_idx == -1).all() else _order(g_idx, group)
     return QuantizedWeight(
-        codes if perm is None else codes[:, perm],
+        codes if perm is None else np.take(codes, perm, axis=1),
         _per_row(scales, n),
         zps,
         bits=_bits(num_bits),
@@ -393,13 +396,16 @@ def _unpacked(words: npt.NDArray[np.int32], num_bits: int, count: int) -> npt.ND
     # 8 fields take as many bytes as one has bits, and none lies in more than two bytes.
     data = np.pad(data, ((0, 0), (0, -data.shape[1] % num_bits))).reshape(n, -1, num_bits)
     codes = np.empty((n, data.shape[1], 8), np.uint8)
-    for field in range(8):
-        byte, shift = divmod(field * num_bits, 8)
-        found = data[:, :, byte] >> shift
-        if shift + num_bits > 8:
-            found |= data[:, :, byte + 1] << (8 - shift)
-        np.bitwise_and(found, (1 << num_bits) - 1, out=codes[:, :, field])
-    codes -= 1 << (num_bits - 1)
+    step = max(1, _CACHED // codes[0].size)
+    for begin in range(0, n, step):
+        rows = slice(begin, begin + step)
+        for field in range(8):
+            byte, shift = divmod(field * num_bits, 8)
+            found = data[rows, :, byte] >> shift
+            if shift + num_bits > 8:
+                found |= data[rows, :, byte + 1] << (8 - shift)
+            np.bitwise_and(found, (1 << num_bits) - 1, out=codes[rows, :, field])
+        codes[rows] -= 1 << (num_bits - 1)
     return codes.reshape(n, -1)[:, :count].view(np.int8)
 
 
