@@ -357,7 +357,8 @@ from pyda8w4.formats import QuantizedWeight
 from pyda8w4.formats._layer import Layer
 import pyda8w4
 
-N, K, COUNT = 1024, 1056, int(sys.argv[2])  # 33 groups: the zero points of each, 33 KB, are no multiple of 64 bytes
+# The zero points of a matrix, 33 KB, are no multiple of 64 bytes, nor is a matrix of floats.
+N, K, COUNT = 992, 1056, int(sys.argv[2])
 pyda8w4.set_num_threads(1)
 
 def read(index):
@@ -366,13 +367,13 @@ def read(index):
     return QuantizedWeight(rng.integers(0, 15, (N, K), np.uint8), np.ones((N, K // 32), np.float32), zps)
 
 def floats(index):
-    return np.ones((1024, 513), np.float32)
+    return np.ones((1023, 513), np.float32)
 
 layers = {}
 for i in range(COUNT):
     layers[f"layers.{i}.w"] = Layer("GPTQ 4-bit", (N, K), 1, (), read=read)
     layers[f"layers.{i}.experts"] = Layer("GPTQ 4-bit", (4, N, K), 1, (), read=read)
-    layers[f"layers.{i}.embed"] = Layer("Q8_0", (1024, 513), 1, (), floats=floats)
+    layers[f"layers.{i}.embed"] = Layer("Q8_0", (1023, 513), 1, (), floats=floats)
 convert.run(Checkpoint(Path("source"), {}, layers), sys.argv[1])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
