@@ -233,7 +233,7 @@ def main(path: Path, out: Path, requantize: bool = False) -> int:
     total = sum(layer.nbytes for layer in checkpoint._layers.values())
     with Bar(total) as bar:
         found = run(checkpoint, out, requantize=requantize, progress=bar)
-    print(f"{printable(str(out))}: {in_bytes(out.stat().st_size)}, of {in_bytes(total)}")
+    print(f"{printable(str(out))}: {in_bytes(out.stat().st_size)}")
     print(*table(_rows(found), right=(1,)), sep="\n")
     for tensor, error in _errors(found).items():
         print(f"quantized again: {printable(tensor)}, with an error of up to {error:.1%} of its root mean square")

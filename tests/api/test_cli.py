@@ -296,7 +296,7 @@ def test_convert_packs_everything_and_says_what(checkpoint, tmp_path, capsys, mo
     out, err = capsys.readouterr()
     assert err == ""  # it is no terminal
     assert out.splitlines() == [
-        f"{path}: {path.stat().st_size / 1000:.2f} kB, of 49.41 kB",
+        f"{path}: {path.stat().st_size / 1000:.2f} kB",
         f"{'packed exactly':<46}  6  43.78 kB",
         "left as they are, 1 of them matrices of floats  4  3.33 kB",
     ]

@@ -218,6 +218,40 @@ def test_a_checkpoint_without_tensors(out):
     assert open_checkpoint(out).types == {}
 
 
+def test_a_gguf_file(out):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    path = out.with_suffix(".gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_array("tokens", ["a", "b"])
+    writer.add_float32("epsilon", 1e-5)
+    rng = np.random.default_rng(0)
+    shapes = {"Q4_K": (3, 512), "Q8_0": (2, 3, 64), "MXFP4": (3, 64), "F16": (3, 5), "BF16": (2, 3, 4), "I32": (7,)}
+    for name, shape in {**shapes, "Q5_0": (64,)}.items():
+        kind = gguf.GGMLQuantizationType[name]
+        data = rng.integers(0, 32, gguf.quant_shape_to_byte_shape(shape, kind), np.uint8)
+        writer.add_tensor(f"blk.0.{name}", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = open_checkpoint(path)
+    how = {converted.type: converted.how for converted in convert.run(source, out)}
+    assert how == {
+        **dict.fromkeys(["Q4_K", "Q8_0", "MXFP4"], "exact"), **dict.fromkeys(["F16", "BF16", "I32"], "stored"),
+        "Q5_0": "float32",
+    }  # fmt: skip
+    found = open_checkpoint(out)
+    assert (found.metadata, found.shapes) == (source.metadata, source.shapes)
+    assert list(found.types.items()) == list(source.types.items())
+    for name in source.types:
+        if not name.endswith("I32"):
+            assert_same_bits(found.array(name), source.array(name), name)
+    for name in ("blk.0.Q4_K", "blk.0.MXFP4"):
+        assert_same_weight(found.packed(name), source.packed(name))
+    for packed, expected in zip(found.stack("blk.0.Q8_0"), source.stack("blk.0.Q8_0"), strict=True):
+        assert_same_weight(packed, expected)
+
+
 # ---- what cannot be packed -------------------------------------------------------------------
 
 
