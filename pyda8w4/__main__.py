@@ -1,4 +1,7 @@
-"""The command line: ``pyda8w4 info | selftest | bench``, or ``python -m pyda8w4`` instead of ``pyda8w4``."""
+"""The command line: ``pyda8w4 info | selftest | bench | inspect | convert``.
+
+``python -m pyda8w4`` stands for ``pyda8w4``, too.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,23 @@ import argparse
 import os
 import platform
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import pyda8w4
-from pyda8w4 import _core, bench, selftest
+from pyda8w4 import _core, bench, convert, inspect, selftest
 from pyda8w4._checks import SCHEMES
 from pyda8w4._format import BITS
+from pyda8w4._terminal import pattern_of, printable
+
+_CHECKPOINT = "a GGUF file, a folder with config.json and safetensors files, or a file that convert wrote"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     except MemoryError:
         message = "there is not enough memory"
+    except _Refused as error:
+        message = str(error)
     except KeyboardInterrupt:
         return 130
-    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    print(f"{parser.prog}: error: {printable(message)}", file=sys.stderr)
     return 1
 
 
@@ -71,6 +83,10 @@ def _flush() -> None:
 
 class _UsageError(Exception):
     """Arguments or environment that cannot be used."""
+
+
+class _Refused(Exception):
+    """Files that cannot be used."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,6 +128,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--kernel", type=_kernel, metavar="NAME", help="instead of the default one")
     command.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each shape and M (default: 1)")
     command.add_argument("--json", metavar="FILE", help="write all numbers to this file, too")
+
+    command = _add(commands, "inspect", _inspect, "show what is in a checkpoint, and what of it can be packed exactly")
+    command.add_argument("path", type=Path, metavar="PATH", help=_CHECKPOINT)
+
+    command = _add(commands, "convert", _convert, "pack a whole checkpoint once, into a file that is mapped")
+    command.add_argument("path", type=Path, metavar="PATH", help=_CHECKPOINT)
+    command.add_argument("out", type=_safetensors, metavar="OUT.safetensors", help="the file to write")
+    command.add_argument(
+        "--requantize", action="store_true", help="quantize to 4 bits what is quantized but cannot be packed exactly"
+    )
     return parser
 
 
@@ -166,6 +192,29 @@ def _bench(args: argparse.Namespace) -> int:
         )
 
 
+def _inspect(args: argparse.Namespace) -> int:
+    return _on_files(partial(inspect.main, args.path))
+
+
+def _convert(args: argparse.Namespace) -> int:
+    return _on_files(partial(convert.main, args.path, args.out, args.requantize))
+
+
+def _on_files(run: Callable[[], int]) -> int:
+    """Run a command whose errors and warnings may have anything in them that a file has."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        try:
+            return run()
+        except (ValueError, ImportError) as error:
+            raise _Refused(error) from None
+        finally:
+            for message, count in Counter(pattern_of(str(warning.message)) for warning in caught).items():
+                times = f" ({count} such)" if count > 1 else ""
+                print(f"warning: {printable(message)}{times}", file=sys.stderr)
+
+
 def _cpu_info() -> dict[str, Any]:
     """What pyda8w4.cpu_info says; a PYDA8W4_KERNEL that cannot be used is refused, as a bad argument is."""
     try:
@@ -175,6 +224,12 @@ def _cpu_info() -> dict[str, Any]:
 
 
 # ---- types of arguments ----------------------------------------------------------------------
+
+
+def _safetensors(text: str) -> Path:
+    if not text.endswith(".safetensors"):
+        raise argparse.ArgumentTypeError(f"must end in .safetensors, got {text!r}")
+    return Path(text)
 
 
 def _kernel(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -249,6 +250,11 @@ class Format:
         if self.has_factors:
             arrays["factors"] = ArraySpec((self.k,), "float32")
         return arrays
+
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays."""
+        return sum(prod(spec.shape) * spec.dtype.itemsize for spec in self.arrays.values())
 
     def check(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raise ValueError unless these are the arrays of such a weight."""

@@ -71,10 +71,11 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     metadata = header.pop("__metadata__", {})
     if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
         raise ValueError("its metadata must be strings")
-    return metadata, {name: _tensor(name, path, entry, data) for name, entry in header.items()}
+    return metadata, {name: tensor_of(name, path, entry, data) for name, entry in header.items()}
 
 
-def _tensor(name: str, path: Path, entry: dict[str, Any], data: npt.NDArray[np.uint8]) -> Tensor:
+def tensor_of(name: str, path: Path, entry: dict[str, Any], data: npt.NDArray[np.uint8]) -> Tensor:
+    """The tensor that this entry of a header describes."""
     dtype, shape, (begin, end) = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
     if type(dtype) is not str:
         raise ValueError(f"{name} must have a dtype, got {dtype!r}")
@@ -102,9 +103,12 @@ def read_header(data: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], npt.NDArra
     return header, data
 
 
-def parse_json(text: str) -> Any:
-    """Strictly: without names that come twice, of which readers may take one or the other."""
-    return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+def parse_json(text: str, *, constants: bool = False) -> Any:
+    """Strictly: without names that come twice, of which readers may take one or the other.
+
+    `constants` allows NaN and infinities, as Python writes them.
+    """
+    return json.loads(text, object_pairs_hook=_object, parse_constant=float if constants else _no_constant)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Checkpoint:
             If there is no such tensor, or it cannot be dequantized.
         """
         layer = self._layer(name)
-        if not _is_stack(layer) or (layer.read is None and layer.floats is None):
+        if not layer.is_stack or (layer.read is None and layer.floats is None):
             return self._floats(name, layer, 0)
         out = np.empty(layer.shape, np.float32)
         for index, matrix in enumerate(out):
@@ -118,9 +118,9 @@ class Checkpoint:
         """
         layer = self._layer(name)
         if len(layer.shape) != 2:
-            hint = "; stack takes it" if _is_stack(layer) else ""
+            hint = "; stack takes it" if layer.is_stack else ""
             raise self._refused(f"name must be of a matrix, got {name} of shape {layer.shape}{hint}")
-        return self._pack(name, layer, 0, requantize)
+        return self._pack_and_warn(name, layer, 0, requantize)
 
     def stack(self, names: str | Sequence[str], *, requantize: bool = False) -> list[PackedWeight]:
         """Give the matrices of a stack of experts.
@@ -149,9 +149,9 @@ class Checkpoint:
         """
         if isinstance(names, str):
             layer = self._layer(names)
-            if not _is_stack(layer):
+            if not layer.is_stack:
                 raise self._refused(f"names must be of a stack (E, N, K), got {names} of shape {layer.shape}")
-            return [self._pack(names, layer, index, requantize) for index in range(layer.shape[0])]
+            return [self._pack_and_warn(names, layer, index, requantize) for index in range(layer.shape[0])]
         shapes = {self._layer(name).shape for name in names}
         if len(shapes) > 1:
             raise self._refused(f"names must be of matrices of one shape, got {' and '.join(map(str, shapes))}")
@@ -167,20 +167,36 @@ class Checkpoint:
             why = layer.refusal or "it is not quantized"
             hint = "" if layer.floats is None else "; requantize=True quantizes it"
             raise self._refused(f"{name} of {layer.type} cannot be packed exactly: {why}{hint}")
-        if not 0 <= index < (layer.shape[0] if _is_stack(layer) else 1):
-            raise self._refused(f"index must be of a matrix of {name} of shape {layer.shape}, got {index}")
+        self._check_index(name, layer, index)
         try:
             return layer.read(index)
         except ValueError as error:
             raise self._refused(f"{name} of {layer.type} cannot be read: {error}") from None
 
-    def _pack(self, name: str, layer: Layer, index: int, requantize: bool) -> PackedWeight:
+    def _check_index(self, name: str, layer: Layer, index: int) -> None:
+        if not 0 <= index < (layer.shape[0] if layer.is_stack else 1):
+            raise self._refused(f"index must be of a matrix of {name} of shape {layer.shape}, got {index}")
+
+    def _pack_and_warn(self, name: str, layer: Layer, index: int, requantize: bool) -> PackedWeight:
+        packed, error = self._pack(name, layer, index, requantize)
+        if error is not None:
+            warnings.warn(
+                f"{name} of {layer.type} was quantized to 4 bits in groups of {_GROUP}, with an error of "
+                f"{error:.1%} of its root mean square",
+                stacklevel=3,
+            )
+        return packed
+
+    def _pack(self, name: str, layer: Layer, index: int, requantize: bool) -> tuple[PackedWeight, float | None]:
+        """-> the weight; and if it was quantized again, the error as a part of the root mean square."""
         if requantize and layer.read is None:
             return self._requantized(name, layer, index)
         try:
+            if layer.packed is not None:
+                return self._read_packed(name, layer, index), None
             weight = self._read(name, layer, index)
             try:
-                return weight.pack()
+                return weight.pack(), None
             except ValueError as error:
                 raise self._refused(f"{name} of {layer.type} cannot be packed: {error}") from None
         except ValueError:
@@ -189,12 +205,22 @@ class Checkpoint:
                 return self._requantized(name, layer, index)
             raise
 
+    def _read_packed(self, name: str, layer: Layer, index: int) -> PackedWeight:
+        assert layer.packed is not None
+        self._check_index(name, layer, index)
+        try:
+            return layer.packed(index)
+        except ValueError as error:
+            raise self._refused(f"{name} of {layer.type} cannot be read: {error}") from None
+
     def _floats(self, name: str, layer: Layer, index: int) -> npt.NDArray[np.float32]:
         try:
             if layer.floats is not None:
                 # Scales that are not finite, and numbers beyond float32, give what such operations give.
                 with np.errstate(all="ignore"):
                     return np.require(layer.floats(index), np.float32, ["C", "W"])
+            if layer.packed is not None:
+                return layer.packed(index).dequantize()
             if layer.read is not None:
                 return layer.read(index).pack().dequantize()
         except ValueError as error:
@@ -202,25 +228,16 @@ class Checkpoint:
         why = layer.refusal or "its elements are no floats"
         raise self._refused(f"{name} of {layer.type} cannot be dequantized: {why}")
 
-    def _requantized(self, name: str, layer: Layer, index: int) -> PackedWeight:
+    def _requantized(self, name: str, layer: Layer, index: int) -> tuple[PackedWeight, float]:
         w = self._floats(name, layer, index)
         try:
             packed = prepack(*quantize_weight(w, _GROUP), group_size=min(_GROUP, w.shape[1]))
         except ValueError as error:
             raise self._refused(f"{name} of {layer.type} cannot be quantized: {error}") from None
-        warnings.warn(
-            f"{name} of {layer.type} was quantized to 4 bits in groups of {_GROUP}, with an error of "
-            f"{_relative_error(packed, w):.1%} of its root mean square",
-            stacklevel=3,
-        )
-        return packed
+        return packed, _relative_error(packed, w)
 
     def _refused(self, why: str) -> ValueError:
         return ValueError(f"{self.path}: {why}")
-
-
-def _is_stack(layer: Layer) -> bool:
-    return len(layer.shape) == 3
 
 
 def _relative_error(packed: PackedWeight, w: npt.NDArray[np.float32]) -> float:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from pyda8w4._filesystem import map_file
 from pyda8w4._safetensors import Tensor, read_file
 from pyda8w4.checkpoints._checkpoint import Checkpoint
 from pyda8w4.formats import gptq
-from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._layer import Layer, plain_layer
 
 _INDEX = "model.safetensors.index.json"
 
@@ -42,9 +38,7 @@ def read(path: Path) -> Checkpoint:
     if quantization:
         method = _method(quantization)
         if method not in _METHODS:
-            raise ValueError(
-                f"{path}: its quant_method must be one of {', '.join(sorted(_METHODS))}, got {method!r}"
-            )
+            raise ValueError(f"{path}: its quant_method must be one of {', '.join(sorted(_METHODS))}, got {method!r}")
         try:
             layers |= _METHODS[method](quantization, tensors, metadata)
         except ValueError as error:
@@ -53,7 +47,7 @@ def read(path: Path) -> Checkpoint:
     for name in tensors.keys() - taken:
         if name in layers:
             raise ValueError(f"{path}: {name} is a tensor and a quantized layer")
-    layers |= {name: _plain(tensor) for name, tensor in tensors.items() if name not in taken}
+    layers |= {name: plain_layer(tensor) for name, tensor in tensors.items() if name not in taken}
     return Checkpoint(path, config, layers)
 
 
@@ -115,16 +109,6 @@ def _others(path: Path) -> str:
     """What there is instead, for the error."""
     names = sorted(entry.name for entry in path.iterdir())
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
-
-
-def _plain(tensor: Tensor) -> Layer:
-    floats = partial(_floats, tensor) if tensor.is_float else None
-    return Layer(tensor.dtype, tensor.shape, tensor.nbytes, (tensor.name,), floats=floats)
-
-
-def _floats(tensor: Tensor, index: int) -> npt.NDArray[np.float32]:
-    floats = tensor.part(index) if len(tensor.shape) == 3 else tensor
-    return floats.floats().astype(np.float32, copy=False)
 
 
 # ---- its quantization ------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._filesystem import map_file
+from pyda8w4._safetensors import Tensor
 from pyda8w4.checkpoints._checkpoint import Checkpoint
 from pyda8w4.formats._layer import Layer
 from pyda8w4.formats._weight import QuantizedWeight
@@ -35,7 +36,7 @@ def read(path: Path) -> Checkpoint:
     metadata, tensors = _read_file(path)
     if metadata.get("split.count", 1) != 1:
         metadata, tensors = _read_parts(path, metadata)
-    return Checkpoint(path, metadata, {name: _layer(name, tensor) for name, tensor in tensors.items()})
+    return Checkpoint(path, metadata, {name: _layer(path, name, tensor) for name, tensor in tensors.items()})
 
 
 # ---- its parts -------------------------------------------------------------------------------
@@ -184,9 +185,11 @@ def _tensor(cursor: _Cursor, shape: tuple[int, ...], kind: gguf.GGMLQuantization
 # ---- its tensors -----------------------------------------------------------------------------
 
 
-def _layer(name: str, tensor: _Tensor) -> Layer:
+def _layer(path: Path, name: str, tensor: _Tensor) -> Layer:
     kind, shape, data = tensor
     about: dict[str, Any] = {"type": kind.name, "shape": shape, "nbytes": data.nbytes, "tensors": (name,)}
+    if kind in _FLOATS + _INTEGERS:  # which have the same names in safetensors
+        about["stored"] = Tensor(name, path, kind.name, shape, data.reshape(-1))
     if 0 in shape:
         return Layer(**about, refusal="it has no elements")
     if kind in _INTEGERS:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._format import Format
+from pyda8w4._packed import PackedWeight
+from pyda8w4._safetensors import Tensor
 from pyda8w4.formats._weight import QuantizedWeight
 
 
@@ -36,6 +38,10 @@ class Layer:
         What a matrix will be when it is packed, as far as its shapes and dtypes tell.
     refusal : str, optional
         Why there is no `read`.
+    stored : Tensor, optional
+        Itself as it is in the file, where safetensors has its type.
+    packed : callable, optional
+        ``packed(index)`` gives what `read` gives packed, where the file has it so.
     """
 
     type: str
@@ -46,16 +52,47 @@ class Layer:
     floats: Callable[[int], npt.NDArray[np.float32]] | None = None
     format: Format | None = None
     refusal: str | None = None
+    stored: Tensor | None = None
+    packed: Callable[[int], PackedWeight] | None = None
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is several matrices."""
+        return len(self.shape) == 3
+
+    @property
+    def refused(self) -> str | None:
+        """Why it can neither be packed exactly nor stay as it is, where it cannot.
+
+        Floats stay, and so do quantized tensors that are no matrices.
+        """
+        if self.read is not None or self.stored is not None:
+            return None
+        if self.floats is not None and (self.refusal is None or len(self.shape) not in (2, 3)):
+            return None
+        return self.refusal or "its elements are no floats"
 
     @property
     def packed_nbytes(self) -> int | None:
         """What it will take when it is packed, where it can be."""
+        if self.packed is not None:
+            return self.nbytes
         if self.format is None:
             return None
-        one = sum(prod(spec.shape) * spec.dtype.itemsize for spec in self.format.arrays.values())
-        return one * (self.shape[0] if len(self.shape) == 3 else 1)
+        return self.format.nbytes * (self.shape[0] if self.is_stack else 1)
 
 
 def predicted_format(n: int, k: int, group_size: int, zero_point: int | None, **more: Any) -> Format:
     """The format of a weight whose scales float16 can hold."""
     return Format(n=n, k=k, group_size=group_size, scale_dtype="float16", zero_point=zero_point, **more)
+
+
+def plain_layer(tensor: Tensor) -> Layer:
+    """A tensor of floats, or of integers that are no weights."""
+    floats = partial(_floats, tensor) if tensor.is_float else None
+    return Layer(tensor.dtype, tensor.shape, tensor.nbytes, (tensor.name,), floats=floats, stored=tensor)
+
+
+def _floats(tensor: Tensor, index: int) -> npt.NDArray[np.float32]:
+    floats = tensor.part(index) if len(tensor.shape) == 3 else tensor
+    return floats.floats().astype(np.float32, copy=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,14 +10,21 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pyda8w4
+import pyda8w4.checkpoints
 from pyda8w4 import _timing, bench, reference, selftest
 from pyda8w4.__main__ import main
+from pyda8w4._safetensors import Tensor
+from pyda8w4.checkpoints import Checkpoint
+from pyda8w4.formats import QuantizedWeight
+from pyda8w4.formats._layer import Layer, plain_layer, predicted_format
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -177,6 +185,189 @@ def test_bench_times_the_same_layer_on_both_sides(bits):
     np.testing.assert_array_equal(w, (codes.astype(np.float32) - each[1]) * each[0])
 
 
+# ---- inspect and convert ---------------------------------------------------------------------
+
+
+def matrix(experts=0, type="GPTQ 4-bit"):
+    """64 x 128, in groups of 32: 4.75 bits in memory."""
+    weight = QuantizedWeight(np.full((64, 128), 9, np.uint8), np.full((64, 4), 0.5, np.float16))
+    shape = (experts, 64, 128) if experts else (64, 128)
+    format = predicted_format(64, 128, 32, 8)
+    return Layer(type, shape, 64 * 128 * 5 // 8 * (experts or 1), (), read=lambda index: weight, format=format)
+
+
+def plain(name, *shape):
+    return plain_layer(Tensor(name, Path("somewhere"), "F32", shape, np.zeros(4 * int(np.prod(shape)), np.uint8)))
+
+
+def refused(why="it is of axis 0"):
+    def floats(index):
+        return np.random.default_rng(index).standard_normal((32, 64), np.float32)
+
+    return Layer("HQQ 4-bit", (32, 64), 1280, (), floats=floats, refusal=why)
+
+
+@pytest.fixture
+def checkpoint(monkeypatch):
+    """What every path is opened as."""
+    layers = {}
+    for i in range(3):
+        layers[f"model.layers.{i}.mlp.down_proj"] = matrix()
+        layers[f"model.layers.{i}.mlp.experts"] = matrix(experts=2, type="MXFP4")
+        layers[f"model.layers.{i}.norm.weight"] = plain(f"model.layers.{i}.norm.weight", 64)
+    layers["embed.weight"] = plain("embed.weight", 10, 64)
+    found = Checkpoint(Path("somewhere"), {"architectures": ["LlamaForCausalLM"]}, layers)
+    monkeypatch.setattr(pyda8w4.checkpoints, "open", lambda path: found)
+    return found
+
+
+def test_inspect_prints_what_is_in_a_checkpoint(checkpoint, capsys):
+    assert main(["inspect", "somewhere"]) == 0
+    assert (
+        capsys.readouterr().out
+        == """\
+checkpoint  somewhere
+format      GGUF
+model       LlamaForCausalLM
+tensors     10, 74,560 parameters
+in files    49.41 kB
+packed      47.10 kB
+
+stored as   tensors  parameters   bits  packed
+GPTQ 4-bit        3      24,576   5.00    4.75  packed exactly
+MXFP4             3      49,152   5.00    4.75  packed exactly
+F32               4         832  32.00   32.00  left as they are
+
+packed exactly:
+  model.layers.*.mlp.down_proj  3  64 x 128      GPTQ 4-bit
+  model.layers.*.mlp.experts    3  2 x 64 x 128  MXFP4
+
+left as they are:
+  model.layers.*.norm.weight  3  64       F32
+  embed.weight                1  10 x 64  F32
+"""
+    )
+
+
+def test_inspect_says_what_is_refused_and_why(checkpoint, capsys):
+    for i in range(12):
+        checkpoint._layers[f"model.layers.{i}.o"] = refused(f"model.layers.{i}.o.W_q is of axis 0")
+    assert main(["inspect", "somewhere"]) == 0
+    out = capsys.readouterr().out
+    assert "\npacked      47.10 kB, without 12 that are refused\n" in out
+    assert "\nHQQ 4-bit        12      24,576   5.00          refused\n" in out
+    assert out.endswith("\nrefused:\n  model.layers.*.o  12  32 x 64  HQQ 4-bit  model.layers.*.o.W_q is of axis 0\n")
+
+
+def test_inspect_reads_no_tensor(checkpoint, capsys):
+    def read(index):
+        raise AssertionError
+
+    checkpoint._layers = {name: replace(layer, read=read) for name, layer in checkpoint._layers.items()}
+    assert main(["inspect", "somewhere"]) == 0
+
+
+HOSTILE = "w\x1b]0;title\x07\x1b[2J\r\n\x9b31m\u202e\ud800\u20ac" + "x" * 1000
+
+
+@pytest.mark.pitfall("general", "terminal escape sequences in names")
+def test_names_and_reasons_cannot_command_a_terminal(checkpoint, capsys):
+    checkpoint._layers[HOSTILE] = replace(refused(HOSTILE), type=HOSTILE)
+    checkpoint.metadata["architectures"] = HOSTILE
+    assert main(["inspect", "somewhere"]) == 0
+    assert main(["convert", "somewhere", "out.safetensors"]) == 1
+    checkpoint._layers = {HOSTILE.replace("\ud800", ""): replace(matrix(), read=warn_of_hostile)}
+    assert main(["convert", "somewhere", "out.safetensors"]) == 1
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 3
+    assert "warning: w\\x1b]0" in err
+    assert all(c.isprintable() for c in (out + err).replace("\n", ""))
+    assert all(len(line) < 6000 for line in out.splitlines())
+
+
+def warn_of_hostile(index):
+    warnings.warn(HOSTILE, stacklevel=1)
+    raise ValueError(HOSTILE)
+
+
+def test_convert_packs_everything_and_says_what(checkpoint, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "out.safetensors"
+    assert main(["convert", "somewhere", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""  # it is no terminal
+    assert out.splitlines() == [
+        f"{path}: {path.stat().st_size / 1000:.2f} kB",
+        f"{'packed exactly':<46}  6  43.78 kB",
+        "left as they are, 1 of them matrices of floats  4  3.33 kB",
+    ]
+    monkeypatch.undo()
+    found = pyda8w4.checkpoints.open(path)
+    assert found.types == checkpoint.types
+    assert found.metadata == checkpoint.metadata
+    assert found.packed("model.layers.1.mlp.down_proj").shape == (64, 128)
+    result = run("inspect", str(path), PYTHONWARNINGS="error")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\nformat      packed safetensors\nmodel       LlamaForCausalLM\n" in result.stdout
+    assert "\n  model.layers.*.mlp.experts    3  2 x 64 x 128  MXFP4\n" in result.stdout
+
+
+def test_convert_refuses_what_is_not_exact_unless_told_to(checkpoint, tmp_path, capsys):
+    path = tmp_path / "out.safetensors"
+    path.write_bytes(b"old")
+    for i in range(2):
+        checkpoint._layers[f"model.layers.{i}.o"] = refused()
+    assert main(["convert", "somewhere", str(path)]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: somewhere: it has what cannot be packed exactly: "
+        "model.layers.*.o of HQQ 4-bit: it is of axis 0 (2 such)\n"
+    )
+    assert path.read_bytes() == b"old"
+    assert main(["convert", "somewhere", str(path), "--requantize"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(r"\nquantized to 4 bits, groups of 32 +2  ", out)
+    assert re.search(
+        r"\nquantized again: model\.layers\.\*\.o of HQQ 4-bit, with an error of up to \d+\.\d% of its root mean "
+        r"square\n$",
+        out,
+    )
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_convert_shows_progress_on_a_terminal(checkpoint, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert main(["convert", "somewhere", str(tmp_path / "out.safetensors")]) == 0
+    *shown, last = sys.stderr.getvalue().split("\r")[1:]
+    assert shown[0] == f"[{'.' * 40}]   0% of 49.41 kB"
+    assert shown[1] == f"[{'#' * 4}{'.' * 36}]  10% of 49.41 kB"
+    assert last == f"[{'#' * 40}] 100% of 49.41 kB\n"
+    assert len(shown) == len({*shown, last}) - 1
+
+
+def test_convert_leaves_the_folder_that_it_reads_alone(tmp_path, capsys):
+    assert main(["convert", str(tmp_path), str(tmp_path / "model.safetensors")]) == 1
+    assert "the file must not be in the folder of the checkpoint" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["convert", "--requantize"]])
+def test_a_checkpoint_that_is_none_is_one_line(tmp_path, command):
+    path = tmp_path / "file.safetensors"
+    out = [str(tmp_path / "out.safetensors")] if command[0] == "convert" else []
+    result = run(*command, str(path), *out)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"python -m pyda8w4: error: {path}: No such file or directory\n"
+    path.write_bytes(b"text")
+    result = run(*command, str(path), *out)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (f"python -m pyda8w4: error: {path}: it is not a safetensors file, or is cut off\n")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # ---- output that goes nowhere ------------------------------------------------------------------
 
 COMMANDS = [
@@ -244,6 +435,9 @@ def test_every_command_with_options_of_python(options):
         (["bench", "--threads", "-1"], "--threads: must be a whole number of at least 1, got '-1'"),
         (["bench", "--threads", "70000"], "--threads: must be at most 65536, got 70000"),
         (["bench", "--seconds", "nan"], "--seconds: must be a number above 0, got 'nan'"),
+        (["inspect"], "required: PATH"),
+        (["convert", "model.gguf"], "required: OUT.safetensors"),
+        (["convert", "model.gguf", "out.gguf"], "OUT.safetensors: must end in .safetensors, got 'out.gguf'"),
     ],
 )
 def test_bad_arguments_exit_with_2_and_a_message(arguments, message, capsys):
@@ -271,7 +465,9 @@ def test_a_file_that_cannot_be_written_is_one_line_and_comes_before_the_work(tmp
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["info", "--help"], ["selftest", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["info", "--help"], ["selftest", "--help"], ["bench", "--help"], ["convert", "--help"]]
+)
 def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)

@@ -1,6 +1,6 @@
 """Hostile files for `pyda8w4.load` and `pyda8w4.checkpoints.open`, and hostile contents of pickles.
 
-    python tests/tools/fuzz_load.py [--format load|gguf|pickle] [--seed SEED] [--count COUNT] [--first NUMBER]
+    python tests/tools/fuzz_load.py [--format FORMAT] [--seed SEED] [--count COUNT] [--first NUMBER]
 
 Input NUMBER depends on the seed and the number alone. Each one must load, or raise ValueError or OSError (what
 a pickle holds also TypeError); what loads is used. The first that does something else is left in a file, with its
@@ -34,6 +34,11 @@ from cases import Weight, pack, stored_arrays
 
 import pyda8w4
 import pyda8w4.checkpoints
+import pyda8w4.convert
+from pyda8w4._safetensors import Tensor
+from pyda8w4.checkpoints import Checkpoint
+from pyda8w4.formats import QuantizedWeight
+from pyda8w4.formats._layer import Layer, plain_layer
 
 try:
     import gguf
@@ -120,19 +125,20 @@ def change_tree(rng: random.Random, tree: Any) -> None:
 
 
 def change_header(rng: random.Random, data: bytes, _: int) -> bytes:
-    """Numbers and structure of the header, and of the description of the weights, whose checksum is kept right."""
+    """Numbers and structure of the header, and of one of its descriptions, whose checksum is kept right."""
     (length,) = struct.unpack("<Q", data[:8])
     header, payload = json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
     metadata = header["__metadata__"]
-    description = json.loads(metadata["weights"])
+    name = rng.choice([name for name in ("weights", "checkpoint") if name in metadata])
+    description = json.loads(metadata[name])
     which = rng.randrange(4)
     if which in (0, 2):
         change_tree(rng, description)
-    metadata["weights"] = json.dumps(description)
+    metadata[name] = json.dumps(description)
     if which == 3:
-        text = metadata["weights"].encode()
-        metadata["weights"] = replaced(rng, text).decode(errors="replace")
-    metadata["weights_crc32"] = str(zlib.crc32(metadata["weights"].encode(errors="replace")))
+        text = metadata[name].encode()
+        metadata[name] = replaced(rng, text).decode(errors="replace")
+    metadata[f"{name}_crc32"] = str(zlib.crc32(metadata[name].encode(errors="replace")))
     if which in (1, 2):
         change_tree(rng, header)
     if rng.random() < 0.2:  # tensors in another order, where none need be aligned
@@ -213,6 +219,44 @@ def use_loaded(rng: random.Random, path: Path) -> None:
             pickle.loads(pickle.dumps(weight))
             pyda8w4.save(path, {"again": weight})
             pyda8w4.load(path)
+
+
+# ---- what convert writes ------------------------------------------------------------------------------------
+
+
+def converted(folder: Path) -> list[bytes]:
+    path = folder / "seed"
+    weights = [Weight(33, 70, 32), Weight(33, 70, 32, "float16", offsets=True), Weight(65, 64, 16, bits=5, perm=True)]
+    quantized = [QuantizedWeight.from_packed(pack(weight)) for weight in weights]
+    layers = {
+        "a": Layer("Q4_0", (33, 70), 1, (), read=lambda index: quantized[0]),
+        "b": Layer("MXFP4", (2, 33, 70), 1, (), read=lambda index: quantized[index]),
+        "c": Layer("Q5_0", (65, 64), 1, (), read=lambda index: quantized[2]),
+    }
+    for name, kind, shape in (("d", "F32", (5,)), ("e", "BF16", (2, 3, 4)), ("f", "I64", (2, 4))):
+        size = int(np.prod(shape)) * {"F32": 4, "BF16": 2, "I64": 8}[kind]
+        layers[name] = plain_layer(Tensor(name, path, kind, shape, np.arange(size, dtype=np.uint8)))
+    files = []
+    for names in ("abcdef", "ad", "b", "e"):
+        metadata = {"general.architecture": "llama", "words": ["a", "b"], "limit": float("inf")}
+        pyda8w4.convert.run(Checkpoint(path, metadata, {name: layers[name] for name in names}), path)
+        files.append(path.read_bytes())
+    return files
+
+
+def use_converted(rng: random.Random, path: Path) -> None:
+    checkpoint = pyda8w4.checkpoints.open(path)
+    for name, layer in checkpoint._layers.items():
+        assert layer.packed_nbytes is None or layer.packed_nbytes <= path.stat().st_size * max(layer.shape)
+        for read in (checkpoint.array, checkpoint.packed, checkpoint.stack, checkpoint.weight):
+            try:
+                result = read(name)
+            except ValueError as error:
+                assert str(path) in str(error) and name in str(error), error
+                continue
+            if isinstance(result, pyda8w4.PackedWeight):
+                assert result.shape == checkpoint.shapes[name]
+                pyda8w4.linear(np.ones((1, result.shape[1]), np.float32), result)
 
 
 # ---- GGUF ---------------------------------------------------------------------------------------------------
@@ -402,6 +446,7 @@ def use_pickle(rng: random.Random, path: Path) -> None:
 
 FORMATS: dict[str, tuple[Callable, list[Callable], Callable]] = {
     "load": (saved, [change_header, change_header, change_bytes], use_loaded),
+    "safetensors": (converted, [change_header, change_header, change_bytes], use_converted),
     "gguf": (written, [change_numbers, change_numbers, nest, repeat, change_scales, change_bytes], use_gguf),
     "pickle": (pickled, [change_pickle], use_pickle),
 }
@@ -416,7 +461,7 @@ def fuzz(file_format: str, folder: Path, seed: int, count: int, first: int = 0) 
     for number in range(first, first + count):
         rng = random.Random(f"{seed} {number}")
         data = rng.choice(files)
-        header = 1200 if file_format == "load" else 500
+        header = {"load": 1200, "safetensors": 4000}.get(file_format, 500)
         data = rng.choice(changes)(rng, data, header)
         path.write_bytes(data)
         try:

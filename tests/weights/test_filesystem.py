@@ -416,7 +416,7 @@ def test_missing_folders_are_an_error(tmp_path):
 
 
 def test_names_that_take_more_than_a_reader_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(pyda8w4._files, "MOST_HEADER_BYTES", 2000)
+    monkeypatch.setattr(pyda8w4._packed_file, "MOST_HEADER_BYTES", 2000)
     pyda8w4.save(tmp_path / "file", {"w" * 100: pack(Weight(1, 1))})
     assert list(pyda8w4.load(tmp_path / "file")) == ["w" * 100]
     with pytest.raises(ValueError, match="weights must have names for a header of at most 100 MB"):
