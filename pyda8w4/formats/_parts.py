@@ -43,6 +43,8 @@ class Parts:
 
     def part(self, index: int, count: int) -> Parts:
         """Those of one of `count` matrices in stacks. ValueError if one is no such stack."""
+        if not count:
+            raise ValueError("stacks must have matrices, got none")
         found = Parts({}, "", ())
         for name, tensor in self._parts.items():
             if tensor.shape[:1] != (count,):

@@ -330,6 +330,7 @@ def test_what_torchao_itself_saves(tmp_path):
         ({"qdata": np.zeros(N, np.int8)}, "qdata must have 2 dimensions"),
         ({"qdata": np.zeros((N, 0), np.int8)}, "qdata must have 2 dimensions, none of them empty"),
         ({"qdata": np.zeros((2, N, K // 2), np.int8)}, "scale must have 2 matrices"),
+        ({"qdata": np.zeros((0, N, K // 2), np.int8)}, "stacks must have matrices, got none"),
         ({"scale": np.zeros((N, 4), np.float16)}, r"scale must have shape \(4, 48\), got \(48, 4\)"),
         ({"scale": np.zeros((4, N), np.int32)}, "scale must be of F16, BF16 or F32, got I32"),
         ({"act_pre_scale": np.zeros(K - 1, np.float16)}, r"act_pre_scale must have shape \(128,\), got \(127,\)"),
