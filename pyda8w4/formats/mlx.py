@@ -224,7 +224,6 @@ def _configured(config: Mapping[str, Any], where: str) -> _Configured:
 
 def _layer(module: str, parts: Parts, configured: _Configured) -> Layer:
     type_, shape = "MLX", parts.take("weight").shape
-    floats = None
     try:
         settings = _settings(*configured)
         affine = settings.mode == "affine"
@@ -233,17 +232,9 @@ def _layer(module: str, parts: Parts, configured: _Configured) -> Layer:
         first = _matrix(parts, stack, 0)
         weight, scales, biases = _tensors(first, settings)
         n, k = _sizes(weight.shape, scales.shape, biases and biases.shape, settings)
-        shape = (*stack, n, k)
-        if settings.mode == "mxfp8":
-
-            def floats(index: int) -> npt.NDArray[np.float32]:
-                weight, scales, _ = _tensors(_matrix(parts, stack, index), settings)
-                return _mxfp8(weight.array(), scales.array())
-
-            raise ValueError(_FLOATS_OF_8_BITS)
     except ValueError as error:
-        why = f"{module}: {error}"
-        return Layer(type_, shape, parts.nbytes, parts.tensors, floats=floats, refusal=why)
+        return Layer(type_, shape, parts.nbytes, parts.tensors, refusal=f"{module}: {error}")
+    shape = (*stack, n, k)
 
     def read(index: int) -> QuantizedWeight:
         weight, scales, biases = _tensors(_matrix(parts, stack, index), settings)
@@ -251,6 +242,13 @@ def _layer(module: str, parts: Parts, configured: _Configured) -> Layer:
             return unpack(weight.array(), scales.array(), **settings._asdict())
         return unpack(weight.array(), scales.floats(), biases.floats(), **settings._asdict())
 
+    def floats(index: int) -> npt.NDArray[np.float32]:
+        weight, scales, _ = _tensors(_matrix(parts, stack, index), settings)
+        return _mxfp8(weight.array(), scales.array())
+
+    if settings.mode == "mxfp8":
+        why = f"{module}: {_FLOATS_OF_8_BITS}"
+        return Layer(type_, shape, parts.nbytes, parts.tensors, floats=floats, refusal=why)
     sizes = n, k, settings.group_size
     if affine:
         assert biases is not None
