@@ -16,9 +16,9 @@ def without_zeros(
     Zero points where all are integers from `least` to `most`; else offsets ``-zeros * scales``, and zero points of 0.
     ValueError if one of these products is not exact in float32: those of two float16 always are.
     """
-    if ((zeros >= least) & (zeros <= most) & (zeros == np.rint(zeros))).all():
-        return {"zps": zeros.astype(np.int16)}
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if ((zeros >= least) & (zeros <= most) & (zeros == np.rint(zeros))).all():
+            return {"zps": zeros.astype(np.int16)}
         exact = zeros.astype(np.float64) * -scales.astype(np.float64)  # 24 bits times 24 bits fit 53
         offsets = exact.astype(np.float32)
     if not (offsets == exact).all():

@@ -72,7 +72,9 @@ def unpack_int8(weight: npt.ArrayLike, scb: npt.ArrayLike) -> QuantizedWeight:
     if codes.ndim != 2 or 0 in codes.shape:
         raise ValueError(f"weight must be a non-empty matrix, got shape {codes.shape}")
     check_shape("scb", maxima, (len(codes),))
-    return QuantizedWeight(codes, maxima[:, None] / np.float32(127), bits=8, group_size=codes.shape[1])
+    with np.errstate(invalid="ignore"):  # prepack refuses what is not finite
+        scales = maxima[:, None] / np.float32(127)
+    return QuantizedWeight(codes, scales, bits=8, group_size=codes.shape[1])
 
 
 def dequantize_4bit(
@@ -182,8 +184,9 @@ def dequantize_absmax(
     table, _ = as_array_of("nested_quant_map", nested_quant_map, ("float32",))
     _check_nested(codes.size, maxima.size, table.size, nested_offset, nested_blocksize)
     found: npt.NDArray[np.float32] = table.reshape(-1)[codes.reshape(-1)]
-    found *= np.repeat(maxima.reshape(-1), nested_blocksize)[: codes.size]
-    found += np.float32(nested_offset)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found *= np.repeat(maxima.reshape(-1), nested_blocksize)[: codes.size]
+        found += np.float32(nested_offset)
     return found
 
 
@@ -263,7 +266,8 @@ def _floats(
         some = data[at : at + (1 << 20)]
         flat[at : at + len(some)] = both[some]
     flat[len(data) :] = 0
-    found *= absmax[first:after, None, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found *= absmax[first:after, None, None]
     return found.reshape(-1)[begin - first * blocksize : end - first * blocksize]
 
 

@@ -154,14 +154,15 @@ def dequantize(
     words, scales, zeros = _arrays(w_q, scale, zero, nbits)
     layout = _layout(words.shape, {"scale": scales.shape, "zero": zeros.shape}, shape, nbits, axis)
     of_groups = (-1, 1) if axis == 1 else (1, -1)
-    scales, zeros = scales.reshape(of_groups).astype(np.float64), zeros.reshape(of_groups).astype(np.float64)
     codes = layout.codes(words)
     found = np.empty(codes.shape, np.float32)
     step = ceil_div(1 << 20, layout.columns)  # rows that take a few megabytes as float64
-    for begin in range(0, layout.rows, step):
-        rows = slice(begin, begin + step)
-        of_rows = rows if axis == 1 else slice(None)
-        found[rows] = (codes[rows] - zeros[of_rows]) * scales[of_rows]
+    with np.errstate(over="ignore", invalid="ignore"):
+        scales, zeros = scales.reshape(of_groups).astype(np.float64), zeros.reshape(of_groups).astype(np.float64)
+        for begin in range(0, layout.rows, step):
+            rows = slice(begin, begin + step)
+            of_rows = rows if axis == 1 else slice(None)
+            found[rows] = (codes[rows] - zeros[of_rows]) * scales[of_rows]
     return found.reshape(layout.n, layout.k)
 
 

@@ -198,8 +198,9 @@ def _codes(words: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint8]:
 
 def _mxfp8(weight: npt.NDArray[np.uint32], scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     floats = e4m3(fields(weight, 8, 1))
-    powers: npt.NDArray[np.float32] = np.where(scales == 255, np.float32(np.nan), 2 * half_of_e8m0(scales))
-    floats.reshape(*scales.shape, -1)[...] *= powers[:, :, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        powers: npt.NDArray[np.float32] = np.where(scales == 255, np.float32(np.nan), 2 * half_of_e8m0(scales))
+        floats.reshape(*scales.shape, -1)[...] *= powers[:, :, None]
     return floats
 
 
