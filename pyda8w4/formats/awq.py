@@ -169,7 +169,7 @@ def layer(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, method: str 
             raise ValueError(scheme.refusal)
         _words.check_bits(scheme.bits, (4,))
         check_scheme("version", scheme.version, _VERSIONS)
-        if zeros not in found and (scheme.has_zeros or is_fast):
+        if zeros not in found and scheme.has_zeros:
             raise ValueError(f"{name}.{zeros} is missing")
         zeros_in_file = None
         if is_fast:

@@ -29,6 +29,7 @@ from pyda8w4.formats._words import Words
 _BITS = (2, 4, 8)
 # Those of 4 bits are the same in gptq_p: its planes have one field of each word.
 _FORMATS = ("gptq", "gptq_v2", "gptq_p")
+_COLUMNS = 64  # that are unpacked at once, so that they stay in caches
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -112,10 +113,14 @@ def unpack(
     )
     zps = _zero_points(name, zeros, sizes, bits, sym, checkpoint_format)
     perm = None if groups is None else _permutation(name, groups, sizes)
-    # Words are transposed before they become codes, which are more.
-    codes = fields(words.T, bits, axis=1)[:, : sizes.k]
+    codes = np.empty((sizes.n, sizes.k), np.uint8)
+    for begin in range(0, sizes.n, _COLUMNS):
+        columns = slice(begin, begin + _COLUMNS)
+        # Words are transposed before they become codes, which are more.
+        found = fields(words[:, columns].T, bits, axis=1)[:, : sizes.k]
+        codes[columns] = found if perm is None else found.take(perm, axis=1)
     return QuantizedWeight(
-        codes if perm is None else codes[:, perm],
+        codes,
         floats.T,
         zps.T,
         bits=max(bits, 4),

@@ -86,6 +86,13 @@ def test_one_group(bits):
     assert weight.perm is None
 
 
+def test_many_columns():
+    codes, zeros, scales, qweight, qzeros = layer(n=136, k=64, most=14)
+    g_idx = np.arange(64)[::-1] // 32
+    weight = gptq.unpack(qweight, qzeros, scales, g_idx, group_size=32, sym=False)
+    assert_is(weight, expected(codes, zeros + 1, scales, g_idx))
+
+
 def test_last_words_are_padded():
     """K is what g_idx says, and N what scales say."""
     codes, zeros, scales, qweight, qzeros = layer(n=37, k=100, group=20)
