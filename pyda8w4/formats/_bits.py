@@ -29,16 +29,13 @@ def fields(words: npt.NDArray[Any], bits: int, axis: int, order: Sequence[int] |
         C-contiguous.
     """
     axis %= words.ndim
-    size = words.dtype.itemsize
     # Bytes of little-endian words are in ascending order of their bits.
     data = np.ascontiguousarray(words, dtype=words.dtype.newbyteorder("<")).view(np.uint8)
-    data = data.reshape(*words.shape, size)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    found = data[..., None] >> shifts & np.uint8((1 << bits) - 1)
-    found = found.reshape(*words.shape, size * len(shifts))
-    if order is not None:
-        found = found[..., list(order)]
-    count = found.shape[-1]
-    found = np.moveaxis(found, -1, axis + 1)
-    shape = (*words.shape[:axis], words.shape[axis] * count, *words.shape[axis + 1 :])
-    return np.ascontiguousarray(found.reshape(shape))
+    data = data.reshape(*words.shape, words.dtype.itemsize)
+    places = range(8 * words.dtype.itemsize // bits) if order is None else order
+    found = np.empty((*words.shape[: axis + 1], len(places), *words.shape[axis + 1 :]), np.uint8)
+    for place, field in enumerate(places):
+        byte, shift = divmod(bits * field, 8)
+        np.right_shift(data[..., byte], np.uint8(shift), out=found[(slice(None),) * (axis + 1) + (place,)])
+    found &= np.uint8((1 << bits) - 1)
+    return found.reshape(*words.shape[:axis], words.shape[axis] * len(places), *words.shape[axis + 1 :])

@@ -26,3 +26,9 @@ def checkpoint(modules):
 
 def bfloat16(array):
     return np.asarray(array).astype(ml_dtypes.bfloat16)
+
+
+def floats(rng, shape, dtype):
+    """Numbers of both signs and many sizes, and zeros."""
+    numbers = rng.standard_normal(shape) * 2.0 ** rng.integers(-6, 3, shape)
+    return np.where(rng.random(shape) < 0.05, 0, numbers).astype(dtype)
