@@ -181,7 +181,17 @@ def change_json(path, change):
 
 @pytest.mark.parametrize(
     "place",
-    ["../secret.safetensors", "/etc/x.safetensors", "a/../b.safetensors", "model.bin", "..", "", "x\0.safetensors", 7, None],
+    [
+        "../secret.safetensors",
+        "/etc/x.safetensors",
+        "a/../b.safetensors",
+        "model.bin",
+        "..",
+        "",
+        "x\0.safetensors",
+        7,
+        None,
+    ],
 )
 def test_a_shard_outside_the_folder(folder, place):
     shutil.copy(folder / "model-00002-of-00002.safetensors", folder.parent / "secret.safetensors")
