@@ -5,9 +5,9 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from stored import stored
+from stored import checkpoint
 from test_awq import gemm
-from test_gptq import expected, layer
+from test_gptq import arrays, expected, layer
 
 from pyda8w4.formats import auto_round
 
@@ -17,11 +17,6 @@ CONFIG = {
     "block_name_to_quantize": "model.layers", "packing_format": "auto_round",
 }  # fmt: skip
 GROUPS = np.arange(K) // 32
-
-
-def arrays(name, **options):
-    _, _, scales, qweight, qzeros = layer(**options)
-    return {f"{name}__qweight": qweight, f"{name}__qzeros": qzeros, f"{name}__scales": scales}
 
 
 def assert_is(weight, wanted):
@@ -46,9 +41,8 @@ def assert_is(weight, wanted):
 )
 def test_packing_formats_of_gptq(packing, added, bits, dtype):
     codes, zeros, scales, qweight, qzeros = layer(bits=bits, dtype=dtype, most=(1 << bits) - 1 - added)
-    tensors = stored(
-        model__q__qweight=qweight, model__q__qzeros=qzeros, model__q__scales=scales, model__q__bias=np.ones(N, "<f2")
-    )
+    parts = {"qweight": qweight, "qzeros": qzeros, "scales": scales, "bias": np.ones(N, np.float16)}
+    tensors = checkpoint({"model.q": parts})
     ((name, one),) = auto_round.layers({**CONFIG, "bits": bits, "packing_format": packing}, tensors).items()
     assert (name, one.type, one.shape, one.refusal) == ("model.q", f"AutoRound {bits}-bit", (N, K), None)
     assert one.tensors == ("model.q.qweight", "model.q.qzeros", "model.q.scales")
@@ -59,7 +53,7 @@ def test_packing_formats_of_gptq(packing, added, bits, dtype):
 
 def test_first_releases_name_the_packing_format_otherwise():
     codes, zeros, scales, _, _ = layer(most=14)
-    tensors = stored(**arrays("q", most=14))
+    tensors = checkpoint({"q": arrays(most=14)})
     for backend, added in ("auto_round:exllamav2", 0), ("auto_round:gptq:exllamav2", 1):
         config = {**CONFIG, "packing_format": None, "backend": backend}
         assert_is(auto_round.layers(config, tensors)["q"].read(0), expected(codes, zeros + added, scales, GROUPS))
@@ -69,8 +63,8 @@ def test_first_releases_name_the_packing_format_otherwise():
 @pytest.mark.parametrize("stored_zero", [7, 8])
 def test_symmetric(stored_zero, packing):
     codes, zeros, scales, _, _ = layer(sym=8)
-    parts = {**arrays("q", sym=stored_zero), "q__g_idx": GROUPS.astype(np.int32)}
-    one = auto_round.layers({**CONFIG, "sym": True, "packing_format": packing}, stored(**parts))["q"]
+    tensors = checkpoint({"q": arrays(GROUPS.astype(np.int32), sym=stored_zero)})
+    one = auto_round.layers({**CONFIG, "sym": True, "packing_format": packing}, tensors)["q"]
     assert_is(one.read(0), expected(codes, zeros, scales, GROUPS))
     assert one.read(0).perm is None and "q.g_idx" in one.tensors
     assert one.packed_nbytes == one.read(0).pack().nbytes
@@ -80,8 +74,8 @@ def test_symmetric(stored_zero, packing):
 @pytest.mark.parametrize("packing", ["auto_round:auto_awq", "auto_round:awq"])
 def test_packing_formats_of_awq(packing, sym):
     codes, zeros, scales, _, _ = layer(sym=8 if sym else None)
-    parts = {f"q__{name}": array for name, array in gemm(codes.T, zeros.T, scales.T).items()}
-    one = auto_round.layers({**CONFIG, "packing_format": packing, "sym": sym}, stored(**parts))["q"]
+    tensors = checkpoint({"q": gemm(codes.T, zeros.T, scales.T)})
+    one = auto_round.layers({**CONFIG, "packing_format": packing, "sym": sym}, tensors)["q"]
     assert one.type == "AutoRound 4-bit"
     assert_is(one.read(0), expected(codes, zeros, scales, GROUPS))
     assert one.packed_nbytes == one.read(0).pack().nbytes
@@ -89,10 +83,12 @@ def test_packing_formats_of_awq(packing, sym):
 
 def test_rules_for_modules():
     """Names count before patterns, which may match anywhere, and of patterns the first."""
-    tensors = stored(
-        **arrays("model__0__down", bits=8), **arrays("model__0__up", group=64), **arrays("model__1__up"),
-        **arrays("lm_head", bits=8, group=64),
-    )  # fmt: skip
+    modules = {
+        "model.0.down": arrays(bits=8),
+        "model.0.up": arrays(group=64),
+        "model.1.up": arrays(),
+        "lm_head": arrays(bits=8, group=64),
+    }
     rules = {
         ".*up": {"bits": 3, "group_size": 64},
         "0.down": {"bits": 8, "group_size": None},
@@ -103,7 +99,7 @@ def test_rules_for_modules():
         "lm_head": {"bits": 8, "group_size": 64, "act_bits": None, "data_type": "int"},
         "(": {"bits": 16},
     }
-    found = auto_round.layers({**CONFIG, "extra_config": rules}, tensors)
+    found = auto_round.layers({**CONFIG, "extra_config": rules}, checkpoint(modules))
     wanted = {"model.0.down": (8, 32), "model.0.up": (4, 64), "model.1.up": (4, 32), "lm_head": (8, 64)}
     assert found.keys() == wanted.keys()
     for name, (bits, group) in wanted.items():
@@ -131,7 +127,7 @@ PACKING = "packing_format must be auto, auto_round, auto_round:exllamav2, auto_r
     ids=str,
 )
 def test_refused(config, refusal):
-    tensors = stored(**arrays("q"))
+    tensors = checkpoint({"q": arrays()})
     one = auto_round.layers({**CONFIG, **config}, tensors)["q"]
     assert one.refusal.startswith(refusal)
     assert one.read is None and one.floats is None and one.packed_nbytes is None
@@ -140,11 +136,12 @@ def test_refused(config, refusal):
 
 def test_mx_int4_is_refused():
     """It has other tensors: codes that are sign and magnitude, and powers of 2."""
-    tensors = stored(
-        m__weight_packed=np.zeros((N, K // 2), np.uint8),
-        m__weight_scale=np.zeros((N, K // 32), np.uint8),
-        m__bias=np.zeros(N, np.float16),
-    )
+    parts = {
+        "weight_packed": np.zeros((N, K // 2), np.uint8),
+        "weight_scale": np.zeros((N, K // 32), np.uint8),
+        "bias": np.zeros(N, np.float16),
+    }
+    tensors = checkpoint({"m": parts})
     one = auto_round.layers({**CONFIG, "data_type": "mx_int", "act_bits": 4}, tensors)["m"]
     assert (one.type, one.refusal) == ("AutoRound mx_int 4-bit", "data_type must be int, got mx_int")
     assert set(one.tensors) == {"m.weight_packed", "m.weight_scale"}
@@ -167,7 +164,7 @@ def test_mx_int4_is_refused():
 )
 def test_config_that_makes_no_sense(config, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        auto_round.layers({**CONFIG, **config}, stored(**arrays("q")))
+        auto_round.layers({**CONFIG, **config}, checkpoint({"q": arrays()}))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -185,7 +182,7 @@ def test_equals_auto_round(packing, module, added, bits):
     for name, array in ("qweight", qweight), ("qzeros", qzeros), ("scales", scales):
         setattr(reader, name, torch.from_numpy(np.ascontiguousarray(array)))
     wanted = reader(torch.eye(K)).numpy().T
-    tensors = stored(q__qweight=qweight, q__qzeros=qzeros, q__scales=scales)
+    tensors = checkpoint({"q": {"qweight": qweight, "qzeros": qzeros, "scales": scales}})
     weight = auto_round.layers({**CONFIG, "bits": bits, "packing_format": packing}, tensors)["q"].read(0)
     # AutoRound's product is float16.
     np.testing.assert_array_equal(weight.pack().dequantize().astype(np.float16), wanted.astype(np.float16))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stored import floats, stored
+from stored import checkpoint, floats
 
 from pyda8w4.formats import awq
 
@@ -163,13 +163,6 @@ def test_offsets_of_gemv_fast_are_kept():
 # ---- checkpoints -----------------------------------------------------------------------------
 
 
-def checkpoint(**modules):
-    """Tensors of modules: two underscores in their names are a dot."""
-    return stored(
-        **{f"{module}__{name}": array for module, arrays in modules.items() for name, array in arrays.items()}
-    )
-
-
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(
     ("config", "version", "names"),
@@ -193,7 +186,7 @@ def test_layer(config, version, names, dtype):
     wanted = wanted_of(version, drawn, parts)
     parts = {names.get(name, name): array for name, array in parts.items()}
     bias = np.zeros(N, np.float16)
-    tensors = checkpoint(model__q={**parts, "bias": bias}, visual={"weight": bias})
+    tensors = checkpoint({"model.q": {**parts, "bias": bias}, "visual": {"weight": bias}})
     ((name, one),) = awq.layers({**CONFIG, **config}, tensors).items()
     assert (name, one.type, one.shape, one.refusal) == ("model.q", "AWQ 4-bit", (N, K), None)
     assert set(one.tensors) == {f"model.q.{part}" for part in parts}
@@ -210,14 +203,16 @@ def test_layer_without_zero_points(is_stored):
     parts = gemm(codes, zeros, scales)
     if not is_stored:
         del parts["qzeros"]
-    one = awq.layers({**CONFIG, "zero_point": False}, checkpoint(m=parts))["m"]
+    one = awq.layers({**CONFIG, "zero_point": False}, checkpoint({"m": parts}))["m"]
     assert_is(one.read(0), expected(codes, zeros, scales))
     assert one.packed_nbytes == one.read(0).pack().nbytes
 
 
 def test_rules_for_modules():
     """GPTQModel's "dynamic"."""
-    tensors = checkpoint(a__up=gemm(*random_layer()), a__down=gemm(*random_layer(group=32)), b=gemm(*random_layer()))
+    tensors = checkpoint(
+        {"a.up": gemm(*random_layer()), "a.down": gemm(*random_layer(group=32)), "b": gemm(*random_layer())}
+    )
     found = awq.layers({**CONFIG, "dynamic": {"a.down": {"group_size": 32}, "-:b": {}}}, tensors)
     assert_is(found["a.up"].read(0), expected(*random_layer()))
     assert_is(found["a.down"].read(0), expected(*random_layer(group=32)))
@@ -281,7 +276,7 @@ WHY = "for K = 256, N = 40 and group_size"
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_refused(config, parts, refusal):
-    tensors = checkpoint(m=parts)
+    tensors = checkpoint({"m": parts})
     one = awq.layers({**CONFIG, **config}, tensors)["m"]
     assert one.refusal == refusal
     assert one.read is None and one.floats is None and one.packed_nbytes is None
@@ -350,7 +345,7 @@ def test_damaged_tensors(data):
         size = np.prod(shape, dtype=int) * np.dtype(dtype).itemsize
         parts[name] = np.resize(np.frombuffer(parts[name].tobytes(), np.uint8), size).view(dtype).reshape(shape)
     config = {**CONFIG, "version": version, "group_size": data.draw(st.sampled_from([-1, 4, 64]))}
-    (one,) = awq.layers(config, checkpoint(m=parts)).values()
+    (one,) = awq.layers(config, checkpoint({"m": parts})).values()
     if one.refusal is None:
         assert one.read(0).shape == one.shape
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stored import floats, stored
+from stored import checkpoint, floats
 
 from pyda8w4.formats import gptq
 
@@ -123,7 +123,7 @@ def test_gptq_v1_zero_wrap():
 
 def test_gptq_v1_zero_wrap_names_the_layer():
     _, _, scales, qweight, qzeros = layer(sym=15)
-    tensors = stored(m__up__qweight=qweight, m__up__qzeros=qzeros, m__up__scales=scales)
+    tensors = checkpoint({"m.up": {"qweight": qweight, "qzeros": qzeros, "scales": scales}})
     found = gptq.layers({**CONFIG, "checkpoint_format": "gptq"}, tensors)
     with pytest.warns(UserWarning, match=r"^m\.up\.qzeros holds 15"):
         found["m.up"].read(0)
@@ -189,13 +189,6 @@ def test_uneven_groups(change):
 # ---- checkpoints -----------------------------------------------------------------------------
 
 
-def checkpoint(**modules):
-    """Tensors of modules: two underscores in their names are a dot."""
-    return stored(
-        **{f"{module}__{name}": array for module, arrays in modules.items() for name, array in arrays.items()}
-    )
-
-
 def arrays(g_idx=None, **options):
     _, _, scales, qweight, qzeros = layer(**options)
     found = {"qweight": qweight, "qzeros": qzeros, "scales": scales}
@@ -227,7 +220,7 @@ def test_layer(config, zeros, g_idx, bits, dtype):
     if g_idx is not None:
         parts["g_idx"] = g_idx
     bias = np.zeros(N, np.float16)
-    tensors = checkpoint(model__q={**parts, "bias": bias}, model__norm={"weight": bias})
+    tensors = checkpoint({"model.q": {**parts, "bias": bias}, "model.norm": {"weight": bias}})
     (found,) = gptq.layers({**CONFIG, "bits": bits, **config}, tensors).items()
     name, one = found
     assert (name, one.type, one.shape, one.refusal) == ("model.q", f"GPTQ {bits}-bit", (N, K), None)
@@ -241,7 +234,7 @@ def test_layer(config, zeros, g_idx, bits, dtype):
 
 def test_format_is_that_of_autogptq_unless_the_config_says():
     codes, zeros, scales, qweight, qzeros = layer(most=14)
-    tensors = checkpoint(q={"qweight": qweight, "qzeros": qzeros, "scales": scales})
+    tensors = checkpoint({"q": {"qweight": qweight, "qzeros": qzeros, "scales": scales}})
     one, two = (expected(codes, zeros + added, scales, np.arange(K) // 32) for added in (1, 0))
     config = {"bits": 4, "group_size": 32, "sym": False}
     for keys, wanted in [
@@ -258,7 +251,7 @@ def test_format_is_that_of_autogptq_unless_the_config_says():
 def test_symmetric_unless_the_config_says():
     """AutoGPTQ's default."""
     codes, zeros, scales, qweight, _ = layer(sym=8)
-    tensors = checkpoint(q={"qweight": qweight, "scales": scales})
+    tensors = checkpoint({"q": {"qweight": qweight, "scales": scales}})
     weight = gptq.layers({"bits": 4, "group_size": 32}, tensors)["q"].read(0)
     assert_is(weight, expected(codes, zeros, scales, np.arange(K) // 32))
 
@@ -266,9 +259,14 @@ def test_symmetric_unless_the_config_says():
 def test_rules_for_modules():
     """GPTQModel's "dynamic": the first pattern that matches the beginning counts, and exclusions before all."""
     tensors = checkpoint(
-        model__0__down=arrays(bits=8), model__0__up=arrays(group=64), model__1__up=arrays(), lm_head=arrays(bits=8),
-        model__9__up=arrays(),
-    )  # fmt: skip
+        {
+            "model.0.down": arrays(bits=8),
+            "model.0.up": arrays(group=64),
+            "model.1.up": arrays(),
+            "lm_head": arrays(bits=8),
+            "model.9.up": arrays(),
+        }
+    )
     dynamic = {
         r"+:.*\.0\.down": {"bits": 8},
         r".*\.0\..*": {"group_size": 64},
@@ -346,7 +344,7 @@ def without(parts, name):
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_refused(config, parts, refusal):
-    tensors = checkpoint(m=parts)
+    tensors = checkpoint({"m": parts})
     one = gptq.layers({**CONFIG, **config}, tensors)["m"]
     assert one.refusal == refusal
     assert one.read is None and one.floats is None and one.packed_nbytes is None
@@ -372,7 +370,7 @@ def test_refused(config, parts, refusal):
 )
 def test_config_that_makes_no_sense(config, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        gptq.layers({**CONFIG, **config}, checkpoint(m=arrays()))
+        gptq.layers({**CONFIG, **config}, checkpoint({"m": arrays()}))
 
 
 @pytest.mark.parametrize(
@@ -422,7 +420,7 @@ def test_damaged_tensors(data):
         "bits": data.draw(st.sampled_from([2, 4, 8])),
         "group_size": data.draw(st.sampled_from([-1, 4, 32])),
     }
-    (one,) = gptq.layers({**config, "sym": data.draw(st.booleans())}, checkpoint(m=parts)).values()
+    (one,) = gptq.layers({**config, "sym": data.draw(st.booleans())}, checkpoint({"m": parts})).values()
     if one.refusal is None:
         try:
             weight = one.read(0)
