@@ -52,9 +52,7 @@ def main() -> None:
         if not source.exists():
             make(source, options.layers)
         size = sum(file.stat().st_size for file in source.iterdir())
-        print(
-            f"checkpoint: {size / 1e9:.2f} GB, {options.layers} layers, the largest matrix {INNER * HIDDEN / 2e6:.0f} MB"
-        )
+        print(f"checkpoint: {size / 1e9:.2f} GB, {options.layers} layers of {len(OF_LAYER)} matrices")
         print("\n| step | seconds | anonymous, peak GB | resident, peak GB |\n|---|---|---|---|")
         for name, step, path in (
             ("open", open_only, source),

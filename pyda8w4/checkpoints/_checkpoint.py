@@ -22,12 +22,17 @@ _GROUP = 32  # of what is quantized again
 class Checkpoint:
     """The weights of a model, by name. Made by `open`.
 
-    Attributes
+    Parameters
     ----------
     path : Path
         Where it is.
     metadata : dict
         What the files say of the model: config.json of a folder, the values of a GGUF file.
+    layers : mapping of str to Layer
+        All that it has, by name.
+
+    Attributes
+    ----------
     types : dict of str to str
         Names, and how each is stored: "Q4_K", "GPTQ 4-bit", "BF16", ... Quantized layers of folders have the
         path of their module ("model.layers.0.self_attn.q_proj"), all else the name of its tensor.

@@ -20,8 +20,17 @@ class QuantizedWeight:
 
     Parameters
     ----------
-    codes, scales, zps, offsets, bits, table, sub_scales, sub_offsets, perm, factors, group_size
-        See `pyda8w4.prepack`.
+    codes : (N, K) ndarray of uint8 or int8
+        All of them are as `pyda8w4.prepack` has them.
+    scales : (N, G) or (N, S) ndarray of float32, float16 or bfloat16
+    zps : (N, G) ndarray of integers, optional
+    offsets : (N, G) or (N, S) ndarray of float32, float16 or bfloat16, optional
+    bits : {4, 5, 6, 8}
+    table : (16,) ndarray of integers, optional
+    sub_scales, sub_offsets : (N, G) ndarray of uint8 or int8, optional
+    perm : (K,) ndarray of integers, optional
+    factors : (K,) ndarray of float32, float16 or bfloat16, optional
+    group_size : int, optional
 
     Examples
     --------

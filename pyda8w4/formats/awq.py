@@ -25,6 +25,8 @@ from pyda8w4.formats._layer import Layer, predicted_format
 from pyda8w4.formats._weight import QuantizedWeight
 from pyda8w4.formats._words import Words
 
+__all__ = ["unpack"]
+
 _VERSIONS = ("gemm", "gemv", "gemv_fast")
 _PER_WORD = 8  # codes of 4 bits in 32
 _ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # gemm: which field of a word is the first column, the second, ...

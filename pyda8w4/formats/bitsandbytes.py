@@ -20,6 +20,8 @@ from pyda8w4.formats._layer import Layer
 from pyda8w4.formats._parts import Parts
 from pyda8w4.formats._weight import QuantizedWeight
 
+__all__ = ["dequantize_4bit", "dequantize_absmax", "unpack_int8"]
+
 # bitsandbytes.functional.get_4bit_type.
 _NF4 = [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,

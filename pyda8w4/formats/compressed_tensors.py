@@ -20,6 +20,8 @@ from pyda8w4.formats._floats import E2M1_TWICE, e4m3, half_of_e8m0
 from pyda8w4.formats._layer import Layer, predicted_format
 from pyda8w4.formats._weight import QuantizedWeight
 
+__all__ = ["int_quantized", "mxfp4_pack_quantized", "nvfp4_pack_quantized", "pack_quantized"]
+
 _Shape = tuple[int, ...]
 
 _CACHED = 1 << 18  # bytes that are read again and again

@@ -26,6 +26,8 @@ from pyda8w4.formats._layer import Layer, predicted_format
 from pyda8w4.formats._weight import QuantizedWeight
 from pyda8w4.formats._words import Words
 
+__all__ = ["unpack"]
+
 _BITS = (2, 4, 8)
 # Those of 4 bits are the same in gptq_p: its planes have one field of each word.
 _FORMATS = ("gptq", "gptq_v2", "gptq_p")

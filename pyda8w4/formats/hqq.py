@@ -22,6 +22,8 @@ from pyda8w4.formats._parts import FLOAT_TYPES, Parts, head, scale_dtype
 from pyda8w4.formats._weight import QuantizedWeight
 from pyda8w4.formats._zeros import without_zeros
 
+__all__ = ["dequantize", "unpack"]
+
 
 class _Packing(NamedTuple):
     name: str

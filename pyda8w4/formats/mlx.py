@@ -21,6 +21,8 @@ from pyda8w4.formats._layer import Layer
 from pyda8w4.formats._parts import FLOAT_TYPES, Parts, scale_dtype
 from pyda8w4.formats._weight import QuantizedWeight
 
+__all__ = ["unpack"]
+
 _DEFAULTS = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
 _BITS = (1, 2, 3, 4, 5, 6, 8)
 _FLOATS_OF_8_BITS = "the codes of mode mxfp8 are floats"

@@ -14,6 +14,8 @@ from pyda8w4.formats._floats import E2M1_TWICE, half_of_e8m0
 from pyda8w4.formats._layer import Layer, predicted_format
 from pyda8w4.formats._weight import QuantizedWeight
 
+__all__ = ["unpack"]
+
 _BLOCK = 32
 _NAN = 255  # of E8M0
 

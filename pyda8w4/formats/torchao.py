@@ -24,6 +24,8 @@ from pyda8w4.formats._parts import FLOAT_TYPES, Parts, head, scale_dtype
 from pyda8w4.formats._weight import QuantizedWeight
 from pyda8w4.formats._zeros import without_zeros
 
+__all__ = ["unpack_int4", "unpack_int8", "unpack_plain_int32", "unpack_tile_packed"]
+
 
 def unpack_int4(
     qdata: npt.ArrayLike,

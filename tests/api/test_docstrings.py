@@ -43,7 +43,8 @@ def import_or_skip(name: str) -> ModuleType:
 def modules() -> Iterator[str]:
     """Every module of the package, but for __main__, whose import runs it."""
     yield "pyda8w4"
-    for folder, package in ("", "pyda8w4"), ("/torch", "pyda8w4.torch"):
+    for folder in ("", "/checkpoints", "/formats", "/torch"):
+        package = f"pyda8w4{folder.replace('/', '.')}"
         paths = [f"{path}{folder}" for path in pyda8w4.__path__]
         for module in pkgutil.iter_modules(paths):
             if module.name not in ("__main__", "libpyda8w4"):  # the C library lies there, too

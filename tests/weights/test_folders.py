@@ -233,7 +233,7 @@ def test_config(folder, tmp_path):
     config = folder / "config.json"
     good = json.loads(config.read_text())
     config.write_text(json.dumps({**good, "quantization_config": {"quant_method": "new"}}))
-    with pytest.raises(ValueError, match=r"model: its quant_method must be one of awq, .*, got 'new'"):
+    with pytest.raises(ValueError, match=r"model: its quant_method must be one of auto-round, .*, got 'new'"):
         open_checkpoint(folder)
     config.write_text(json.dumps({**good, "quantization_config": [1]}))
     with pytest.raises(ValueError, match=r"config.json: quantization_config must be an object, got \[1\]"):
