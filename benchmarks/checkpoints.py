@@ -148,7 +148,7 @@ def _child(step: Callable[[Path], Callable[[], object]], path: Path, out) -> Non
         while not done.wait(0.01):
             peak[:] = map(max, peak, resident())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)  # which a failure ends
     watcher.start()
     begin = time.perf_counter()
     kept = run()
