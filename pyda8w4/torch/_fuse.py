@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pyda8w4._concat import concat
-from pyda8w4.torch._module import DA8W4Linear, needs_operator, refuse_script
+from pyda8w4.torch._layer import needs_operator, refuse_script
+from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._ops import slice_outputs
 from pyda8w4.torch._quantize import Report
 from pyda8w4.torch._weight import WeightStandIn

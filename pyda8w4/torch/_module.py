@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from operator import attrgetter, is_
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.autograd import forward_ad
 
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
-from pyda8w4._format import ARRAYS, Format, check_group_size, group_count
+from pyda8w4._format import Format, check_group_size, group_count
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
-from pyda8w4.torch._ops import Arguments, Product, arguments_of, slice_outputs
-from pyda8w4.torch._state import check_found, format_of, layout_of, tensors_of, zeros_of
-from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, check_float, tensor_of
+from pyda8w4.torch._layer import PackedLayer, is_compiling, needs_operator
+from pyda8w4.torch._ops import Arguments, arguments_of, slice_outputs
+from pyda8w4.torch._state import layout_of, zeros_of
+from pyda8w4.torch._tensors import FLOATS, array_of, check_float
 from pyda8w4.torch._torchao import int4_of
-from pyda8w4.torch._weight import WeightStandIn
 
-# Looked up once: a small product waits for them.
-_address, _nbytes = torch.Tensor.data_ptr, attrgetter("nbytes")
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_is_tracing = torch._C._is_tracing
-_transform = torch._C._functorch.peek_interpreter_stack
-_is_profiling = torch._C._autograd._profiler_enabled
+# Looked up once: a small product waits for it.
 _is_any_autocast_enabled: Callable[[], bool] = getattr(
     torch._C, "_is_any_autocast_enabled", partial(torch.is_autocast_enabled, "cpu")
 )
-_is_compiling = torch.compiler.is_dynamo_compiling  # other compilers are seen by the type of their tensors
-_Tensor = torch.Tensor
 
 
-class DA8W4Linear(nn.Module):
+class DA8W4Linear(PackedLayer):
     """A linear layer with weights of 4 to 8 bits and integer activations: ``y = x @ weight.T + bias``.
 
     The constructor makes a layer of zeros, to load a state dict into. `from_linear`, `from_int4` and
@@ -103,15 +93,7 @@ class DA8W4Linear(nn.Module):
     torch.Size([2, 3, 32])
     """
 
-    layout: torch.Tensor
-    codes: torch.Tensor
-    scales: torch.Tensor
-    sums: torch.Tensor
-    zps: torch.Tensor
     bias: torch.Tensor | None
-    _layout: list[int]  # `layout`, for graphs: while they are traced, tensors hold no numbers
-    _last_product: _LayerProduct | None = None
-    _weight: WeightStandIn
 
     def __init__(
         self,
@@ -134,20 +116,8 @@ class DA8W4Linear(nn.Module):
         group = check_group_size(group_size, in_features)
         zero_point = None if check_flag("group_zero_points", group_zero_points) else 0
         format = Format(out_features, in_features, group, "float32", zero_point, False)
-        for name, tensor in zeros_of(format, device).items():
-            self.register_buffer(name, tensor)
-        if self.codes.device.type not in ("cpu", "meta"):
-            raise ValueError(f"device must be cpu or meta, got {self.codes.device.type}")
+        self.set_tensors(zeros_of(format, device), dtype)
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None)
-        self._layout = layout_of(format)
-        if dtype is None:
-            dtype = torch.get_default_dtype() if torch.get_default_dtype() in FLOATS else torch.float32
-        self._set_weight(dtype)
-
-    def _set_weight(self, dtype: torch.dtype) -> None:
-        if dtype not in FLOATS:
-            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
-        self._weight = WeightStandIn((self.out_features, self.in_features), dtype, self.codes.device)
 
     @classmethod
     def from_linear(
@@ -311,12 +281,9 @@ class DA8W4Linear(nn.Module):
             if bias.shape != (n,):
                 raise ValueError(f"bias must have shape ({n},), got {tuple(bias.shape)}")
             bias = bias.detach().to(torch.float32, copy=True)
-        format = packed._format
-        arrays = {name: tensor_of(packed._arrays[name], spec.type) for name, spec in format.arrays.items()}
         self = cls(k, n, False, act=act, device="meta", dtype=dtype)
-        self._buffers.update(tensors_of(format, arrays), bias=bias)
-        self._layout = layout_of(format)
-        self._set_weight(self._weight.dtype)
+        self._set_packed(packed, self._weight.dtype)
+        self.bias = bias
         return self
 
     def sharing_weight(self, bias: torch.Tensor | None) -> DA8W4Linear:
@@ -333,42 +300,8 @@ class DA8W4Linear(nn.Module):
             Like this one but for the bias.
         """
         new = DA8W4Linear.from_packed(self.packed, bias, act=self.act, dtype=self.weight.dtype)
-        new._buffers.update({name: old for name, old in self._buffers.items() if name != "bias"})
+        new.share_tensors(self)
         return new
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """What stands for the weight of a `torch.nn.Linear`: dtype, device and shape."""
-        # Loaders put tensors in one by one, on another device. Compilers cannot make a new stand-in.
-        if not torch.compiler.is_compiling() and self._weight.device != self.codes.device:
-            self._set_weight(self._weight.dtype)
-        return self._weight
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Add a parameter, as assigning one does; as `weight` none is taken.
-
-        Parameters
-        ----------
-        name : str
-            Of the attribute.
-        param : torch.nn.Parameter or None
-            As `weight`, it must have the shape of the weight: the layer keeps its packed one, and warns.
-
-        Raises
-        ------
-        ValueError
-            If a `weight` has another shape.
-        """
-        if name != "weight" or param is None:
-            super().register_parameter(name, param)
-            return
-        shape = (self.out_features, self.in_features)
-        if param.shape != shape:
-            raise ValueError(
-                f"weight must have shape {shape}, got {tuple(param.shape)}; a layer is resized before it is quantized"
-            )
-        # As code does that ties an output head to an embedding.
-        warnings.warn("a DA8W4Linear keeps its packed weight; the one that was assigned is not used", stacklevel=3)
 
     @property
     def act(self) -> str:
@@ -379,19 +312,6 @@ class DA8W4Linear(nn.Module):
     def act(self, act: str) -> None:
         self._act = check_scheme("act", act, tuple(SCHEMES))
         self._scheme = SCHEMES[act]
-
-    @property
-    def group_size(self) -> int:
-        """Weights of consecutive input features that share a scale."""
-        return self._layout[3] if _is_compiling() else int(self.layout[3])
-
-    @property
-    def packed(self) -> PackedWeight:
-        """The weight as numpy functions take it; shares the layer's memory."""
-        product = self._product()
-        return PackedWeight._from_arrays(
-            product.format, {name: array_of(tensor) for name, tensor in product.arrays.items()}
-        )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Multiply.
@@ -415,7 +335,7 @@ class DA8W4Linear(nn.Module):
         """
         if _is_any_autocast_enabled():
             input = _autocast(input)
-        if _is_compiling() or needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
+        if is_compiling() or needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
             out: torch.Tensor = torch.ops.pyda8w4.linear(input, *self._arguments())
             return out
         return self._product().multiply(input, self._scheme)
@@ -450,14 +370,6 @@ class DA8W4Linear(nn.Module):
     def _arguments(self) -> Arguments:
         return arguments_of(self._buffers, self._buffers["bias"], self._layout, self._act)
 
-    def _product(self) -> _LayerProduct:
-        """Of the tensors that the layer has now. Whoever put them there, here they are seen to fit each other."""
-        product = self._last_product
-        if product is None or not product.is_of(self._buffers):
-            self._layout = self.layout.tolist()
-            product = self._last_product = _LayerProduct(self._buffers, self._layout)
-        return product
-
     def extra_repr(self) -> str:
         """Return what is printed of it.
 
@@ -467,138 +379,14 @@ class DA8W4Linear(nn.Module):
             Its sizes and how it quantizes.
         """
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        bits = "" if self.layout.numel() == 4 else f", bits={self.layout[4]}"
         act = "" if self._act == "uint8" else f", act={self._act}"
-        return f"{text}{bits}, group_size={self.group_size}{act}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last_product": None}
+        return f"{text}{self._describe_weight()}{act}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         symmetric = state.pop("symmetric_activation", None)  # of earlier versions
         super().__setstate__(state)  # type: ignore[no-untyped-call, unused-ignore]
         if symmetric is not None:
             self.act = "int8" if symmetric else "uint8"
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        refuse_script(self)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DA8W4Linear:
-        # What `.to`, `.half()`, `share_memory` and others do to every tensor, done to bytes: moves them, and
-        # finds no floats to convert.
-        self._last_product = None  # which keeps tensors alive
-        for name, old in self._buffers.items():
-            if old is None or name == "layout":  # which is on the CPU always
-                continue
-            old_bytes = old.reshape(-1).view(torch.uint8)
-            new_bytes = fn(old_bytes)
-            if new_bytes.device.type not in ("cpu", "meta"):
-                raise ValueError(f"a DA8W4Linear runs on the CPU only, cannot be moved to {new_bytes.device}")
-            if new_bytes is not old_bytes and new_bytes.dtype is torch.uint8:
-                self._buffers[name] = new_bytes.view(old.dtype).reshape(old.shape)
-        dtype = fn(torch.empty(0, dtype=self._weight.dtype, device="cpu")).dtype
-        if dtype in FLOATS:
-            self._set_weight(dtype)
-        return self
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        names = ("layout", *ARRAYS, "bias")
-        found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
-        try:
-            layout = check_found(found, self._buffers)
-        except (TypeError, ValueError) as error:
-            error_msgs.append(f"{prefix}{error}")
-            return
-        wanted = ["layout", *layout.names] + ["bias"] * (self.bias is not None)
-        taken = {*wanted, *layout.optional}
-        if strict:
-            missing_keys += [prefix + name for name in wanted if name not in found]
-            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in taken]
-        if "layout" in found:  # the weight is what that says, not what it was
-            self._buffers.update({name: None for name in ARRAYS if name not in layout.names})
-        for name in found.keys() & taken:
-            new = found[name].detach()
-            self._buffers[name] = new if local_metadata.get("assign_to_params_buffers") else aligned_copy(new)
-        self._layout = self.layout.tolist()
-        self._set_weight(self._weight.dtype)
-
-
-class _Columns(NamedTuple):
-    """Some blocks of a layer."""
-
-    product: Product
-    arrays: dict[str, torch.Tensor]
-    bias: torch.Tensor | None
-    within: slice | None  # which of their outputs are wanted; None means all
-
-
-class _LayerProduct(Product):
-    """The product of a layer's buffers, and where in memory these were."""
-
-    __slots__ = ("_addresses", "_all", "_columns", "_one_zero_point", "_sizes", "_tensors", "arrays", "bias")
-
-    def __init__(self, buffers: Mapping[str, Any], layout: list[int]) -> None:
-        format, bias = format_of(layout, buffers), buffers["bias"]
-        super().__init__(format, buffers, bias)
-        self.arrays: dict[str, torch.Tensor] = {name: buffers[name] for name in format.arrays}
-        format.check_values({name: array_of(tensor) for name, tensor in self.arrays.items()})
-        self._one_zero_point = None if "zps" in self.arrays else buffers["zps"]
-        self.bias: torch.Tensor | None = bias
-        self._columns: dict[tuple[int, int], _Columns] = {}
-        self._all = tuple(buffers.values())
-        self._tensors = [*self.arrays.values(), *([] if bias is None else [bias])]
-        self._addresses, self._sizes = list(map(_address, self._tensors)), list(map(_nbytes, self._tensors))
-
-    def columns(self, begin: int, end: int) -> _Columns:
-        """Of the blocks that have these outputs."""
-        part = self._columns.get((begin, end))
-        if part is None:
-            first, last = self.format.blocks_around(begin, end)
-            format, arrays = self.format.slice(first, last, self.arrays)
-            bias = None if self.bias is None else self.bias[first:last]
-            within = None if (first, last) == (begin, end) else slice(begin - first, end - first)
-            part = self._columns[begin, end] = _Columns(Product(format, arrays, bias), arrays, bias, within)
-        return part
-
-    def is_of(self, buffers: Mapping[str, torch.Tensor | None]) -> bool:
-        """Whether these are the same tensors in the same memory.
-
-        A tensor can be given other memory (``tensor.data = other``), and what it had can become part of another.
-        """
-        return (
-            all(map(is_, self._all, buffers.values()))
-            and list(map(_address, self._tensors)) == self._addresses
-            and list(map(_nbytes, self._tensors)) == self._sizes
-            and (self._one_zero_point is None or self._one_zero_point.item() == self.format.zero_point)
-        )
-
-
-def needs_operator(input: torch.Tensor) -> bool:
-    """Whether torch must see the call: tracers, profilers, modes, transforms, subclasses, forward mode, negation."""
-    return (
-        type(input) is not _Tensor
-        or _dispatch_modes() > 0
-        or _is_tracing()
-        or _is_profiling()
-        or _transform() is not None
-        or forward_ad._current_level >= 0
-        or input.is_neg()
-    )
-
-
-def refuse_script(layer: nn.Module) -> NoReturn:
-    raise NotImplementedError(
-        f"torch.jit.script has no {type(layer).__name__}; use torch.compile, torch.export or torch.jit.trace"
-    )
 
 
 def _autocast(input: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The product as an operator: ``torch.ops.pyda8w4.linear``, for graphs and tensor subclasses.
+"""The product and the lookup as operators: ``torch.ops.pyda8w4.linear`` and ``embedding``, for graphs and subclasses.
 
 Eager modules keep a `Product` and call that, because the dispatcher takes longer than a small product.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
@@ -33,6 +34,10 @@ _strided = torch.strided
 # layout      what the state dict has under that name: see _state
 # activation  how `input` is quantized: one of SCHEMES
 _SCHEMA = "linear(Tensor input, Tensor[] weight, Tensor? bias, int[] layout, str activation) -> Tensor"
+
+
+# Rows of the weight; `dtype` is that of the output.
+_EMBEDDING_SCHEMA = "embedding(Tensor input, Tensor[] weight, int[] layout, ScalarType dtype) -> Tensor"
 
 
 class Arguments(NamedTuple):
@@ -68,6 +73,12 @@ def linear(
     scheme = SCHEMES[check_scheme("activation", activation, tuple(SCHEMES))]
     tensors = dict(zip(names_of(weight, layout), weight))
     return Product(format_of(layout, tensors), tensors, bias).multiply(input, scheme)
+
+
+def embedding(input: torch.Tensor, weight: list[torch.Tensor], layout: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """The operator on the CPU."""
+    tensors = dict(zip(names_of(weight, layout), weight))
+    return Product(format_of(layout, tensors), tensors, None).rows(input, dtype)
 
 
 class Product:
@@ -109,10 +120,8 @@ class Product:
         if rows == 0:
             return out
         assert kind is not None
-        if self._perm is not None:  # kernels read where it tells them to, and a tensor can be changed in place
-            least, most = torch.aminmax(self._perm)
-            if least < 0 or most >= k:
-                raise ValueError(f"perm must have each of 0 to {k - 1} once, got {int(least)} to {int(most)}")
+        if self._perm is not None:
+            self._check_perm(self._perm)
         try:
             self._view.linear(
                 m=rows,
@@ -127,6 +136,25 @@ class Product:
         except CoreError as error:
             raise translate(error) from None
         return out
+
+    def rows(self, input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`PackedWeight.dequantize` on tensors."""
+        check_indices(input)
+        out = torch.empty(*input.shape, self._k, dtype=torch.float32, device="cpu")
+        if input.numel():
+            least, most = torch.aminmax(input)
+            if least < 0 or most >= self._n:
+                raise IndexError(f"input must be 0 to {self._n - 1}, got {int(least)} to {int(most)}")
+            if self._perm is not None:
+                self._check_perm(self._perm)
+            self._view.dequantize(input.detach().numpy().reshape(-1).astype(np.uintp), out.numpy())
+        return out.to(dtype)
+
+    def _check_perm(self, perm: torch.Tensor) -> None:
+        # Kernels read and write where it tells them to, and a tensor can be changed in place.
+        least, most = torch.aminmax(perm)
+        if least < 0 or most >= self._k:
+            raise ValueError(f"perm must have each of 0 to {self._k - 1} once, got {int(least)} to {int(most)}")
 
 
 def _is_strided_nested(input: torch.Tensor) -> bool:
@@ -166,6 +194,13 @@ def check_input(input: torch.Tensor, k: int) -> None:
         raise ValueError(f"input must have shape (..., {k}), got {tuple(input.shape)}")
 
 
+def check_indices(input: torch.Tensor) -> None:
+    if input.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"input must be int64 or int32, got {input.dtype}")
+    if not input.is_cpu or input.layout is not torch.strided:
+        raise ValueError(f"input must be a dense tensor on the CPU, got {input.layout} on {input.device}")
+
+
 def _linear_fake(
     input: torch.Tensor, weight: list[torch.Tensor], bias: torch.Tensor | None, layout: list[int], activation: str
 ) -> torch.Tensor:
@@ -175,6 +210,13 @@ def _linear_fake(
         if not tensor.is_cpu:
             raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
     return input.new_empty((*input.shape[:-1], n))
+
+
+def _embedding_fake(
+    input: torch.Tensor, weight: list[torch.Tensor], layout: list[int], dtype: torch.dtype
+) -> torch.Tensor:
+    check_indices(input)
+    return input.new_empty((*input.shape, layout[2]), dtype=dtype)
 
 
 _NO_GRADIENTS = "DA8W4 layers are for inference and have no gradients; run the model under torch.no_grad()"
@@ -262,10 +304,13 @@ if not hasattr(torch.ops.pyda8w4, "linear"):
     _library: Any = torch.library.Library("pyda8w4", "DEF")  # type: ignore[no-untyped-call, unused-ignore]
     _library.define(_SCHEMA)
     _library.define(_BACKWARD_SCHEMA)
+    _library.define(_EMBEDDING_SCHEMA)
     _library.impl("linear", linear, "CPU")
     _library.impl("linear_backward", _no_backward, "CPU")
+    _library.impl("embedding", embedding, "CPU")
     torch.library.register_fake("pyda8w4::linear", _linear_fake, lib=_library)
     torch.library.register_fake("pyda8w4::linear_backward", _backward_fake, lib=_library)
+    torch.library.register_fake("pyda8w4::embedding", _embedding_fake, lib=_library)
     _reverse_mode = make_autograd_impl(torch.ops.pyda8w4.linear.default, Info(_backward, _keep_sizes))
     _library.impl("linear", _autograd, "Autograd", with_keyset=True)
     _library.impl("linear", linear, "NestedTensorCPU")
