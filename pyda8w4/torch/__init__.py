@@ -18,9 +18,10 @@ try:
 except ImportError as error:
     raise ImportError("pyda8w4.torch needs torch: pip install 'pyda8w4[torch]'", name=error.name) from error
 
+from pyda8w4.torch._checkpoint import from_checkpoint
 from pyda8w4.torch._embedding import DA8W4Embedding
 from pyda8w4.torch._fuse import FusedPart, fuse_linears
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._quantize import Report, quantize_
 
-__all__ = ["DA8W4Embedding", "DA8W4Linear", "FusedPart", "Report", "fuse_linears", "quantize_"]
+__all__ = ["DA8W4Embedding", "DA8W4Linear", "FusedPart", "Report", "from_checkpoint", "fuse_linears", "quantize_"]

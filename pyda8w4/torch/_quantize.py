@@ -189,7 +189,7 @@ def replace_linears(
     packed: dict[int, DA8W4Linear] = {}  # by the float weight
     alive: list[object] = []  # float weights and modules that others share: their ids stay theirs
     shared = _ids_seen_twice(model, linears)
-    progress = _Progress(len(linears))
+    progress = Progress("quantize_", len(linears))
     for name in linears:
         progress.step()
         linear: Any = model.get_submodule(name)
@@ -332,17 +332,17 @@ def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, new)
 
 
-class _Progress:
-    def __init__(self, total: int) -> None:
-        self.done, self.total, self.start = 0, total, time.monotonic()
+class Progress:
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.done, self.total, self.start = name, 0, total, time.monotonic()
         self.shown = False
 
     def step(self) -> None:
         if sys.stderr.isatty() and time.monotonic() - self.start > 2:
-            print(f"\rquantize_: {self.done} of {self.total} layers", end="", file=sys.stderr, flush=True)
+            print(f"\r{self.name}: {self.done} of {self.total} layers", end="", file=sys.stderr, flush=True)
             self.shown = True
         self.done += 1
 
     def end(self) -> None:
         if self.shown:
-            print(f"\rquantize_: {self.total} of {self.total} layers", file=sys.stderr)
+            print(f"\r{self.name}: {self.total} of {self.total} layers", file=sys.stderr)

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import PrefixChange
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     AUTO_QUANTIZER_MAPPING,
@@ -29,9 +30,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
 from pyda8w4._format import ARRAYS, Format, check_group_size
+from pyda8w4.torch._embedding import DA8W4Embedding
+from pyda8w4.torch._filling import Filling, check_sizes, scale_of, tied_layer
 from pyda8w4.torch._fuse import FusedPart
+from pyda8w4.torch._layer import PackedLayer
 from pyda8w4.torch._module import DA8W4Linear
-from pyda8w4.torch._quantize import is_linear, plain_linear, replace_linears
+from pyda8w4.torch._names import Names, Transforms
+from pyda8w4.torch._quantize import is_linear, replace_linears
 from pyda8w4.torch._state import TYPED, format_from, zeros_of
 
 __all__ = ["DA8W4Config"]
@@ -83,7 +88,9 @@ class DA8W4Config(QuantizationConfigMixin):
     >>> config = DA8W4Config(group_size=32)
 
     ``AutoModelForCausalLM.from_pretrained(path, quantization_config=config)`` quantizes. What ``save_pretrained``
-    then writes, ``from_pretrained`` loads, once this module is imported.
+    then writes, ``from_pretrained`` loads, once this module is imported. Of a checkpoint that is quantized already, in
+    GPTQ or any other format, `pyda8w4.torch.from_checkpoint` makes a model: transformers takes no other config than
+    the one in its config.json.
     """
 
     def __init__(
@@ -106,6 +113,30 @@ class DA8W4Config(QuantizationConfigMixin):
         self.modules_to_not_convert = modules_to_not_convert
 
 
+_filling: ContextVar[Filling | None] = ContextVar("_filling", default=None)
+
+
+@contextlib.contextmanager
+def filled_by(filling: Filling) -> Iterator[None]:
+    """Have `from_pretrained` call `filling` with the empty model.
+
+    Parameters
+    ----------
+    filling : Filling
+        For one call, in this thread.
+
+    Yields
+    ------
+    None
+        While it lasts.
+    """
+    token = _filling.set(filling)
+    try:
+        yield
+    finally:
+        _filling.reset(token)
+
+
 def set_config(model: nn.Module, config: DA8W4Config) -> None:
     """Let models of transformers that have packed layers be saved with `save_pretrained`.
 
@@ -118,7 +149,7 @@ def set_config(model: nn.Module, config: DA8W4Config) -> None:
     """
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            packed = {name for name, layer in module.named_modules() if isinstance(layer, DA8W4Linear)}
+            packed = {name for name, layer in module.named_modules() if isinstance(layer, PackedLayer)}
             other = getattr(module, "hf_quantizer", None)
             if packed and (other is None or isinstance(other, _Quantizer)):
                 module.__dict__["hf_quantizer"] = _Quantizer(config)
@@ -137,36 +168,34 @@ def _keep_names(model: Any) -> None:
         transforms = [
             one for one in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(one, PrefixChange)
         ]
-    forth, back = _Transforms(transforms), _Transforms([one.reverse_transform() for one in transforms[::-1]])
+    forth, back = Transforms(transforms), Transforms([one.reverse_transform() for one in transforms[::-1]])
     for name, layer in model.named_modules():
-        if isinstance(layer, DA8W4Linear):
+        if isinstance(layer, PackedLayer):
             stored, joined = back.rename(f"{name}.codes", reverse=True)
             if joined or forth.rename(stored) != (f"{name}.codes", False):
                 model._weight_conversions = []
                 return
 
 
-class _Transforms:
-    """What transformers does to the names of tensors."""
-
-    def __init__(self, transforms: Sequence[Any]) -> None:
-        self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-        self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
-
-    def rename(self, key: str, prefix: str | None = None, own: Any = None, reverse: bool = False) -> tuple[str, bool]:
-        """The new name, and whether tensors are cut or joined."""
-        renamed, pattern = rename_source_key(key, self._renamings, self._converters, prefix, own, reverse)
-        return renamed, pattern is not None
+def _ties(model: Any) -> dict[str, str]:
+    """Modules whose weights the class declares to be those of others, where the config wants that."""
+    declared = type(model)._tied_weights_keys
+    if not isinstance(declared, dict) or not getattr(model.config, "tie_word_embeddings", False):
+        return {}
+    return {one.removesuffix(".weight"): other.removesuffix(".weight") for one, other in declared.items()}
 
 
 def _untie(model: Any, packed: set[str]) -> None:
     """Forget ties of packed layers: these have no parameter that could be another's."""
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
     model.all_tied_weights_keys = {
-        name: other
-        for name, other in ties.items()
-        if not packed & {name.removesuffix(".weight"), other.removesuffix(".weight")}
+        one: other
+        for one, other in (getattr(model, "all_tied_weights_keys", None) or {}).items()
+        if not packed & {one.removesuffix(".weight"), other.removesuffix(".weight")}
     }
+    if isinstance(model._tied_weights_keys, dict):  # what `tie_weights` reads: a packed layer has nothing to give
+        model._tied_weights_keys = {
+            one: other for one, other in model._tied_weights_keys.items() if other.removesuffix(".weight") not in packed
+        }
 
 
 @register_quantizer(METHOD)
@@ -175,11 +204,16 @@ class _Quantizer(HfQuantizer):
     is_trainable = False
     is_compileable = True
 
+    def __init__(self, quantization_config: DA8W4Config, **options: Any) -> None:
+        super().__init__(quantization_config, **options)
+        self._is_packed = self.pre_quantized or _filling.get() is not None
+        self._tied: dict[str, tuple[nn.Module, str]] = {}  # float modules, and which module has their packed weight
+
     def is_serializable(self, **options: Any) -> bool:
         return True
 
     def update_device_map(self, device_map: Any) -> Any:
-        if self.pre_quantized or device_map in (None, "cpu", {"": "cpu"}):
+        if self._is_packed or device_map in (None, "cpu", {"": "cpu"}):
             return device_map
         if device_map != "auto":
             warnings.warn(
@@ -195,55 +229,83 @@ class _Quantizer(HfQuantizer):
         _keep_names(model)
         state = model.state_dict()
         seen: set[int] = set()
+        tied = {one: other for one, other in _ties(model).items() if _shares(model, one, other)}
         for name, layer in model.named_modules(remove_duplicate=False):
-            for key in layer._buffers if isinstance(layer, DA8W4Linear) else ():
+            for key in layer._buffers if isinstance(layer, PackedLayer) else ():
                 tensor = state.get(f"{name}.{key}")
-                if tensor is not None and not tensor.is_meta:
-                    if tensor.data_ptr() in seen:  # layers that share a weight: files cannot
-                        state[f"{name}.{key}"] = tensor.clone()
-                    seen.add(tensor.data_ptr())
+                if tensor is None or tensor.is_meta:
+                    continue
+                if name in tied:  # what is loaded is tied again
+                    del state[f"{name}.{key}"]
+                    continue
+                if tensor.data_ptr() in seen:  # layers that share a weight: files cannot
+                    state[f"{name}.{key}"] = tensor.clone()
+                seen.add(tensor.data_ptr())
         return state, {}
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **options: Any
     ) -> None:
-        """Puts empty layers where the file has packed ones."""
-        if not self.pre_quantized:
+        """Puts packed layers where the checkpoint has such: empty ones, or what `from_checkpoint` made."""
+        if not self._is_packed:
             return
-        own = {name: module for name, module in model.named_modules(remove_duplicate=False) if is_linear(module)}
-        found: dict[int, DA8W4Linear] = {}  # by the float module; modules that are one stay one
+        filling = _filling.get()
+        packed, floats = self._empty_layers(model, checkpoint_files) if filling is None else filling(model)
+        for one, other in _ties(model).items():
+            for name, source in ((one, other), (other, one)):
+                if source not in packed or name in packed or f"{name}.weight" in floats:
+                    continue
+                module = model.get_submodule(name)
+                if getattr(module, "bias", None) is None:
+                    # It gets its weight after loading: until then it must not seem to miss one.
+                    self._tied[name] = module, source
+                    model.set_submodule(name, nn.Identity())
+        for name, layer in packed.items():
+            model.set_submodule(name, layer)
+        _untie(model, {*packed, *self._tied})
+
+    def _empty_layers(self, model: Any, files: Sequence[str] | None) -> tuple[dict[str, PackedLayer], set[str]]:
+        """Layers to load the packed ones of files into, and the names of all other tensors, as the model has them."""
+        own = {
+            name: module
+            for name, module in model.named_modules(remove_duplicate=False)
+            if is_linear(module) or isinstance(module, nn.Embedding)
+        }
+        found: dict[int, PackedLayer] = {}  # by the float module; modules that are one stay one
         foreign = []
-        name_of = _Names(model, own)
-        for stored, format, bias in _packed_layers(checkpoint_files):
-            name = name_of(stored)
-            if name is None:
+        name_of = Names(model, [f"{name}.codes" for name in own])
+        layers, others = _packed_layers(files)
+        for stored, (format, bias) in layers.items():
+            name = name_of(f"{stored}.codes").removesuffix(".codes")
+            if name not in own:
                 foreign.append(stored)
             else:
-                found[id(own[name])] = self._empty(name, plain_linear(own[name]), format, bias)
+                found[id(own[name])] = self._empty(name, own[name], format, bias)
         if foreign and not found and own:
             raise ValueError(
                 f"{type(model).__name__} has none of the packed layers of the checkpoint, such as {foreign[0]}: it "
                 "would have random weights; load it with the class that it was saved with"
             )
         packed = {name: found[id(module)] for name, module in own.items() if id(module) in found}
-        for name, layer in packed.items():
-            model.set_submodule(name, layer)
-        _untie(model, set(packed))
+        return packed, set(map(name_of, others))
 
-    def _empty(self, name: str, linear: nn.Linear, format: Format, bias: bool) -> DA8W4Linear:
-        n, k = format.n, format.k
-        if (n, k) != tuple(linear.weight.shape):
-            raise ValueError(
-                f"{name} is {tuple(linear.weight.shape)} by the config of the model, {(n, k)} in the checkpoint"
-            )
-        act = self.quantization_config.act
-        layer = DA8W4Linear(k, n, bias, act=act, device="meta", dtype=linear.weight.dtype)
-        layer._buffers.update(zeros_of(format, "meta"))
+    def _empty(self, name: str, module: nn.Module, format: Format, bias: bool) -> PackedLayer:
+        check_sizes(name, module, (format.n, format.k))
+        layer: PackedLayer
+        dtype: Any = module.weight.dtype
+        if isinstance(module, nn.Embedding):
+            layer = DA8W4Embedding(format.n, format.k, scale=scale_of(module), device="meta", dtype=dtype)
+        else:
+            act = self.quantization_config.act
+            layer = DA8W4Linear(format.k, format.n, bias, act=act, device="meta", dtype=dtype)
+        layer.set_tensors(zeros_of(format, "meta"), dtype)
         return layer
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         config = self.quantization_config
-        if not self.pre_quantized:
+        for name, (module, source) in self._tied.items():
+            model.set_submodule(name, tied_layer(module, model.get_submodule(source), config.act))
+        if not self._is_packed:
             unwanted, float32 = config.modules_to_not_convert or [], list(model._keep_in_fp32_modules or [])
             kept = self.get_modules_to_not_convert(model, config.modules_to_not_convert, float32)
 
@@ -265,23 +327,21 @@ class _Quantizer(HfQuantizer):
         return model
 
 
-class _Names:
-    """What the layers of a checkpoint are called in a model: as transformers renames what it loads."""
-
-    def __init__(self, model: Any, own: dict[str, nn.Module]) -> None:
-        self._transforms, self._prefix = _Transforms(get_model_conversion_mapping(model)), model.base_model_prefix
-        self._own = {f"{name}.codes": name for name in own}
-
-    def __call__(self, stored: str) -> str | None:
-        key = f"{stored}.codes"
-        renamed, _ = self._transforms.rename(key, self._prefix, self._own)
-        if renamed not in self._own and key in self._own:
-            renamed = key
-        return self._own.get(renamed)
+def _shares(model: Any, one: str, other: str) -> bool:
+    """Whether a module without a bias has the packed weight of another, in one memory."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    a, b = modules.get(one), modules.get(other)
+    if not isinstance(a, PackedLayer) or not isinstance(b, PackedLayer):
+        return False
+    if getattr(a, "bias", None) is not None or a.codes.is_meta:
+        return False
+    return bool(a.codes.data_ptr() == b.codes.data_ptr())
 
 
-def _packed_layers(files: Sequence[str] | None) -> Iterator[tuple[str, Format, bool]]:
-    """Names of packed layers in a checkpoint, their weights, and whether they have a bias."""
+def _packed_layers(files: Sequence[str] | None) -> tuple[dict[str, tuple[Format, bool]], list[str]]:
+    """The weights of packed layers in a checkpoint, and whether they have a bias; the names of all other tensors."""
+    layers: dict[str, tuple[Format, bool]] = {}
+    taken: set[str] = set()
     if not files or not all(str(file).endswith(".safetensors") for file in files):
         raise ValueError("a packed checkpoint must be loaded from its safetensors files")
     with contextlib.ExitStack() as stack:
@@ -297,7 +357,9 @@ def _packed_layers(files: Sequence[str] | None) -> Iterator[tuple[str, Format, b
                 layout = tuple(tensors[key].get_tensor(key).tolist())
                 zero_point = None if parts["zps"].get_shape() else 0
                 dtypes = (_DTYPES.get(parts[part].get_dtype()) if part in parts else None for part in TYPED)
-                yield name, format_from(layout, zero_point, *dtypes), "bias" in parts
+                layers[name] = format_from(layout, zero_point, *dtypes), "bias" in parts
+                taken |= {key, *names.values()}
+    return layers, [key for key in tensors if key not in taken]
 
 
 # As safetensors names them.
