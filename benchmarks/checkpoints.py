@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import tempfile
 import threading
 import time
@@ -123,7 +122,7 @@ def convert(path: Path) -> Callable[[], object]:
 
 
 def from_checkpoint(path: Path) -> Callable[[], object]:
-    import pyda8w4.torch
+    import pyda8w4.torch.transformers
 
     return lambda: pyda8w4.torch.from_checkpoint(path)
 
@@ -158,7 +157,7 @@ def _child(step: Callable[[Path], Callable[[], object]], path: Path, out) -> Non
     peak[:] = map(max, peak, resident())
     out.send((seconds, peak[0] - start[0], peak[1] - start[1]))
     del kept
-    os.close(out.fileno())
+    out.close()
 
 
 def resident() -> tuple[int, int]:

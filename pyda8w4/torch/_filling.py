@@ -22,6 +22,9 @@ from pyda8w4.torch._parts import Part, is_quantized
 from pyda8w4.torch._quantize import Progress, plain_linear
 from pyda8w4.torch._readers import weight_readers
 
+# Types of half the size of float32, as safetensors names them.
+_STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
+
 
 class Filling:
     """Gives an empty model the packed layers of a checkpoint.
@@ -137,6 +140,12 @@ class _Floats:
 
     def __getitem__(self, everything: Any) -> torch.Tensor:
         name, rows, minus = self._part
+        stored = self._checkpoint._layers[name].stored
+        if stored is not None and stored.dtype in _STORED and not minus:
+            # In the type that it has: the largest tensors of many models are embeddings, which stay float.
+            array = stored.array()
+            array = np.array(array if rows is None else array[rows])
+            return torch.from_numpy(array.view(np.int16)).view(_STORED[stored.dtype])
         array = self._checkpoint.array(name)
         if rows is not None:
             array = np.ascontiguousarray(array[rows])
