@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import secrets
 import stat
@@ -51,6 +52,12 @@ def map_file(path: Path) -> npt.NDArray[np.uint8]:
         status = os.fstat(file.fileno())
         _check_regular(path, status)
         return np.asarray(np.memmap(file, np.uint8, mode="r")) if status.st_size else np.empty(0, np.uint8)
+
+
+def release(data: npt.NDArray[np.uint8]) -> None:
+    """Let the system take back the memory of a file that `map_file` mapped. It is read again when it is used."""
+    if isinstance(data.base, np.memmap):
+        data.base.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
 
 @contextmanager

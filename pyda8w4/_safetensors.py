@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._filesystem import map_file
-
 MOST_HEADER_BYTES = 100_000_000  # that the package safetensors reads
 
 # What numpy has no type for is bits: of bfloat16 in uint16, of floats of 8 bits in uint8.
@@ -65,9 +63,9 @@ class Tensor(NamedTuple):
         return array.astype(np.float32) if self.dtype == "F64" else array
 
 
-def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """-> metadata and tensors. ValueError without the path where it is no complete safetensors file."""
-    header, data = read_header(map_file(path))
+def read_file(path: Path, data: npt.NDArray[np.uint8]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """-> metadata and tensors of a mapped file. ValueError without the path where it is no complete one."""
+    header, data = read_header(data)
     metadata = header.pop("__metadata__", {})
     if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
         raise ValueError("its metadata must be strings")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4._filesystem import release
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
@@ -30,6 +31,8 @@ class Checkpoint:
         What the files say of the model: config.json of a folder, the values of a GGUF file.
     layers : mapping of str to Layer
         All that it has, by name.
+    mapped : sequence of ndarray, optional
+        Files of which only what is being read need be in memory.
 
     Attributes
     ----------
@@ -40,8 +43,14 @@ class Checkpoint:
         Of the floats that they stand for: (N, K), or (E, N, K) of a stack of experts.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any], layers: Mapping[str, Layer]) -> None:
-        self.path, self.metadata = path, metadata
+    def __init__(
+        self,
+        path: Path,
+        metadata: dict[str, Any],
+        layers: Mapping[str, Layer],
+        mapped: Sequence[npt.NDArray[np.uint8]] = (),
+    ) -> None:
+        self.path, self.metadata, self._mapped = path, metadata, mapped
         self._layers = dict(layers)
         self.types: dict[str, str] = {name: layer.type for name, layer in layers.items()}
         self.shapes: dict[str, tuple[int, ...]] = {name: layer.shape for name, layer in layers.items()}
@@ -173,6 +182,7 @@ class Checkpoint:
             hint = "" if layer.floats is None else "; requantize=True quantizes it"
             raise self._refused(f"{name} of {layer.type} cannot be packed exactly: {why}{hint}")
         self._check_index(name, layer, index)
+        self._release()
         try:
             return layer.read(index)
         except ValueError as error:
@@ -219,6 +229,7 @@ class Checkpoint:
             raise self._refused(f"{name} of {layer.type} cannot be read: {error}") from None
 
     def _floats(self, name: str, layer: Layer, index: int) -> npt.NDArray[np.float32]:
+        self._release()
         try:
             if layer.floats is not None:
                 # Scales that are not finite, and numbers beyond float32, give what such operations give.
@@ -240,6 +251,11 @@ class Checkpoint:
         except ValueError as error:
             raise self._refused(f"{name} of {layer.type} cannot be quantized: {error}") from None
         return packed, _relative_error(packed, w)
+
+    def _release(self) -> None:
+        """What was read before is packed, or floats, by now."""
+        for data in self._mapped:
+            release(data)
 
     def _refused(self, why: str) -> ValueError:
         return ValueError(f"{self.path}: {why}")

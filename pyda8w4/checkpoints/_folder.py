@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pyda8w4._filesystem import map_file
 from pyda8w4._safetensors import Tensor, read_file
 from pyda8w4.checkpoints._checkpoint import Checkpoint
@@ -42,7 +45,7 @@ _METHODS: dict[str, _Finder] = {
 def read(path: Path) -> Checkpoint:
     """Open a folder."""
     config = _json(path / "config.json")
-    metadata, tensors = _tensors(path)
+    metadata, tensors, mapped = _tensors(path)
     quantization = _quantization(path, config)
     layers: dict[str, Layer] = {}
     if quantization:
@@ -58,7 +61,7 @@ def read(path: Path) -> Checkpoint:
         if name in layers:
             raise ValueError(f"{path}: {name} is a tensor and a quantized layer")
     layers |= {name: plain_layer(tensor) for name, tensor in tensors.items() if name not in taken}
-    return Checkpoint(path, config, layers)
+    return Checkpoint(path, config, layers, mapped)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -74,8 +77,8 @@ def _json(path: Path) -> dict[str, Any]:
 # ---- its tensors -----------------------------------------------------------------------------
 
 
-def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of all parts."""
+def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor], list[npt.NDArray[np.uint8]]]:
+    """Metadata and tensors of all parts, and these parts, mapped."""
     index = path / _INDEX
     places = _places(index) if index.exists() else None
     if places is not None:
@@ -84,11 +87,12 @@ def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         files = sorted(path.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{path} must have safetensors files, got {_others(path)}")
+    mapped = [map_file(file) for file in files]
     metadata: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file, data in zip(files, mapped):
         try:
-            of_file, found = read_file(file)
+            of_file, found = read_file(file, data)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file} has a damaged header: {error!r}") from None
         except ValueError as error:
@@ -101,7 +105,7 @@ def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     for name, part in (places or {}).items():
         if name not in tensors or tensors[name].file.name != part:
             raise ValueError(f"{path / part}: it has no tensor {name}, which {_INDEX} says")
-    return metadata, tensors
+    return metadata, tensors, mapped
 
 
 def _places(index: Path) -> dict[str, str]:

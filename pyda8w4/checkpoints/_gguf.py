@@ -33,10 +33,11 @@ _MOST_DIMENSIONS = 4  # of ggml
 
 def read(path: Path) -> Checkpoint:
     """Open a file; if it is one of several parts, all of them."""
-    metadata, tensors = _read_file(path)
-    if metadata.get("split.count", 1) != 1:
-        metadata, tensors = _read_parts(path, metadata)
-    return Checkpoint(path, metadata, {name: _layer(path, name, tensor) for name, tensor in tensors.items()})
+    found = _read_file(path)
+    if found.metadata.get("split.count", 1) != 1:
+        found = _read_parts(path, found.metadata)
+    layers = {name: _layer(path, name, tensor) for name, tensor in found.tensors.items()}
+    return Checkpoint(path, found.metadata, layers, found.mapped)
 
 
 # ---- its parts -------------------------------------------------------------------------------
@@ -50,23 +51,24 @@ def _read_parts(path: Path, metadata: dict[str, Any]) -> _Contents:
     if not path.name.endswith(_ending(no, count)):
         raise ValueError(f"{path}: its name must end in {_ending(no, count)}: it says that it is part {no + 1}")
     prefix = path.name.removesuffix(_ending(no, count))
-    whole: dict[str, _Tensor] = {}
+    whole = _Contents({}, {}, [])
     for index in range(count):
         part = path.with_name(prefix + _ending(index, count))
         try:
-            of_part, tensors = _read_file(part)
+            found = _read_file(part)
         except FileNotFoundError:
             raise ValueError(f"{part} is missing: {path.name} is one of {count} parts") from None
-        if (says := (of_part.get("split.no"), of_part.get("split.count"))) != (index, count):
+        if (says := tuple(map(found.metadata.get, ("split.no", "split.count")))) != (index, count):
             raise ValueError(f"{part} must have split.no and split.count {(index, count)}, got {says}")
         if index == 0:
-            metadata = of_part
-        for name in tensors.keys() & whole.keys():
+            whole.metadata.update(found.metadata)
+        for name in found.tensors.keys() & whole.tensors.keys():
             raise ValueError(f"{part}: its tensor {name!r} is in another part, too")
-        whole |= tensors
-    if (total := metadata.get("split.tensors.count", len(whole))) != len(whole):
-        raise ValueError(f"{path}: its parts must have {total} tensors, got {len(whole)}")
-    return metadata, whole
+        whole.tensors.update(found.tensors)
+        whole.mapped.extend(found.mapped)
+    if (total := whole.metadata.get("split.tensors.count", len(whole.tensors))) != len(whole.tensors):
+        raise ValueError(f"{path}: its parts must have {total} tensors, got {len(whole.tensors)}")
+    return whole
 
 
 def _ending(index: int, count: int) -> str:
@@ -93,7 +95,10 @@ class _Tensor(NamedTuple):
         return self.data[index] if len(self.shape) == 3 else self.data
 
 
-_Contents = tuple[dict[str, Any], dict[str, _Tensor]]  # metadata and tensors
+class _Contents(NamedTuple):
+    metadata: dict[str, Any]
+    tensors: dict[str, _Tensor]
+    mapped: list[npt.NDArray[np.uint8]]  # the files
 
 
 class _Cursor:
@@ -166,7 +171,7 @@ def _contents(data: npt.NDArray[np.uint8]) -> _Contents:
             tensors[name] = _tensor(cursor, shape, _Type(kind))
         except ValueError as error:
             raise ValueError(f"its tensor {name!r}: {error}") from None
-    return metadata, tensors
+    return _Contents(metadata, tensors, [data])
 
 
 def _add(what: str, known: dict[str, Any], name: str, value: Any) -> None:
