@@ -188,6 +188,7 @@ def _keep(
     kind, shape, nbytes = _as_kept(layer)
     parts: Iterable[npt.NDArray[Any]]
     if layer.stored is not None:
+        checkpoint._release()
         how, parts = "stored", [layer.stored.bytes]
     else:
         indices = range(layer.shape[0] if layer.is_stack else 1)

@@ -143,6 +143,7 @@ class _Floats:
         stored = self._checkpoint._layers[name].stored
         if stored is not None and stored.dtype in _STORED and not minus:
             # In the type that it has: the largest tensors of many models are embeddings, which stay float.
+            self._checkpoint._release()
             array = stored.array()
             array = np.array(array if rows is None else array[rows])
             return torch.from_numpy(array.view(np.int16)).view(_STORED[stored.dtype])
