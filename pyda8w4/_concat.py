@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,24 @@ def concat(weights: Sequence[PackedWeight], *more: PackedWeight) -> PackedWeight
     for name, array in arrays.items():
         _join(name, parts, out=array)
     return PackedWeight._from_arrays(whole, arrays)
+
+
+def concat_parts(n: int, weights: Iterator[PackedWeight]) -> PackedWeight:
+    """Join packed weights of one format to `n` columns: only one of them need be in memory beside the result."""
+    first = next(weights)
+    if first.shape[0] == n:
+        return first
+    format = replace(first._format, n=n)
+    arrays = empty_arrays(format)
+    end = 0
+    for weight in chain([first], weights):
+        begin, end = end, end + weight.shape[0]
+        part, places = format.slice(begin, end, arrays)
+        if weight._format != part:
+            raise ValueError(f"columns {begin} to {end} must have the format of those before, got {weight!r}")
+        for name, place in places.items():
+            place[...] = weight._arrays[name]
+    return PackedWeight._from_arrays(format, arrays)
 
 
 def _join(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4._concat import concat_parts
 from pyda8w4._filesystem import release
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
@@ -18,6 +19,7 @@ from pyda8w4.formats._layer import Layer
 from pyda8w4.formats._weight import QuantizedWeight
 
 _GROUP = 32  # of what is quantized again
+_PART = 1 << 22  # elements that are packed at once
 
 
 class Checkpoint:
@@ -176,7 +178,7 @@ class Checkpoint:
             raise self._refused(f"name must be of a tensor in the checkpoint, got {name!r}")
         return self._layers[name]
 
-    def _read(self, name: str, layer: Layer, index: int) -> QuantizedWeight:
+    def _read(self, name: str, layer: Layer, index: int, rows: slice | None = None) -> QuantizedWeight:
         if layer.read is None:
             why = layer.refusal or "it is not quantized"
             hint = "" if layer.floats is None else "; requantize=True quantizes it"
@@ -184,9 +186,25 @@ class Checkpoint:
         self._check_index(name, layer, index)
         self._release()
         try:
-            return layer.read(index)
+            return layer.read(index) if rows is None or layer.read_rows is None else layer.read_rows(index, rows)
         except ValueError as error:
             raise self._refused(f"{name} of {layer.type} cannot be read: {error}") from None
+
+    def _parts(self, name: str, layer: Layer, index: int) -> Iterator[PackedWeight]:
+        """Some rows after others, where that can be: with a byte for each code they take much memory."""
+        slices: list[slice | None] = [None]
+        if layer.read_rows is not None:
+            n, k = layer.shape[-2:]
+            step = max(1, _PART // k // 32) * 32
+            slices = [slice(begin, begin + step) for begin in range(0, n, step)]
+        for rows in slices:
+            weight = self._read(name, layer, index, rows)
+            try:
+                packed = weight.pack()
+            except ValueError as error:
+                raise self._refused(f"{name} of {layer.type} cannot be packed: {error}") from None
+            del weight
+            yield packed
 
     def _check_index(self, name: str, layer: Layer, index: int) -> None:
         if not 0 <= index < (layer.shape[0] if layer.is_stack else 1):
@@ -209,11 +227,7 @@ class Checkpoint:
         try:
             if layer.packed is not None:
                 return self._read_packed(name, layer, index), None
-            weight = self._read(name, layer, index)
-            try:
-                return weight.pack(), None
-            except ValueError as error:
-                raise self._refused(f"{name} of {layer.type} cannot be packed: {error}") from None
+            return concat_parts(layer.shape[-2], self._parts(name, layer, index)), None
         except ValueError:
             # Some reasons are seen only where the tensors are read.
             if requantize and layer.floats is not None:

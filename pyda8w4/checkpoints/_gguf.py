@@ -202,7 +202,9 @@ def _layer(path: Path, name: str, tensor: _Tensor) -> Layer:
     if kind in _FLOATS:
         return Layer(**about, floats=partial(_floats, tensor))
     if kind.name in TYPES and len(shape) in (2, 3):
-        return Layer(**about, read=partial(_weight, tensor), format=format_of(kind.name, *shape[-2:]))
+        about |= {"read": partial(_weight, tensor), "format": format_of(kind.name, *shape[-2:])}
+        # Which type the scales of these two are packed in depends on their values.
+        return Layer(**about, read_rows=None if kind.name in ("MXFP4", "NVFP4") else partial(_rows, tensor))
     return Layer(**about, floats=partial(_floats, tensor), refusal=_refusal(kind.name))
 
 
@@ -218,6 +220,10 @@ def _refusal(kind: str) -> str:
 
 def _weight(tensor: _Tensor, index: int) -> QuantizedWeight:
     return unpack(tensor.part(index), tensor.type.name)
+
+
+def _rows(tensor: _Tensor, index: int, rows: slice) -> QuantizedWeight:
+    return unpack(tensor.part(index)[rows], tensor.type.name)
 
 
 def _floats(tensor: _Tensor, index: int) -> npt.NDArray[np.float32]:

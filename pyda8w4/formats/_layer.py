@@ -42,6 +42,8 @@ class Layer:
         Itself as it is in the file, where safetensors has its type.
     packed : callable, optional
         ``packed(index)`` gives what `read` gives packed, where the file has it so.
+    read_rows : callable, optional
+        ``read_rows(index, rows)`` gives some output features of what `read` gives; packed, all slices have one format.
     """
 
     type: str
@@ -54,6 +56,7 @@ class Layer:
     refusal: str | None = None
     stored: Tensor | None = None
     packed: Callable[[int], PackedWeight] | None = None
+    read_rows: Callable[[int, slice], QuantizedWeight] | None = None
 
     @property
     def is_stack(self) -> bool:

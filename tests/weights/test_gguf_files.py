@@ -5,12 +5,14 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from cases import assert_same_bits, assert_same_weight
 
 import pyda8w4
+from pyda8w4.checkpoints import _checkpoint
 from pyda8w4.checkpoints import open as open_checkpoint
 
 ggml = pytest.importorskip("gguf", reason="gguf is not installed")
@@ -74,6 +76,28 @@ WITH_VECTORS = [Q.IQ1_S, Q.IQ1_M, Q.IQ2_XXS, Q.IQ2_XS, Q.IQ2_S, Q.IQ3_XXS, Q.IQ3
 def alike(kind, *shape):
     """Of any type: all bytes are 33, which makes small scales."""
     return np.full(ggml.quant_shape_to_byte_shape(shape, kind), 33, np.uint8)
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=str)
+def test_large_matrices_are_packed_by_parts(one, kind, monkeypatch):
+    """Of 64 rows here, the last of 40."""
+    try:
+        data = random_blocks(kind, (168, 512))
+    except NotImplementedError:
+        data = np.concatenate([alike(kind, 68, 512), alike(kind, 100, 512) // 2])
+    file = one(data, kind)
+    whole = file.packed("w")
+    monkeypatch.setattr(_checkpoint, "_PART", 100 * 512)
+    assert_same_weight(file.packed("w"), whole)
+
+
+def test_packing_takes_little_memory_beside_the_result(one):
+    file = one(np.tile(random_blocks(Q.Q8_0, (256, 1024)), (128, 1)), Q.Q8_0)  # 32 MiB of codes
+    tracemalloc.start()
+    file.packed("w")  # which is not traced
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 << 20
 
 
 @pytest.mark.parametrize("kind", EXACT, ids=str)
