@@ -157,7 +157,7 @@ def test_mx_int4_is_refused():
         ({"sym": 1}, "sym of the quantization must be a bool, got '1'"),
         ({"act_bits": "8"}, "act_bits of the quantization must be an int, got '8'"),
         ({"packing_format": 1}, "packing_format of the quantization must be a string, got '1'"),
-        ({"extra_config": ["lm_head"]}, "extra_config of the quantization must map modules to objects, got "),
+        ({"extra_config": ["lm_head"]}, "extra_config of the quantization must be an object, got "),
         ({"extra_config": {"q": {"bits": "8"}}}, "bits of the quantization must be an int, got '8'"),
     ],
     ids=str,
