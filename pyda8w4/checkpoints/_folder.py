@@ -9,6 +9,7 @@ from typing import Any
 
 from pyda8w4._filesystem import map_file
 from pyda8w4._safetensors import Tensor, read_file
+from pyda8w4.checkpoints import _state
 from pyda8w4.checkpoints._checkpoint import Checkpoint
 from pyda8w4.formats import auto_round, awq, bitsandbytes, compressed_tensors, gptq, hqq, mlx, mxfp4, torchao
 from pyda8w4.formats._layer import Layer, plain_layer
@@ -35,6 +36,7 @@ _METHODS: dict[str, _Finder] = {
     "metal": _of_tensors(mlx.layers),
     "mlx": _of_tensors(mlx.layers),
     "mxfp4": _of_tensors(mxfp4.layers),
+    "pyda8w4": _of_tensors(_state.layers),
     "torchao": torchao.layers,
 }
 

@@ -11,7 +11,7 @@ WHOLE = "the quantization"
 
 
 def integer(config: Mapping[str, Any], *keys: str, default: int | None = None, where: str = WHOLE) -> int:
-    """Of the first of the keys that there is, which are synonyms. It must be there if it has no default."""
+    """Of the keys, which are synonyms: those that are there must say the same. One must be if there is no default."""
     found: int = _first(config, keys, int, "an int", default, where)
     return found
 
@@ -23,7 +23,7 @@ def optional_integer(config: Mapping[str, Any], key: str, where: str = WHOLE) ->
 def word(config: Mapping[str, Any], *keys: str, default: str, where: str = WHOLE) -> str:
     """In lower case."""
     found: str = _first(config, keys, str, "a string", default, where)
-    return found.lower()
+    return found
 
 
 def flag(config: Mapping[str, Any], key: str, *, default: bool, where: str = WHOLE) -> bool:
@@ -78,12 +78,14 @@ def of_module(name: str, config: Mapping[str, Any], dynamic: list[Rule]) -> tupl
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...], kind: type, takes: str, default: Any, where: str) -> Any:
-    for key in keys:
-        value = config.get(key)
-        if value is not None:
-            if type(value) is not kind:
-                raise ValueError(f"{key} of {where} must be {takes}, got {str(value)[:80]!r}")
-            return value
-    if default is None:
+    found = {key: config[key] for key in keys if config.get(key) is not None}
+    for key, value in found.items():
+        if type(value) is not kind:
+            raise ValueError(f"{key} of {where} must be {takes}, got {str(value)[:80]!r}")
+    values = [value.lower() if kind is str else value for value in found.values()]
+    if any(value != values[0] for value in values):
+        # Which one counts is not the same in all libraries.
+        raise ValueError(f"{' and '.join(found)} of {where} must be the same, got {str(values)[:80]}")
+    if not values and default is None:
         raise ValueError(f"{where} must have {keys[0]}, got {', '.join(map(str, config))[:200] or 'nothing'}")
-    return default
+    return values[0] if values else default

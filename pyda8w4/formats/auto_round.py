@@ -85,8 +85,8 @@ def _pattern(key: str) -> re.Pattern[str] | None:
 def _layer(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Layer:
     scheme = gptq.scheme_of({**config, "checkpoint_format": "gptq"})
     data_type = _config.word(config, "data_type", default="int")
-    # The first releases had it in "backend".
-    packing = _config.word(config, "packing_format", "backend", default="auto")
+    # The first releases had it in "backend", which may be another where there is both.
+    packing = _config.word(config, "packing_format", default="") or _config.word(config, "backend", default="auto")
     refusal = scheme.refusal
     if data_type != "int":
         refusal = f"data_type must be int, got {data_type}"

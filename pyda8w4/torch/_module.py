@@ -15,11 +15,12 @@ from torch.autograd import forward_ad
 
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
 from pyda8w4._format import ARRAYS, Format, check_group_size, group_count
+from pyda8w4._layout import layout_of
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
 from pyda8w4.torch._ops import Arguments, Product, arguments_of, slice_outputs
-from pyda8w4.torch._state import check_found, format_of, layout_of, tensors_of, zeros_of
+from pyda8w4.torch._state import check_found, format_of, tensors_of, zeros_of
 from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, check_float, tensor_of
 from pyda8w4.torch._torchao import int4_of
 from pyda8w4.torch._weight import WeightStandIn

@@ -241,7 +241,7 @@ def test_format_is_that_of_autogptq_unless_the_config_says():
         ({}, one),
         ({"checkpoint_format": "GPTQ"}, one),
         ({"format": "gptq"}, one),
-        ({"checkpoint_format": "gptq", "format": "gptq_v2"}, one),
+        ({"checkpoint_format": "gptq", "format": "GPTQ"}, one),
         ({"checkpoint_format": "gptq_v2"}, two),
         ({"format": "gptq_v2", "checkpoint_format": None}, two),
     ]:
