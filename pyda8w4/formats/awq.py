@@ -165,6 +165,8 @@ def layer(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, method: str 
             raise ValueError(scheme.refusal)
         check_bits("bits", scheme.bits, (4,))
         check_scheme("version", scheme.version, _VERSIONS)
+        if "scaled_zeros" in parts and "qzeros" in parts:
+            raise ValueError(f"{name}.scaled_zeros and {name}.qzeros are both there")
         words = tuple(f"{word[0].upper()}{word[-2:]}" for word in _words(scheme.version))
         found = {"qweight": parts.take("qweight", *words), "scales": parts.take("scales", *FLOAT_TYPES)}
         if zeros in parts or scheme.has_zeros or is_fast:

@@ -182,6 +182,8 @@ def layer(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, method: str 
         words = [part for part in ("qzeros", "g_idx") if part in parts or (part == "qzeros" and not scheme.sym)]
         found = parts.take_all({"qweight": WORD_TYPES, "scales": FLOAT_TYPES, **dict.fromkeys(words, WORD_TYPES)})
         sizes = _sizes(found, scheme)
+        if scheme.act_order and "g_idx" not in found and sizes.groups > 1:
+            raise ValueError(f"{name}.g_idx is missing, which desc_act needs")
         zero_point = 0 if scheme.bits == 8 else 1 << (scheme.bits - 1)
         format = Format(
             sizes.n,
@@ -190,7 +192,7 @@ def layer(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, method: str 
             scale_dtype(found["scales"]),
             zero_point if scheme.sym else None,
             bits=stored_bits(scheme.bits),
-            has_perm=scheme.act_order and "g_idx" in found and sizes.groups > 1,
+            has_perm=scheme.act_order and sizes.groups > 1,
         )
     except ValueError as error:
         return parts.layer(type_, _shape(parts.take("qweight").shape, scheme.bits), refusal=str(error))

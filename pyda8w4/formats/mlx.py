@@ -252,6 +252,8 @@ def _tensors(parts: Parts, settings: _Settings) -> dict[str, Tensor]:
         "weight": parts.take("weight", "U32"),
         "scales": parts.take("scales", *(FLOAT_TYPES if settings.mode == "affine" else ("U8",))),
     }
+    if "biases" in parts and "qbiases" in parts:
+        raise ValueError("biases and qbiases are both there")
     for name in ("qbiases", "biases"):
         if name in parts:
             found["biases"] = parts.take(name, *FLOAT_TYPES)

@@ -408,6 +408,7 @@ def _layer(entry: dict[str, Any], parts: Parts) -> Layer:
     try:
         if kind is None:
             raise ValueError(f"the codes of a {type_} are no integers that are stored in plain order")
+        _check_names(entry, parts)
         shape = parts.take("qdata").shape
         stack = shape[:1] if len(shape) == kind.dimensions + 1 else ()
         more, format = kind.plan(_tensors(kind, parts.matrix(0, stack)), _attributes(entry, stack))
@@ -418,6 +419,17 @@ def _layer(entry: dict[str, Any], parts: Parts) -> Layer:
         return kind.unpack(**read_arrays(_tensors(kind, parts.matrix(index, stack))), **more)
 
     return parts.layer(f"torchao {format.bits}-bit", (*stack, format.n, format.k), read=read, format=format)
+
+
+def _check_names(entry: dict[str, Any], parts: Parts) -> None:
+    """That of the tensors that the metadata names none is missing, of which some are optional, and none is unknown."""
+    names = entry.get("_tensor_data_names", [])
+    if type(names) is not list or not all(type(name) is str for name in names):
+        raise ValueError(f"_tensor_data_names must be a list of strings, got {str(names)[:80]}")
+    for name in names:
+        if name not in _NAMES:
+            raise ValueError(f"its metadata has a tensor {name[:80]!r}, which is not known")
+        parts.take(name)
 
 
 def _tensors(kind: _Kind, parts: Parts) -> dict[str, Tensor]:

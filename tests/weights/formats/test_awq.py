@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from readers import reader
 from stored import checkpoint, floats
 
 from pyda8w4.formats import awq
@@ -272,6 +273,7 @@ WHY = "for K = 256, N = 40 and group_size"
             changed("gemv_fast", qweight=np.zeros((10, 96), np.int16)),
             "m.qweight must have a multiple of 64 columns, got 96",
         ),
+        ({}, changed(scaled_zeros=np.zeros((4, 40), np.float16)), "m.scaled_zeros and m.qzeros are both there"),
         (
             {"version": "gemv_fast"},
             changed("gemv_fast", qzeros=np.zeros((8, 40), np.float16)),
@@ -360,12 +362,12 @@ def test_damaged_tensors(data):
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip("torch")
+    return reader("torch")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_equals_autoawq(torch):
-    packing = pytest.importorskip("awq.utils.packing_utils", exc_type=ImportError)
+    packing = reader("awq.utils.packing_utils")
     drawn = random_layer()
     parts = gemm(*drawn)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parts.items()}
@@ -381,7 +383,7 @@ def test_reads_what_autoawq_writes(torch):
         ("gemv", "gemv", "WQLinear_GEMV"),
         ("gemv_fast", "gemv_fast", "WQLinear_GEMVFast"),
     ]:
-        linear_of = getattr(pytest.importorskip(f"awq.modules.linear.{module}", exc_type=ImportError), kind)
+        linear_of = getattr(reader(f"awq.modules.linear.{module}"), kind)
         codes, zeros, _ = random_layer()
         scales = 2.0 ** np.random.default_rng(3).integers(-5, 0, zeros.shape)
         drawn = codes, zeros, scales.astype(np.float16)

@@ -6,6 +6,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from readers import reader
 from stored import checkpoint, stored
 
 from pyda8w4._safetensors import read_file
@@ -260,8 +261,8 @@ def test_arguments():
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
 def test_what_bitsandbytes_itself_saves(tmp_path):
-    torch = pytest.importorskip("torch")
-    bnb = pytest.importorskip("bitsandbytes")
+    torch = reader("torch")
+    bnb = reader("bitsandbytes")
     from safetensors.torch import save_file
 
     torch.manual_seed(0)

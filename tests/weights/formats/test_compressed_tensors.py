@@ -9,6 +9,7 @@ import pytest
 from cases import assert_same_bits
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+from readers import reader
 from stored import bfloat16, checkpoint
 
 from pyda8w4.formats import _bits
@@ -660,12 +661,10 @@ def test_bad_arrays_are_refused(function, arguments, error, message):
 @pytest.fixture(scope="module")
 def theirs():
     """(format, weight, scheme) -> the tensors that the package writes, and what it makes of them in float32."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    package = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    torch = reader("torch")
+    reader("compressed_tensors")
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-
-    assert package
 
     def compressed(format, weights, **state):
         scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights))
@@ -707,7 +706,7 @@ def test_the_package_on_integers(theirs, format, num_bits, strategy, group, symm
 
 
 def test_the_package_on_floats_of_4_bits(theirs):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = reader("torch")
     weight = np.random.default_rng(0).normal(size=(40, 96)).astype(np.float32)
     greatest = np.abs(weight.reshape(40, -1, 32)).max(2)
     mx = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}

@@ -5,6 +5,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from readers import reader
 from stored import checkpoint, floats, stored
 
 from pyda8w4._safetensors import read_file
@@ -231,8 +232,8 @@ def test_arguments():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("axis", [0, 1])
 def test_what_hqq_itself_saves(tmp_path, axis):
-    torch = pytest.importorskip("torch")
-    quantize = pytest.importorskip("hqq.core.quantize")
+    torch = reader("torch")
+    quantize = reader("hqq.core.quantize")
     from safetensors.torch import save_file
 
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from readers import reader
 from stored import checkpoint, floats
 
 from pyda8w4.formats import mlx
@@ -172,7 +173,7 @@ def test_floats_of_8_bits_are_refused():
 
 @pytest.mark.parametrize("bits", BITS)
 def test_what_mlx_itself_dequantizes(bits):
-    mx = pytest.importorskip("mlx.core")
+    mx = reader("mlx.core")
     weight = mx.array(np.random.default_rng(3).standard_normal((N, K)).astype(np.float32))
     found = mx.quantize(weight, group_size=32, bits=bits)
     assert bits == 1 or (np.array(found[1]) < 0).any()
@@ -183,7 +184,7 @@ def test_what_mlx_itself_dequantizes(bits):
 
 @pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
 def test_what_mlx_itself_dequantizes_from_floats(mode):
-    mx = pytest.importorskip("mlx.core")
+    mx = reader("mlx.core")
     weight = mx.array(np.random.default_rng(4).standard_normal((N, K)).astype(np.float32))
     found = mx.quantize(weight, mode=mode)
     wanted = np.array(mx.dequantize(*found, mode=mode, dtype=mx.float32))
@@ -209,6 +210,7 @@ def test_what_mlx_itself_dequantizes_from_floats(mode):
         ({"mode": "mxfp4"}, {}, "group_size and bits must be .*32, 4.* in the mode mxfp4, got .*64, 4"),
         ({"mode": "mxfp4", "group_size": 32}, {}, "scales must be of U8, got F16"),
         ({}, {"biases": None}, "biases are missing"),
+        ({}, {"qbiases": np.zeros((N, 4), np.float16)}, "biases and qbiases are both there"),
         ({}, {"biases": np.zeros((N, 3), np.float16)}, r"biases must have shape \(24, 4\), got \(24, 3\)"),
         ({}, {"biases": np.zeros((N, 4), np.int8)}, "biases must be of F32, F16 or BF16, got I8"),
         ({}, {"scales": np.zeros((N, 4), np.uint8)}, "scales must be of F32, F16 or BF16, got U8"),

@@ -7,6 +7,7 @@ import pytest
 from cases import assert_same_bits
 
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+from readers import reader
 from stored import checkpoint
 
 from pyda8w4.formats import mxfp4
@@ -43,8 +44,8 @@ def test_numbers():
 
 
 def test_transformers():
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    theirs = pytest.importorskip("transformers.integrations.mxfp4", reason="transformers is not installed")
+    torch = reader("torch")
+    theirs = reader("transformers.integrations.mxfp4")
     blocks, scales = random(40, 2)
     scales = np.clip(scales, 40, 200)
     wanted = theirs.convert_moe_packed_tensors(

@@ -6,6 +6,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from readers import reader
 from stored import floats, stored
 
 from pyda8w4._safetensors import read_file
@@ -250,10 +251,10 @@ def test_float_zero_points_that_are_not_exact():
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
 def test_what_torchao_itself_saves(tmp_path):
-    torch = pytest.importorskip("torch")
-    quantization = pytest.importorskip("torchao.quantization")
-    support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
-    primitives = pytest.importorskip("torchao.quantization.quant_primitives")
+    torch = reader("torch")
+    quantization = reader("torchao.quantization")
+    support = reader("torchao.prototype.safetensors.safetensors_support")
+    primitives = reader("torchao.quantization.quant_primitives")
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
@@ -314,6 +315,9 @@ def test_what_torchao_itself_saves(tmp_path):
         ({"_type": "Float8Tensor"}, "Float8Tensor are no integers"),
         ({"_type": "Int4OpaqueTensor"}, "Int4OpaqueTensor are no integers"),
         ({"_data": None}, "metadata must have attributes, got None"),
+        ({"_tensor_data_names": "qdata"}, "_tensor_data_names must be a list of strings, got qdata"),
+        ({"_tensor_data_names": ["qdata", "act_pre_scale"]}, "m._weight_act_pre_scale is missing"),
+        ({"_tensor_data_names": ["qdata", "rotation"]}, "its metadata has a tensor 'rotation', which is not known"),
         ({"block_size": "x"}, "block_size must be positive ints, got 'x'"),
         ({"block_size": [1]}, "block_size must be 1 and the size of a group"),
         ({"block_size": [2, 32]}, "block_size must be 1 and the size of a group"),
