@@ -83,7 +83,8 @@ def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if places is not None:
         files = [path / name for name in dict.fromkeys(places.values())]
     else:
-        files = sorted(path.glob("*.safetensors"))
+        # As transformers, which takes no others beside this: they may be the same weights by other names, or adapters.
+        files = sorted(path.glob("model.safetensors")) or sorted(path.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{path} must have safetensors files, got {_others(path)}")
     metadata: dict[str, str] = {}

@@ -283,6 +283,13 @@ def test_config(folder, tmp_path):
         open_checkpoint(tmp_path / "none")
 
 
+def test_files_beside_the_model(tmp_path):
+    path = write_example(tmp_path / "model", EXAMPLES["gptq"])
+    (path / "model-0.safetensors").rename(path / "model.safetensors")
+    write_file(path / "consolidated.safetensors", {"other.weight": entry(np.ones((4, 4), np.float32))})
+    assert open_checkpoint(path).types.keys() == {"m.q", "m.q.bias", "norm.weight"}
+
+
 def test_a_folder_without_safetensors(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
