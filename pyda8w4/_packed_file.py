@@ -19,8 +19,8 @@ from pyda8w4._packed import PackedWeight
 from pyda8w4._safetensors import MOST_HEADER_BYTES, Tensor, parse_json, read_header, tensor_of
 
 # Element types as safetensors names them.
-_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "int8": "I8", "int32": "I32"}
-_TYPES = {kind: type for type, kind in _KINDS.items()}
+KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "int8": "I8", "int32": "I32"}
+TYPES = {kind: type for type, kind in KINDS.items()}
 
 # Arrays that a weight says it has; of the others its numbers tell.
 _OPTIONAL = ("offsets", "table", "perm", "factors")
@@ -132,7 +132,7 @@ class Writer:
             array = weight._arrays[part]
             # A part of a weight's memory keeps all of it alive; a copy does not.
             parts = [array.copy() if array.nbytes % 64 else array]
-            self._add(f"{name}.{part}", _KINDS[spec.type], spec.shape, array.nbytes, parts, fields["crc32"], part)
+            self._add(f"{name}.{part}", KINDS[spec.type], spec.shape, array.nbytes, parts, fields["crc32"], part)
 
     def add_tensor(
         self,
@@ -268,7 +268,7 @@ class Reader:
             raise ValueError(f"{name} is no packed weight: {error}") from None
         for part, spec in format.arrays.items():
             entry = header[f"{name}.{part}"]
-            kind, size = _KINDS[spec.type], list(spec.shape)
+            kind, size = KINDS[spec.type], list(spec.shape)
             if entry["dtype"] != kind or entry["shape"] != size:
                 raise ValueError(f"{name}.{part} must be {kind} {size}, got {entry['dtype']} {entry['shape']}")
             begin, end = entry["data_offsets"]
@@ -278,18 +278,13 @@ class Reader:
 
     def weight(self, name: str, format: Format) -> PackedWeight:
         """A weight of the format that it has."""
-        arrays = {}
+        data = {}
         for part, spec in format.arrays.items():
             begin, end = self._header[f"{name}.{part}"]["data_offsets"]
-            # A copy where the file has it at an odd place, which the writer never does.
-            arrays[part] = plain(self._data[begin:end].view(spec.dtype).reshape(spec.shape))
+            data[part] = self._data[begin:end]
             crc32s = self.weights[name].get("crc32")
-            self._check(f"{name}.{part}", _KINDS[spec.type], arrays[part], crc32s, part)
-        try:
-            format.check(arrays)
-        except ValueError as error:
-            raise ValueError(f"{name}.{error}") from None
-        return PackedWeight._from_arrays(format, arrays)
+            self._check(f"{name}.{part}", KINDS[spec.type], data[part], crc32s, part)
+        return mapped_weight(name, format, data)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor that is no part of a weight, of which only the header is checked."""
@@ -308,9 +303,20 @@ class Reader:
             raise ValueError(f"{name} is damaged: it does not have its checksum")
 
 
+def mapped_weight(name: str, format: Format, data: Mapping[str, npt.NDArray[np.uint8]]) -> PackedWeight:
+    """A weight whose arrays have these bytes, as many as the format needs. ValueError names the array."""
+    # A copy where the file has it at an odd place, which the writer never does.
+    arrays = {part: plain(data[part].view(spec.dtype).reshape(spec.shape)) for part, spec in format.arrays.items()}
+    try:
+        format.check(arrays)
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
+    return PackedWeight._from_arrays(format, arrays)
+
+
 def _dtype(key: str, header: dict[str, Any], allowed: tuple[str, ...]) -> str:
     """The element type of a tensor, which its weight may have as it likes."""
     kind = header[key]["dtype"]
-    if _TYPES.get(kind) not in allowed:
-        raise ValueError(f"{key} must be {one_of(tuple(_KINDS[type] for type in allowed))}, got {kind}")
-    return _TYPES[kind]
+    if TYPES.get(kind) not in allowed:
+        raise ValueError(f"{key} must be {one_of(tuple(KINDS[type] for type in allowed))}, got {kind}")
+    return TYPES[kind]

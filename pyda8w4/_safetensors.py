@@ -37,6 +37,11 @@ class Tensor(NamedTuple):
         return self.bytes.nbytes
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a number; 0 of types that cannot be read."""
+        return _DTYPES[self.dtype].itemsize if self.dtype in _DTYPES else 0
+
+    @property
     def is_float(self) -> bool:
         """Whether `floats` gives its numbers."""
         return self.dtype in _FLOATS

@@ -134,6 +134,7 @@ class Checkpoint:
         """
         layer = self._layer(name)
         if len(layer.shape) != 2:
+            self._check_whole(name, layer)
             hint = "; stack takes it" if layer.is_stack else ""
             raise self._refused(f"name must be of a matrix, got {name} of shape {layer.shape}{hint}")
         return self._pack_and_warn(name, layer, 0, requantize)
@@ -166,6 +167,7 @@ class Checkpoint:
         if isinstance(names, str):
             layer = self._layer(names)
             if not layer.is_stack:
+                self._check_whole(names, layer)
                 raise self._refused(f"names must be of a stack (E, N, K), got {names} of shape {layer.shape}")
             return [self._pack_and_warn(names, layer, index, requantize) for index in range(layer.shape[0])]
         shapes = {self._layer(name).shape for name in names}
@@ -177,6 +179,11 @@ class Checkpoint:
         if name not in self._layers:
             raise self._refused(f"name must be of a tensor in the checkpoint, got {name!r}")
         return self._layers[name]
+
+    def _check_whole(self, name: str, layer: Layer) -> None:
+        """Raise ValueError for a layer that is damaged: the shape of such is not known."""
+        if layer.refusal is not None and layer.floats is None:
+            raise self._refused(f"{name} of {layer.type} cannot be packed exactly: {layer.refusal}")
 
     def _read(self, name: str, layer: Layer, index: int, rows: slice | None = None) -> QuantizedWeight:
         if layer.read is None:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from pyda8w4._filesystem import map_file
 from pyda8w4._safetensors import Tensor, read_file
+from pyda8w4.checkpoints import _state
 from pyda8w4.checkpoints._checkpoint import Checkpoint
-from pyda8w4.formats import auto_round, awq, bitsandbytes, compressed_tensors, gptq, hqq, mlx, mxfp4, torchao
+from pyda8w4.formats import _auto_round, awq, bitsandbytes, compressed_tensors, gptq, hqq, mlx, mxfp4, torchao
 from pyda8w4.formats._layer import Layer, plain_layer
 
 _INDEX = "model.safetensors.index.json"
@@ -28,16 +29,17 @@ def _of_tensors(layers: Callable[[dict[str, Any], Mapping[str, Tensor]], dict[st
 
 
 _METHODS: dict[str, _Finder] = {
-    "auto-round": _of_tensors(auto_round.layers),
+    "auto-round": _of_tensors(_auto_round.layers),
     "awq": _of_tensors(awq.layers),
     "bitsandbytes": _of_tensors(bitsandbytes.layers),
     "compressed-tensors": _of_tensors(compressed_tensors.layers),
     "gptq": _of_tensors(gptq.layers),
     "hqq": _of_tensors(hqq.layers),
-    "intel/auto-round": _of_tensors(auto_round.layers),
+    "intel/auto-round": _of_tensors(_auto_round.layers),
     "metal": _of_tensors(mlx.layers),
     "mlx": _of_tensors(mlx.layers),
     "mxfp4": _of_tensors(mxfp4.layers),
+    "pyda8w4": _of_tensors(_state.layers),
     "torchao": torchao.layers,
 }
 
@@ -84,7 +86,8 @@ def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor], list[npt.ND
     if places is not None:
         files = [path / name for name in dict.fromkeys(places.values())]
     else:
-        files = sorted(path.glob("*.safetensors"))
+        # As transformers, which takes no others beside this: they may be the same weights by other names, or adapters.
+        files = sorted(path.glob("model.safetensors")) or sorted(path.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{path} must have safetensors files, got {_others(path)}")
     mapped = [map_file(file) for file in files]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pyda8w4._checks import one_of
+from pyda8w4.formats import _config
 
 MX_GROUP, NV_GROUP = 32, 16  # of floats of 4 bits
 
@@ -23,7 +23,7 @@ class Scheme(NamedTuple):
     group_size: int | None
     block: tuple[int, int] | None
     has_g_idx: bool
-    format: str | None
+    format: str
 
     @property
     def type(self) -> str:
@@ -40,18 +40,18 @@ class Schemes:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.refusal = _refusal(config)
         self.schemes: dict[str, Scheme] = {}  # by target; of two groups with one target the last counts
-        groups = _object("config_groups", config.get("config_groups") or {})
-        for key, value in groups.items():
-            where = f"config_groups.{key}"
-            group = _object(where, value)
-            targets = group.get("targets")
+        for key, group in _config.rules(config, "config_groups").items():
+            where, targets = f"config_groups.{key}", group.get("targets")
             if type(targets) is not list or not all(type(target) is str for target in targets):
-                raise ValueError(f"{where}.targets must be a list of strings, got {targets!r}")
-            if group.get("weights") is not None:
-                scheme = _scheme(f"{where}.weights", _object(f"{where}.weights", group["weights"]), group, config)
+                raise ValueError(f"targets of {where} must be a list of strings, got {str(targets)[:80]!r}")
+            weights = _config.mapping(group, "weights", where)
+            if weights:
+                scheme = _scheme(f"{where}.weights", weights, {**config, **group})
                 self.schemes |= dict.fromkeys(targets, scheme)
         self._regexes = [
-            (_compiled(target), scheme) for target, scheme in sorted(self.schemes.items()) if target.startswith("re:")
+            (_config.pattern(target.removeprefix("re:"), "targets of config_groups"), scheme)
+            for target, scheme in sorted(self.schemes.items())
+            if target.startswith("re:")
         ]
 
     def of(self, module: str) -> Scheme:
@@ -71,59 +71,39 @@ class Schemes:
 
 def _refusal(config: Mapping[str, Any]) -> str | None:
     """Why none of its layers can be read."""
-    transforms = config.get("transform_config")
-    if transforms and _object("transform_config", transforms).get("config_groups"):
+    if _config.mapping(config, "transform_config").get("config_groups"):
         return "transform_config has transforms of activations, without which its weights are not those of the model"
     return None
 
 
-def _object(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must be an object, got {value!r}")
-    return value
-
-
-def _compiled(target: str) -> re.Pattern[str]:
-    try:
-        return re.compile(target.removeprefix("re:"))
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(
-            f"targets of config_groups must be regular expressions after re:, got {target!r}: {error}"
-        ) from None
-
-
-def _scheme(where: str, weights: dict[str, Any], group: dict[str, Any], config: Mapping[str, Any]) -> Scheme:
-    num_bits, group_size = weights.get("num_bits", 8), weights.get("group_size")
-    kind, symmetric = weights.get("type", "int"), weights.get("symmetric", True)
-    for key, value in (("num_bits", num_bits), ("group_size", group_size)):
-        if type(value) is not int and (key == "num_bits" or value is not None):
-            raise ValueError(f"{where}.{key} must be an int, got {value!r}")
-    if kind not in ("int", "float"):
-        raise ValueError(f"{where}.type must be 'int' or 'float', got {kind!r}")
-    if type(symmetric) is not bool:
-        raise ValueError(f"{where}.symmetric must be true or false, got {symmetric!r}")
-    strategy = weights.get("strategy") or ("tensor" if group_size is None else "group" if group_size > 0 else "channel")
-    if strategy not in _STRATEGIES:
-        raise ValueError(f"{where}.strategy must be {one_of(_STRATEGIES)}, got {strategy!r}")
-    if strategy in ("group", "tensor_group") and not (group_size or 0) > 0:
-        raise ValueError(f"{where}.group_size must be above 0 for the strategy {strategy}, got {group_size!r}")
-    stored = group.get("format") or config.get("format")
-    if stored is not None and type(stored) is not str:
-        raise ValueError(f"format must be a string, got {stored!r}")
+def _scheme(where: str, weights: dict[str, Any], group: dict[str, Any]) -> Scheme:
+    group_size = _config.optional_integer(weights, "group_size", where)
+    inferred = "tensor" if group_size is None else "group" if group_size > 0 else "channel"
+    strategy = _one_of(_STRATEGIES, weights, "strategy", inferred, where)
+    has_groups = strategy in ("group", "tensor_group")
+    if has_groups and not (group_size or 0) > 0:
+        raise ValueError(f"group_size of {where} must be above 0 for the strategy {strategy}, got {group_size!r}")
     return Scheme(
-        num_bits,
-        kind == "float",
-        symmetric,
-        strategy,
-        group_size if strategy in ("group", "tensor_group") else None,
-        _block(f"{where}.block_structure", weights.get("block_structure")) if strategy == "block" else None,
-        weights.get("actorder") in ("group", "dynamic", True),
-        stored,
+        num_bits=_config.integer(weights, "num_bits", default=8, where=where),
+        is_float=_one_of(("int", "float"), weights, "type", "int", where) == "float",
+        symmetric=_config.flag(weights, "symmetric", default=True, where=where),
+        strategy=strategy,
+        group_size=group_size if has_groups else None,
+        block=_block(weights.get("block_structure"), where) if strategy == "block" else None,
+        has_g_idx=weights.get("actorder") in ("group", "dynamic", True),
+        format=_config.word(group, "format", default=""),
     )
 
 
-def _block(name: str, value: Any) -> tuple[int, int]:
+def _one_of(allowed: tuple[str, ...], config: dict[str, Any], key: str, default: str, where: str) -> str:
+    found = _config.word(config, key, default=default, where=where)
+    if found not in allowed:
+        raise ValueError(f"{key} of {where} must be {one_of(allowed)}, got {found!r}")
+    return found
+
+
+def _block(value: Any, where: str) -> tuple[int, int]:
     if type(value) is not list or len(value) != 2 or not all(type(size) is int and size > 0 for size in value):
-        raise ValueError(f"{name} must be two positive ints, got {value!r}")
+        raise ValueError(f"block_structure of {where} must be two positive ints, got {str(value)[:80]}")
     rows, columns = value
     return rows, columns

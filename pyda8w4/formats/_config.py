@@ -6,30 +6,49 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+# What a config is called in messages, but for objects in it.
+WHOLE = "the quantization"
 
-def integer(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
-    """Of the first of the keys that there is, which are synonyms. It must be there if it has no default."""
-    found: int = _first(config, keys, int, "an int", default)
+
+def integer(config: Mapping[str, Any], *keys: str, default: int | None = None, where: str = WHOLE) -> int:
+    """Of the keys, which are synonyms: those that are there must say the same. One must be if there is no default."""
+    found: int = _first(config, keys, int, "an int", default, where)
     return found
 
 
-def word(config: Mapping[str, Any], *keys: str, default: str) -> str:
+def optional_integer(config: Mapping[str, Any], key: str, where: str = WHOLE) -> int | None:
+    return None if config.get(key) is None else integer(config, key, where=where)
+
+
+def word(config: Mapping[str, Any], *keys: str, default: str, where: str = WHOLE) -> str:
     """In lower case."""
-    found: str = _first(config, keys, str, "a string", default)
-    return found.lower()
+    found: str = _first(config, keys, str, "a string", default, where)
+    return found
 
 
-def flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
-    found: bool = _first(config, (key,), bool, "a bool", default)
+def flag(config: Mapping[str, Any], key: str, *, default: bool, where: str = WHOLE) -> bool:
+    found: bool = _first(config, (key,), bool, "a bool", default, where)
+    return found
+
+
+def mapping(config: Mapping[str, Any], key: str, where: str = WHOLE) -> dict[str, Any]:
+    """Empty if it is not there."""
+    found: dict[str, Any] = _first(config, (key,), dict, "an object", {}, where)
     return found
 
 
 def rules(config: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     """What differs for some modules, by their names or by patterns."""
-    found = config.get(key) or {}
-    if type(found) is not dict or not all(type(rule) in (dict, type(None)) for rule in found.values()):
-        raise ValueError(f"{key} of the quantization must map modules to objects, got {str(found)[:80]}")
-    return {name: rule or {} for name, rule in found.items()}
+    found = mapping(config, key)
+    return {name: mapping(found, name, f"{key} of {WHOLE}") for name in found}
+
+
+def pattern(text: str, where: str) -> re.Pattern[str]:
+    """What is written as a regular expression."""
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{where} must have regular expressions, got {text[:80]!r}: {error}") from None
 
 
 class Rule(NamedTuple):
@@ -44,11 +63,8 @@ def dynamic(config: Mapping[str, Any]) -> list[Rule]:
     """The first that matches counts, and those that exclude modules come first (GPTQModel's config.py)."""
     found = []
     for key, changes in rules(config, "dynamic").items():
-        try:
-            pattern = re.compile(key.removeprefix("-:").removeprefix("+:"))
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"dynamic of the quantization must have patterns, got {key[:80]!r}: {error}") from None
-        found.append(Rule(pattern, changes, key.startswith("-:")))
+        text = key.removeprefix("-:").removeprefix("+:")
+        found.append(Rule(pattern(text, f"dynamic of {WHOLE}"), changes, key.startswith("-:")))
     return sorted(found, key=lambda rule: not rule.excludes)
 
 
@@ -61,13 +77,15 @@ def of_module(name: str, config: Mapping[str, Any], dynamic: list[Rule]) -> tupl
     return {**config, **rule.changes}, refusal
 
 
-def _first(config: Mapping[str, Any], keys: tuple[str, ...], kind: type, takes: str, default: Any) -> Any:
-    for key in keys:
-        value = config.get(key)
-        if value is not None:
-            if type(value) is not kind:
-                raise ValueError(f"{key} of the quantization must be {takes}, got {str(value)[:80]!r}")
-            return value
-    if default is None:
-        raise ValueError(f"the quantization must have {keys[0]}, got {', '.join(map(str, config))[:200] or 'nothing'}")
-    return default
+def _first(config: Mapping[str, Any], keys: tuple[str, ...], kind: type, takes: str, default: Any, where: str) -> Any:
+    found = {key: config[key] for key in keys if config.get(key) is not None}
+    for key, value in found.items():
+        if type(value) is not kind:
+            raise ValueError(f"{key} of {where} must be {takes}, got {str(value)[:80]!r}")
+    values = [value.lower() if kind is str else value for value in found.values()]
+    if any(value != values[0] for value in values):
+        # Which one counts is not the same in all libraries.
+        raise ValueError(f"{' and '.join(found)} of {where} must be the same, got {str(values)[:80]}")
+    if not values and default is None:
+        raise ValueError(f"{where} must have {keys[0]}, got {', '.join(map(str, config))[:200] or 'nothing'}")
+    return values[0] if values else default

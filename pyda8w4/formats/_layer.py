@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,11 +82,6 @@ class Layer:
         if self.format is None:
             return None
         return self.format.nbytes * (self.shape[0] if self.is_stack else 1)
-
-
-def predicted_format(n: int, k: int, group_size: int, zero_point: int | None, **more: Any) -> Format:
-    """The format of a weight whose scales float16 can hold."""
-    return Format(n=n, k=k, group_size=group_size, scale_dtype="float16", zero_point=zero_point, **more)
 
 
 def plain_layer(tensor: Tensor) -> Layer:

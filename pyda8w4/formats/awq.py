@@ -11,19 +11,30 @@ array([-2. , -1.5, -1. , -0.5,  0. ,  0.5,  1. ,  1.5], dtype=float32)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, as_array_of, ceil_div, check_scheme
+from pyda8w4._checks import FLOATS, ceil_div, check_scheme
+from pyda8w4._format import Format, check_group_size, group_count
 from pyda8w4._safetensors import Tensor
-from pyda8w4.formats import _config, _words
-from pyda8w4.formats._bits import fields
-from pyda8w4.formats._layer import Layer, predicted_format
+from pyda8w4.formats import _config
+from pyda8w4.formats._bits import check_bits, fields
+from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._parts import (
+    FLOAT_TYPES,
+    Parts,
+    Shaped,
+    arrays_of,
+    check_matrix,
+    check_shape,
+    modules,
+    named,
+    read_arrays,
+    scale_dtype,
+)
 from pyda8w4.formats._weight import QuantizedWeight
-from pyda8w4.formats._words import Words
 
 __all__ = ["unpack"]
 
@@ -43,7 +54,6 @@ def unpack(
     *,
     group_size: int,
     version: str = "gemm",
-    name: str = "",
 ) -> QuantizedWeight:
     """Take the tensors of a layer.
 
@@ -60,8 +70,6 @@ def unpack(
         How many k are in a group: it divides K. -1 means all.
     version : {'gemm', 'gemv', 'gemv_fast'}
         Of the layout. That of llm-awq is 'gemv_fast', with scaled_zeros for `qzeros`.
-    name : str
-        The path of the module, for messages.
 
     Returns
     -------
@@ -83,28 +91,14 @@ def unpack(
     """
     check_scheme("version", version, _VERSIONS)
     is_fast = version == "gemv_fast"
-    words = _words.as_words(_words.joined(name, "qweight"), qweight)
-    floats, _ = as_array_of(_words.joined(name, "scales"), scales, FLOATS)
-    zeros = None if qzeros is None else _zeros(_words.joined(name, "qzeros"), qzeros, is_fast)
-    zero_words = None if zeros is None else Words.of(zeros)
-    sizes = _sizes(name, version, Words.of(words), zero_words, floats.shape, group_size)
-    if version == "gemm":
-        # Words are transposed before they become codes, which are more.
-        codes = fields(words.T, 4, axis=0, order=_ORDER)
-        zps = None if zeros is None else fields(zeros, 4, axis=1, order=_ORDER).T
-        return QuantizedWeight(codes, floats.T, zps, group_size=sizes.group)
-    if version == "gemv":
-        zps = None if zeros is None else fields(zeros, 4, axis=1)[:, : sizes.groups]
-        return QuantizedWeight(fields(words, 4, axis=1), floats[:, : sizes.groups], zps, group_size=sizes.group)
-    if zeros is None:
-        raise ValueError(f"{_words.joined(name, 'qzeros')} must be given in gemv_fast, got None")
-    return QuantizedWeight(
-        _interleaved(words),
-        floats[: sizes.groups].T,
-        np.zeros((sizes.n, sizes.groups), np.int8),
-        zeros[: sizes.groups].T,
-        group_size=sizes.group,
+    if is_fast and qzeros is None:
+        raise ValueError("qzeros must be given in gemv_fast, got None")
+    arrays = (
+        arrays_of(_words(version), qweight=qweight)
+        | arrays_of(FLOATS if is_fast else _words(version), qzeros=qzeros)
+        | arrays_of(FLOATS, scales=scales)
     )
+    return _unpack(arrays, _sizes(named(arrays), version, group_size), version)
 
 
 def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
@@ -130,7 +124,7 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
     scheme_of(config)
     dynamic = _config.dynamic(config)
     found = {}
-    for name in _words.modules(tensors):
+    for name in modules(tensors, ".qweight"):
         of_module, refusal = _config.of_module(name, config, dynamic)
         found[name] = layer(name, tensors, scheme_of(of_module, refusal))
     return found
@@ -162,50 +156,37 @@ def scheme_of(config: Mapping[str, Any], refusal: str | None = None) -> Scheme:
 
 def layer(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, method: str = "AWQ") -> Layer:
     """Describe a layer that has the tensors of AWQ."""
-    found = _words.parts(name, tensors, ("qweight", "qzeros", "scaled_zeros", "scales"))
-    about = _words.described(f"{method} {scheme.bits}-bit", found)
+    parts = Parts(tensors, f"{name}.", ("qweight", "qzeros", "scaled_zeros", "scales"))
+    type_ = f"{method} {scheme.bits}-bit"
     is_fast = scheme.version == "gemv_fast"
-    zeros = "scaled_zeros" if "scaled_zeros" in found else "qzeros"  # the first in llm-awq
+    zeros = "scaled_zeros" if "scaled_zeros" in parts else "qzeros"  # the first in llm-awq
     try:
         if scheme.refusal is not None:
             raise ValueError(scheme.refusal)
-        _words.check_bits(scheme.bits, (4,))
+        check_bits("bits", scheme.bits, (4,))
         check_scheme("version", scheme.version, _VERSIONS)
-        if zeros not in found and scheme.has_zeros:
-            raise ValueError(f"{name}.{zeros} is missing")
-        zeros_in_file = None
-        if is_fast:
-            zeros_in_file = Words(_words.floats_in_file(name, found, zeros), 16)
-        elif zeros in found:
-            zeros_in_file = Words.in_file(found[zeros])
-        sizes = _sizes(
-            name,
-            scheme.version,
-            Words.in_file(found["qweight"]),
-            zeros_in_file,
-            _words.floats_in_file(name, found, "scales"),
-            scheme.group_size,
+        if "scaled_zeros" in parts and "qzeros" in parts:
+            raise ValueError(f"{name}.scaled_zeros and {name}.qzeros are both there")
+        words = tuple(f"{word[0].upper()}{word[-2:]}" for word in _words(scheme.version))
+        found = {"qweight": parts.take("qweight", *words), "scales": parts.take("scales", *FLOAT_TYPES)}
+        if zeros in parts or scheme.has_zeros or is_fast:
+            found["qzeros"] = parts.take(zeros, *(FLOAT_TYPES if is_fast else words))
+        sizes = _sizes(found, scheme.version, scheme.group_size)
+        zero_point = 0 if is_fast else None if scheme.has_zeros else _MIDDLE
+        format = Format(
+            sizes.n, sizes.k, sizes.group, scale_dtype(found["scales"]), zero_point=zero_point, has_offsets=is_fast
         )
-        zero_point = None if scheme.has_zeros else _MIDDLE
-        format = predicted_format(sizes.n, sizes.k, sizes.group, 0 if is_fast else zero_point, has_offsets=is_fast)
     except ValueError as error:
-        return Layer(**about, shape=_shape(found["qweight"].shape, scheme.version), refusal=str(error))
-    read = partial(_read, name, found["qweight"], found.get(zeros), found["scales"], scheme)
-    return Layer(**about, shape=(sizes.n, sizes.k), read=read, format=format)
+        return parts.layer(type_, _shape(parts.take("qweight").shape, scheme.version), refusal=str(error))
+
+    def read(index: int) -> QuantizedWeight:
+        return _unpack(read_arrays(found), sizes, scheme.version)
+
+    return parts.layer(type_, (sizes.n, sizes.k), read=read, format=format)
 
 
-def _read(
-    name: str, qweight: Tensor, zeros: Tensor | None, scales: Tensor, scheme: Scheme, index: int
-) -> QuantizedWeight:
-    is_fast = scheme.version == "gemv_fast"
-    return unpack(
-        qweight.array(),
-        None if zeros is None else zeros.floats() if is_fast else zeros.array(),
-        scales.floats(),
-        group_size=scheme.group_size,
-        version=scheme.version,
-        name=name,
-    )
+def _words(version: str) -> tuple[str, ...]:
+    return ("int16", "uint16") if version == "gemv_fast" else ("int32", "uint32")
 
 
 def _shape(shape: tuple[int, ...], version: str) -> tuple[int, ...]:
@@ -218,10 +199,6 @@ def _shape(shape: tuple[int, ...], version: str) -> tuple[int, ...]:
     return (rows * _ROWS, columns) if version == "gemv_fast" else (columns * _PER_WORD, rows)
 
 
-def _zeros(name: str, qzeros: npt.ArrayLike, is_fast: bool) -> npt.NDArray[Any]:
-    return as_array_of(name, qzeros, FLOATS)[0] if is_fast else _words.as_words(name, qzeros)
-
-
 class _Sizes(NamedTuple):
     n: int
     k: int
@@ -229,35 +206,47 @@ class _Sizes(NamedTuple):
     groups: int
 
 
-def _sizes(
-    name: str, version: str, qweight: Words, zeros: Words | None, scales: tuple[int, ...], group_size: int
-) -> _Sizes:
+def _sizes(parts: Mapping[str, Shaped], version: str, group_size: int) -> _Sizes:
     """Check all shapes."""
-    at = partial(_words.joined, name)
-    _words.check_matrix(at("qweight"), qweight.shape)
-    is_fast = version == "gemv_fast"
-    if qweight.bits != (16 if is_fast else 32):
-        raise ValueError(f"{at('qweight')} must have words of {16 if is_fast else 32} bits, got {qweight.bits}")
-    if zeros is not None and not is_fast and zeros.bits != 32:
-        raise ValueError(f"{at('qzeros')} must have words of 32 bits, got {zeros.bits}")
-    n, k = _shape(qweight.shape, version)
-    group, groups = _words.group_of(group_size, k)
+    qweight = parts["qweight"]
+    n, k = _shape(check_matrix(qweight), version)
+    group = check_group_size(k if group_size == -1 else group_size, k)
+    groups = group_count(k, group)
     if k % group:
-        raise ValueError(f"group_size must divide K = {k} of {at('qweight')}, got {group_size}")
-    if is_fast and k % _BLOCK:
-        raise ValueError(f"{at('qweight')} must have a multiple of {_BLOCK} columns, got {k}")
-    why = f"K = {k}, N = {n} and group_size {group_size}"
+        raise ValueError(f"group_size must divide K = {k} of {qweight.name}, got {group_size}")
+    if version == "gemv_fast" and k % _BLOCK:
+        raise ValueError(f"{qweight.name} must have a multiple of {_BLOCK} columns, got {k}")
     if version == "gemm":
-        wanted, of_zeros = (groups, n), (groups, n // _PER_WORD)
+        scales, zeros = (groups, n), (groups, n // _PER_WORD)
     else:
         width = _zeros_width(k, group)
-        wanted, of_zeros = (n, _PER_WORD * width), (n, width)
-        if is_fast:
-            wanted = of_zeros = wanted[::-1]
-    _words.check_shape(at("scales"), scales, wanted, why)
-    if zeros is not None:
-        _words.check_shape(at("qzeros"), zeros.shape, of_zeros, why)
+        scales, zeros = (n, _PER_WORD * width), (n, width)
+        if version == "gemv_fast":
+            scales = zeros = scales[::-1]
+    why = f" for K = {k}, N = {n} and group_size {group_size}"
+    check_shape(parts["scales"], scales, why)
+    if "qzeros" in parts:
+        check_shape(parts["qzeros"], zeros, why)
     return _Sizes(n, k, group, groups)
+
+
+def _unpack(arrays: Mapping[str, npt.NDArray[Any]], sizes: _Sizes, version: str) -> QuantizedWeight:
+    words, scales, zeros = arrays["qweight"], arrays["scales"], arrays.get("qzeros")
+    if version == "gemm":
+        # Words are transposed before they become codes, which are more.
+        codes = fields(words.T, 4, axis=0, order=_ORDER)
+        zps = None if zeros is None else fields(zeros, 4, axis=1, order=_ORDER).T
+        return QuantizedWeight(codes, scales.T, zps, group_size=sizes.group)
+    if version == "gemv":
+        zps = None if zeros is None else fields(zeros, 4, axis=1)[:, : sizes.groups]
+        return QuantizedWeight(fields(words, 4, axis=1), scales[:, : sizes.groups], zps, group_size=sizes.group)
+    return QuantizedWeight(
+        _interleaved(words),
+        scales[: sizes.groups].T,
+        np.zeros((sizes.n, sizes.groups), np.int8),
+        arrays["qzeros"][: sizes.groups].T,
+        group_size=sizes.group,
+    )
 
 
 def _zeros_width(k: int, group: int) -> int:

@@ -13,11 +13,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import as_array_of, ceil_div, check_shape, one_of
+from pyda8w4._checks import ceil_div, one_of
 from pyda8w4._format import Format
 from pyda8w4._safetensors import Tensor, parse_json
 from pyda8w4.formats._layer import Layer
-from pyda8w4.formats._parts import Parts
+from pyda8w4.formats._parts import (
+    Parts,
+    Shaped,
+    arrays_of,
+    check_count,
+    check_matrix,
+    check_shape,
+    modules,
+    named,
+    read_arrays,
+)
 from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["dequantize_4bit", "dequantize_absmax", "unpack_int8"]
@@ -69,14 +79,11 @@ def unpack_int8(weight: npt.ArrayLike, scb: npt.ArrayLike) -> QuantizedWeight:
     >>> weight.pack().dequantize()
     array([[ 0.5      ,  0.       , -0.5      ,  0.2519685]], dtype=float32)
     """
-    codes, _ = as_array_of("weight", weight, ("int8",))
-    maxima, _ = as_array_of("scb", scb, ("float32",))
-    if codes.ndim != 2 or 0 in codes.shape:
-        raise ValueError(f"weight must be a non-empty matrix, got shape {codes.shape}")
-    check_shape("scb", maxima, (len(codes),))
+    arrays = arrays_of(("int8",), weight=weight) | arrays_of(("float32",), scb=scb)
+    _, k = _check_8bit(named(arrays))
     with np.errstate(invalid="ignore"):  # prepack refuses what is not finite
-        scales = maxima[:, None] / np.float32(127)
-    return QuantizedWeight(codes, scales, bits=8, group_size=codes.shape[1])
+        scales = arrays["scb"][:, None] / np.float32(127)
+    return QuantizedWeight(arrays["weight"], scales, bits=8, group_size=k)
 
 
 def dequantize_4bit(
@@ -127,10 +134,10 @@ def dequantize_4bit(
     array([[-0.5,  0.5],
            [ 0. ,  0.5]], dtype=float32)
     """
-    data, _ = as_array_of("weight", weight, ("uint8",))
-    maxima, _ = as_array_of("absmax", absmax, ("float32",))
-    count = _check_4bit(data.size, maxima.size, shape, quant_type, blocksize)
-    return _floats(data.reshape(-1), maxima.reshape(-1), quant_type, blocksize, 0, count).reshape(shape)
+    arrays = arrays_of(("uint8",), weight=weight) | arrays_of(("float32",), absmax=absmax)
+    count = _check_4bit(named(arrays), shape, quant_type, blocksize)
+    data, maxima = (array.reshape(-1) for array in arrays.values())
+    return _floats(data, maxima, quant_type, blocksize, 0, count).reshape(shape)
 
 
 def dequantize_absmax(
@@ -181,13 +188,13 @@ def dequantize_absmax(
     >>> bitsandbytes.dequantize_absmax(np.array([0, 255], np.uint8), maxima, table, nested_offset=1)
     array([0.75, 1.25], dtype=float32)
     """
-    codes, _ = as_array_of("absmax", absmax, ("uint8",))
-    maxima, _ = as_array_of("nested_absmax", nested_absmax, ("float32",))
-    table, _ = as_array_of("nested_quant_map", nested_quant_map, ("float32",))
-    _check_nested(codes.size, maxima.size, table.size, nested_offset, nested_blocksize)
-    found: npt.NDArray[np.float32] = table.reshape(-1)[codes.reshape(-1)]
+    arrays = arrays_of(("uint8",), absmax=absmax)
+    arrays |= arrays_of(("float32",), nested_absmax=nested_absmax, nested_quant_map=nested_quant_map)
+    _check_nested(named(arrays), nested_offset, nested_blocksize)
+    codes, maxima, table = (array.reshape(-1) for array in arrays.values())
+    found: npt.NDArray[np.float32] = table[codes]
     with np.errstate(over="ignore", invalid="ignore"):
-        found *= np.repeat(maxima.reshape(-1), nested_blocksize)[: codes.size]
+        found *= np.repeat(maxima, nested_blocksize)[: codes.size]
         found += np.float32(nested_offset)
     return found
 
@@ -213,16 +220,16 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         weight, _, kind = name.rpartition(".quant_state.bitsandbytes__")
         if weight and weight in tensors:
             found[weight.removesuffix(".weight")] = _layer_4bit(weight, kind, tensors)
-        module = name.removesuffix(".SCB")
-        if module != name and f"{module}.weight" in tensors:
-            found[module] = _layer_int8(module, Parts(tensors, f"{module}.", ("weight", "SCB", "weight_format")))
+    for module in modules(tensors, ".SCB"):
+        if f"{module}.weight" in tensors:
+            found[module] = _layer_8bit(Parts(tensors, f"{module}.", ("weight", "SCB", "weight_format")))
     return found
 
 
 # ---- 4 bits ----------------------------------------------------------------------------------
 
 
-def _check_4bit(nbytes: int, blocks: int, shape: Sequence[int], quant_type: str, blocksize: Any) -> int:
+def _check_4bit(parts: Mapping[str, Shaped], shape: Sequence[int], quant_type: str, blocksize: Any) -> int:
     """-> how many floats."""
     if quant_type not in _TABLES:
         raise ValueError(f"quant_type must be {one_of(tuple(_TABLES))}, got {quant_type!r}")
@@ -230,23 +237,21 @@ def _check_4bit(nbytes: int, blocks: int, shape: Sequence[int], quant_type: str,
         raise ValueError(f"blocksize must be {one_of(_BLOCKSIZES)}, got {blocksize!r}")
     if not all(type(size) is int and size > 0 for size in shape):
         raise ValueError(f"shape must be positive ints, got {shape!r}")
-    count = prod(shape)
+    count, weight = prod(shape), parts["weight"]
+    nbytes = prod(weight.shape) * weight.itemsize
     if nbytes != ceil_div(count, 2):
-        raise ValueError(f"weight must have {ceil_div(count, 2)} bytes for shape {tuple(shape)}, got {nbytes}")
-    if blocks != ceil_div(count, blocksize):
-        raise ValueError(f"absmax must have {ceil_div(count, blocksize)} numbers, got {blocks}")
+        raise ValueError(f"{weight.name} must have {ceil_div(count, 2)} bytes for shape {tuple(shape)}, got {nbytes}")
+    check_count(parts["absmax"], ceil_div(count, blocksize))
     return count
 
 
-def _check_nested(codes: int, blocks: int, table: int, offset: Any, blocksize: Any) -> None:
+def _check_nested(parts: Mapping[str, Shaped], offset: Any, blocksize: Any) -> None:
     if blocksize not in _BLOCKSIZES:
         raise ValueError(f"nested_blocksize must be {one_of(_BLOCKSIZES)}, got {blocksize!r}")
     if type(offset) not in (int, float) or not abs(offset) < 1e30:
         raise ValueError(f"nested_offset must be a finite float, got {str(offset)[:20]}")
-    if blocks != ceil_div(codes, blocksize):
-        raise ValueError(f"nested_absmax must have {ceil_div(codes, blocksize)} numbers, got {blocks}")
-    if table != 256:
-        raise ValueError(f"nested_quant_map must have 256 numbers, got {table}")
+    check_count(parts["nested_absmax"], ceil_div(prod(parts["absmax"].shape), blocksize))
+    check_count(parts["nested_quant_map"], 256)
 
 
 def _floats(
@@ -274,42 +279,39 @@ def _floats(
 
 
 def _layer_4bit(name: str, kind: str, tensors: Mapping[str, Tensor]) -> Layer:
-    weight, state = tensors[name], f"quant_state.bitsandbytes__{kind}"
-    parts = Parts(tensors, f"{name}.", ("absmax", "quant_map", "nested_absmax", "nested_quant_map", state))
-    taken, nbytes = (name, *parts.tensors), weight.nbytes + parts.nbytes
-    type_ = f"bitsandbytes {kind.upper()}"
+    state, nested = f"quant_state.bitsandbytes__{kind}", ("nested_absmax", "nested_quant_map")
+    parts = Parts(tensors, name, ("", *(f".{part}" for part in ("absmax", "quant_map", *nested, state))))
+    type_, weight = f"bitsandbytes {kind.upper()}", parts.take("")
     try:
-        said = _state(parts.take(state, "U8"))
+        said = _state(parts.take(f".{state}", "U8"))
         blocksize: Any = said.get("blocksize")
         sizes = said.get("shape")
         if said.get("quant_type") != kind:
             raise ValueError(f"quant_type must be {kind}, got {said.get('quant_type')!r}")
         if type(sizes) is not list or len(sizes) not in (2, 3):
             raise ValueError(f"shape must be two or three ints, got {sizes!r}")
-        nested = parts.find("nested_absmax", "F32")
-        absmax = parts.take("absmax", "F32" if nested is None else "U8")
-        _check_4bit(weight.nbytes, prod(absmax.shape), sizes, kind, blocksize)
-        if nested is not None:
-            table = parts.take("nested_quant_map", "F32")
+        of_blocks = {"absmax": parts.take(".absmax", "U8" if ".nested_absmax" in parts else "F32")}
+        _check_4bit({"weight": weight, **of_blocks}, sizes, kind, blocksize)
+        if ".nested_absmax" in parts:
+            of_blocks |= {part: parts.take(f".{part}", "F32") for part in nested}
             more: dict[str, Any] = {key: said.get(key) for key in ("nested_offset", "nested_blocksize")}
-            _check_nested(prod(absmax.shape), prod(nested.shape), prod(table.shape), *more.values())
-        stored = parts.find("quant_map", "F32")
+            _check_nested(of_blocks, *more.values())
+        stored = parts.find(".quant_map", "F32")
         if stored is not None and not np.array_equal(stored.array(), _TABLES[kind]):
-            raise ValueError(f"quant_map must be that of {kind.upper()}, got another")
+            raise ValueError(f"{stored.name} must be that of {kind.upper()}, got another")
     except ValueError as error:
-        return Layer(type_, weight.shape, nbytes, taken, refusal=f"{name}: {error}")
+        return parts.layer(type_, weight.shape, refusal=str(error))
     shape = tuple(sizes)
 
     def floats(index: int) -> npt.NDArray[np.float32]:
-        maxima: npt.NDArray[Any] = absmax.array().reshape(-1)
-        if nested is not None:
-            maxima = dequantize_absmax(maxima, nested.array(), table.array(), **more)
+        arrays: dict[str, Any] = read_arrays(of_blocks)
+        absmax = dequantize_absmax(**arrays, **more) if len(arrays) > 1 else arrays["absmax"].reshape(-1)
         count = prod(shape[-2:])
-        found = _floats(weight.bytes, maxima, kind, blocksize, index * count, (index + 1) * count)
+        found = _floats(weight.bytes, absmax, kind, blocksize, index * count, (index + 1) * count)
         return found.reshape(shape[-2:])
 
-    why = f"{name}: {kind.upper()} has 16 floats for codes, which no table of integers holds"
-    return Layer(type_, shape, nbytes, taken, floats=floats, refusal=why)
+    why = f"{kind.upper()} has 16 floats for codes, which no table of integers holds"
+    return parts.layer(type_, shape, floats=floats, refusal=why)
 
 
 def _state(tensor: Tensor) -> dict[str, Any]:
@@ -326,23 +328,26 @@ def _state(tensor: Tensor) -> dict[str, Any]:
 # ---- 8 bits ----------------------------------------------------------------------------------
 
 
-def _layer_int8(module: str, parts: Parts) -> Layer:
-    shape = parts.take("weight").shape
-    type_ = "bitsandbytes 8-bit"
+def _layer_8bit(parts: Parts) -> Layer:
+    shape, type_ = parts.take("weight").shape, "bitsandbytes 8-bit"
     try:
-        weight, scb = parts.take("weight", "I8"), parts.take("SCB", "F32")
-        if len(shape) != 2:
-            raise ValueError(f"weight must be a matrix, got shape {shape}")
-        if scb.shape != shape[:1]:
-            raise ValueError(f"SCB must have shape {shape[:1]}, got {scb.shape}")
+        tensors = {"weight": parts.take("weight", "I8"), "scb": parts.take("SCB", "F32")}
+        n, k = _check_8bit(tensors)
         order = parts.find("weight_format", "U8")
         if order is not None and order.bytes.any():
-            raise ValueError("weight_format must be 0, which means rows: others are those of GPUs")
-        format = Format(*shape, shape[1], "float32", zero_point=0, bits=8)
+            raise ValueError(f"{order.name} must be 0, which means rows: others are those of GPUs")
+        format = Format(n, k, k, "float32", zero_point=0, bits=8)
     except ValueError as error:
-        return Layer(type_, shape, parts.nbytes, parts.tensors, refusal=f"{module}: {error}")
+        return parts.layer(type_, shape, refusal=str(error))
 
     def read(index: int) -> QuantizedWeight:
-        return unpack_int8(weight.array(), scb.array())
+        return unpack_int8(**read_arrays(tensors))
 
-    return Layer(type_, shape, parts.nbytes, parts.tensors, read=read, format=format)
+    return parts.layer(type_, shape, read=read, format=format)
+
+
+def _check_8bit(parts: Mapping[str, Shaped]) -> tuple[int, int]:
+    """-> N, K."""
+    n, k = check_matrix(parts["weight"])
+    check_shape(parts["scb"], (n,))
+    return n, k

@@ -11,20 +11,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, as_array, as_array_of, ceil_div, check_dtype, one_of
+from pyda8w4._checks import FLOATS, ceil_div
 from pyda8w4._format import Format, check_group_size, group_count, group_size_of
 from pyda8w4._safetensors import Tensor
 from pyda8w4.formats import mxfp4
+from pyda8w4.formats._bits import check_bits, fields, stored_bits, stream
 from pyda8w4.formats._compressed_tensors_config import MX_GROUP, NV_GROUP, Scheme, Schemes
 from pyda8w4.formats._floats import E2M1_TWICE, e4m3, half_of_e8m0
-from pyda8w4.formats._layer import Layer, predicted_format
+from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._parts import (
+    FLOAT_TYPES,
+    Parts,
+    Shaped,
+    arrays_of,
+    check_count,
+    check_matrix,
+    check_shape,
+    named,
+    read_arrays,
+    scale_dtype,
+)
 from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["int_quantized", "mxfp4_pack_quantized", "nvfp4_pack_quantized", "pack_quantized"]
 
-_Shape = tuple[int, ...]
-
-_CACHED = 1 << 18  # bytes that are read again and again
+_BITS = tuple(range(1, 9))
 
 
 def pack_quantized(
@@ -84,37 +95,27 @@ def pack_quantized(
     >>> compressed_tensors.pack_quantized(words, scales, (1, 4)).pack().dequantize()
     array([[ 0.5, -3.5,  0. ,  3.5]], dtype=float32)
     """
-    num_bits = _check_num_bits(num_bits)
-    packed, scales = as_array("weight_packed", weight_packed), _floats("weight_scale", weight_scale)
-    check_dtype("weight_packed", packed, ("int32",))
-    shape = _ints("weight_shape", as_array("weight_shape", weight_shape))
-    zps = None if weight_zero_point is None else as_array("weight_zero_point", weight_zero_point)
-    is_packed = zps is not None and check_dtype("weight_zero_point", zps, ("int32", "int8")) == "int32"
-    g_idx = None if weight_g_idx is None else as_array("weight_g_idx", weight_g_idx)
-    if g_idx is not None:
-        check_dtype("weight_g_idx", g_idx, ("int32", "int64"))
-    n, k, group = _check_packed(
-        packed.shape,
-        scales.shape,
-        shape,
-        None if zps is None else zps.shape,
-        None if g_idx is None else g_idx.shape,
-        zps_are_packed=is_packed,
-        num_bits=num_bits,
-        group_size=group_size,
+    num_bits = check_bits("num_bits", num_bits, _BITS)
+    arrays = (
+        arrays_of(("int32",), weight_packed=weight_packed)
+        | arrays_of(FLOATS, weight_scale=weight_scale)
+        | arrays_of(("int32", "int8"), weight_zero_point=weight_zero_point)
+        | arrays_of(("int32", "int64"), weight_g_idx=weight_g_idx)
     )
-    codes = _unpacked(packed, num_bits, k)
-    if zps is not None:
-        if is_packed:
-            zps = _unpacked(zps.T, num_bits, n).T
-        else:
-            zps = _per_row(_in_range("weight_zero_point", zps, num_bits), n)
+    n, k = shape = _ints("weight_shape", np.asarray(weight_shape), 2)
+    group = _check_packed(named(arrays), shape, num_bits, group_size)
+    codes = _signed(arrays["weight_packed"], num_bits, k)
+    zps, g_idx = arrays.get("weight_zero_point"), arrays.get("weight_g_idx")
+    if zps is not None and zps.dtype == np.int32:
+        zps = _signed(zps.T, num_bits, n).T
+    elif zps is not None:
+        zps = _per_row(_in_range("weight_zero_point", zps, num_bits), n)
     perm = None if g_idx is None or (g_idx == -1).all() else _order(g_idx, group)
     return QuantizedWeight(
-        codes if perm is None else np.take(codes, perm, axis=1),
-        _per_row(scales, n),
+        codes if perm is None else codes.take(perm, axis=1),
+        _per_row(arrays["weight_scale"], n),
         zps,
-        bits=_bits(num_bits),
+        bits=stored_bits(num_bits),
         perm=perm,
         group_size=group,
     )
@@ -168,18 +169,17 @@ def int_quantized(
     >>> compressed_tensors.int_quantized(weight, scales, num_bits=4).pack()
     PackedWeight(shape=(1, 4), bits=4, group_size=4, scales=float16, zero_point=8, nbytes=256)
     """
-    num_bits = _check_num_bits(num_bits)
-    codes, scales = as_array("weight", weight), _floats("weight_scale", weight_scale)
-    check_dtype("weight", codes, ("int8",))
-    zps = None if weight_zero_point is None else as_array("weight_zero_point", weight_zero_point)
-    if zps is not None:
-        check_dtype("weight_zero_point", zps, ("int8",))
-    group = _check_plain(codes.shape, scales.shape, None if zps is None else zps.shape, group_size=group_size)
+    num_bits = check_bits("num_bits", num_bits, _BITS)
+    arrays = arrays_of(("int8",), weight=weight, weight_zero_point=weight_zero_point)
+    arrays |= arrays_of(FLOATS, weight_scale=weight_scale)
+    group = _check_plain(named(arrays), group_size)
+    codes, zps = _in_range("weight", arrays["weight"], num_bits), arrays.get("weight_zero_point")
     n = len(codes)
     if zps is not None:
         zps = _per_row(_in_range("weight_zero_point", zps, num_bits), n)
-    _in_range("weight", codes, num_bits)
-    return QuantizedWeight(codes, _per_row(scales, n), zps, bits=_bits(num_bits), group_size=group)
+    return QuantizedWeight(
+        codes, _per_row(arrays["weight_scale"], n), zps, bits=stored_bits(num_bits), group_size=group
+    )
 
 
 def mxfp4_pack_quantized(weight_packed: npt.ArrayLike, weight_scale: npt.ArrayLike) -> QuantizedWeight:
@@ -216,10 +216,9 @@ def mxfp4_pack_quantized(weight_packed: npt.ArrayLike, weight_scale: npt.ArrayLi
     >>> compressed_tensors.mxfp4_pack_quantized(packed, scales).pack().dequantize()[0, :4]
     array([  1., -12.,   1., -12.], dtype=float32)
     """
-    packed, scales = as_array("weight_packed", weight_packed), as_array("weight_scale", weight_scale)
-    check_dtype("weight_packed", packed, ("uint8",))
-    check_dtype("weight_scale", scales, ("uint8",))
-    _check_float4(packed.shape, scales.shape, MX_GROUP)
+    arrays = arrays_of(("uint8",), weight_packed=weight_packed, weight_scale=weight_scale)
+    _check_float4(named(arrays), MX_GROUP)
+    packed, scales = arrays.values()
     _check_e8m0(scales)
     return mxfp4.unpack(packed.reshape(*scales.shape, MX_GROUP // 2), scales)
 
@@ -264,102 +263,65 @@ def nvfp4_pack_quantized(
     >>> compressed_tensors.nvfp4_pack_quantized(packed, scales, np.float32([4])).pack().dequantize()[0, :2]
     array([ 0.25, -3.  ], dtype=float32)
     """
-    packed, scales = as_array("weight_packed", weight_packed), as_array("weight_scale", weight_scale)
-    check_dtype("weight_packed", packed, ("uint8",))
-    if check_dtype("weight_scale", scales, ("uint8", "float8_e4m3fn")) != "uint8":
-        scales = scales.view(np.uint8)
-    divisor = _floats("weight_global_scale", weight_global_scale)
-    n, k = _check_float4(packed.shape, scales.shape, NV_GROUP)
-    if divisor.size != 1:
-        raise ValueError(f"weight_global_scale must be one number, got shape {divisor.shape}")
-    if not 0 < float(divisor.reshape(())) < np.inf:
-        raise ValueError(f"weight_global_scale must be above 0 and finite, got {divisor.reshape(())}")
-    floats = e4m3(scales)
+    arrays = arrays_of(("uint8",), weight_packed=weight_packed)
+    arrays |= arrays_of(("uint8", "float8_e4m3fn"), weight_scale=weight_scale)
+    arrays |= arrays_of(FLOATS, weight_global_scale=weight_global_scale)
+    _check_float4(named(arrays), NV_GROUP)
+    divisor = arrays["weight_global_scale"].reshape(())
+    if not 0 < float(divisor) < np.inf:
+        raise ValueError(f"weight_global_scale must be above 0 and finite, got {divisor}")
+    floats = e4m3(arrays["weight_scale"].view(np.uint8))
     if np.isnan(floats).any():
         raise ValueError("weight_scale must be numbers, got NaN")
-    codes = np.empty((n, k // 2, 2), np.uint8)
-    np.bitwise_and(packed, 15, out=codes[..., 0])
-    np.right_shift(packed, 4, out=codes[..., 1])
     with np.errstate(over="ignore"):  # the packed weight takes no infinite scales
-        halves = floats / divisor.reshape(()).astype(np.float32) / 2
-    return QuantizedWeight(codes.reshape(n, k), halves, table=E2M1_TWICE, group_size=NV_GROUP)
+        halves = floats / divisor.astype(np.float32) / 2
+    return QuantizedWeight(fields(arrays["weight_packed"], 4, axis=1), halves, table=E2M1_TWICE, group_size=NV_GROUP)
 
 
 # ---- arrays ----------------------------------------------------------------------------------
 
 
-def _check_num_bits(num_bits: Any) -> int:
-    if isinstance(num_bits, bool) or not isinstance(num_bits, (int, np.integer)):
-        raise TypeError(f"num_bits must be an int, got {type(num_bits).__name__}")
-    if not 1 <= num_bits <= 8:
-        raise ValueError(f"num_bits must be 1 to 8, got {num_bits}")
-    return int(num_bits)
-
-
-def _bits(num_bits: int) -> int:
-    """Of the codes of a packed weight that can hold them."""
-    return 8 if num_bits == 7 else max(num_bits, 4)
-
-
-def _floats(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
-    return as_array_of(name, value, FLOATS)[0]
-
-
-def _ints(name: str, array: npt.NDArray[Any]) -> _Shape:
-    if array.dtype.kind not in "iu" or array.shape not in ((2,), (3,)) or (array < 1).any():
-        raise ValueError(f"{name} must be (N, K), or (E, N, K) of experts, got {array.dtype} of shape {array.shape}")
+def _ints(name: str, array: npt.NDArray[Any], *counts: int) -> tuple[int, ...]:
+    if array.dtype.kind not in "iu" or array.ndim != 1 or array.size not in counts or (array < 1).any():
+        shapes = {2: "(N, K)", 3: "(E, N, K) of experts"}
+        takes = ", or ".join(shapes[count] for count in counts)
+        raise ValueError(f"{name} must be {takes}, got {array.dtype} of shape {array.shape}")
     return tuple(map(int, array))
 
 
-def _check_packed(
-    packed: _Shape,
-    scales: _Shape,
-    shape: _Shape,
-    zps: _Shape | None,
-    g_idx: _Shape | None,
-    *,
-    zps_are_packed: bool,
-    num_bits: int,
-    group_size: int | None,
-) -> tuple[int, int, int]:
-    """Shapes of arrays -> N, K, and the group size."""
-    if len(shape) != 2:
-        raise ValueError(f"weight_shape must be (N, K), got {shape}")
+def _check_packed(parts: Mapping[str, Shaped], shape: tuple[int, ...], num_bits: int, group_size: int | None) -> int:
+    """-> the group size."""
     n, k = shape
-    if packed != (n, _words(k, num_bits)):
-        raise ValueError(
-            f"weight_packed must have shape {(n, _words(k, num_bits))} for (N, K) = {shape} of {num_bits} bits, "
-            f"got {packed}"
-        )
-    groups, group = _check_groups(scales, n, k, group_size)
-    if zps_are_packed:
-        if zps != (_words(n, num_bits), groups):
-            raise ValueError(f"weight_zero_point of int32 must have shape {(_words(n, num_bits), groups)}, got {zps}")
+    check_shape(parts["weight_packed"], (n, _words(k, num_bits)), f" for (N, K) = {shape} of {num_bits} bits")
+    groups, group = _check_groups(parts["weight_scale"], n, k, group_size)
+    zps = parts.get("weight_zero_point")
+    if zps is not None and zps.itemsize == 4:
+        check_shape(zps, (_words(n, num_bits), groups), " as int32")
     elif zps is not None:
-        _check_per_row("weight_zero_point", zps, n, groups)
-    if g_idx is not None and g_idx != (k,):
-        raise ValueError(f"weight_g_idx must have shape ({k},), got {g_idx}")
-    return n, k, group
-
-
-def _check_plain(weight: _Shape, scales: _Shape, zps: _Shape | None, *, group_size: int | None) -> int:
-    """Shapes of arrays -> the group size."""
-    if len(weight) != 2 or 0 in weight:
-        raise ValueError(f"weight must have shape (N, K), got {weight}")
-    n, k = weight
-    groups, group = _check_groups(scales, n, k, group_size)
-    if zps is not None:
-        _check_per_row("weight_zero_point", zps, n, groups)
+        _check_per_row(zps, n, groups)
+    if "weight_g_idx" in parts:
+        check_shape(parts["weight_g_idx"], (k,))
     return group
 
 
-def _check_float4(packed: _Shape, scales: _Shape, group: int) -> tuple[int, int]:
-    """Shapes of arrays -> N, K."""
-    if len(packed) != 2 or 0 in packed or packed[1] * 2 % group:
-        raise ValueError(f"weight_packed must have shape (N, K / 2) with K a multiple of {group}, got {packed}")
-    n, k = packed[0], packed[1] * 2
-    if scales != (n, k // group):
-        raise ValueError(f"weight_scale must have shape {(n, k // group)}, got {scales}")
+def _check_plain(parts: Mapping[str, Shaped], group_size: int | None) -> int:
+    """-> the group size."""
+    n, k = check_matrix(parts["weight"])
+    groups, group = _check_groups(parts["weight_scale"], n, k, group_size)
+    if "weight_zero_point" in parts:
+        _check_per_row(parts["weight_zero_point"], n, groups)
+    return group
+
+
+def _check_float4(parts: Mapping[str, Shaped], group: int) -> tuple[int, int]:
+    """-> N, K."""
+    packed = parts["weight_packed"]
+    n, k = check_matrix(packed)[0], packed.shape[1] * 2
+    if k % group:
+        raise ValueError(f"{packed.name} must have shape (N, K / 2) with K a multiple of {group}, got {packed.shape}")
+    check_shape(parts["weight_scale"], (n, k // group))
+    if "weight_global_scale" in parts:
+        check_count(parts["weight_global_scale"], 1)
     return n, k
 
 
@@ -368,22 +330,22 @@ def _check_e8m0(scales: npt.NDArray[np.uint8]) -> None:
         raise ValueError("weight_scale must be 0 to 254, got 255, which stands for NaN")
 
 
-def _check_groups(scales: _Shape, n: int, k: int, group_size: int | None) -> tuple[int, int]:
+def _check_groups(scales: Shaped, n: int, k: int, group_size: int | None) -> tuple[int, int]:
     """-> groups of a row, and their size."""
     if group_size is None:
-        groups = scales[1] if len(scales) == 2 and scales[1] else 1
-        group = group_size_of(k, groups, "weight_scale")
+        groups = scales.shape[1] if len(scales.shape) == 2 and scales.shape[1] else 1
+        group = group_size_of(k, groups, scales.name)
     else:
         group = check_group_size(group_size, k)
         groups = group_count(k, group)
-    _check_per_row("weight_scale", scales, n, groups)
+    _check_per_row(scales, n, groups)
     return groups, group
 
 
-def _check_per_row(name: str, shape: _Shape, n: int, groups: int) -> None:
+def _check_per_row(part: Shaped, n: int, groups: int) -> None:
     """One for each group of a row; where that is one, it may be one of all rows."""
-    if shape != (n, groups) and (groups > 1 or shape not in ((n,), (1, 1), (1,), ())):
-        raise ValueError(f"{name} must have shape {(n, groups)}, got {shape}")
+    if groups > 1 or part.shape not in ((n,), (1, 1), (1,), ()):
+        check_shape(part, (n, groups))
 
 
 def _words(count: int, num_bits: int) -> int:
@@ -391,24 +353,11 @@ def _words(count: int, num_bits: int) -> int:
     return ceil_div(count * num_bits, 32)
 
 
-def _unpacked(words: npt.NDArray[np.int32], num_bits: int, count: int) -> npt.NDArray[np.int8]:
-    """(N, W) -> (N, count): fields without gaps, of signed numbers that half the range was added to."""
-    n = len(words)
-    data = np.ascontiguousarray(words, "<i4").view(np.uint8)
-    # 8 fields take as many bytes as one has bits, and none lies in more than two bytes.
-    data = np.pad(data, ((0, 0), (0, -data.shape[1] % num_bits))).reshape(n, -1, num_bits)
-    codes = np.empty((n, data.shape[1], 8), np.uint8)
-    step = max(1, _CACHED // codes[0].size)
-    for begin in range(0, n, step):
-        rows = slice(begin, begin + step)
-        for field in range(8):
-            byte, shift = divmod(field * num_bits, 8)
-            found = data[rows, :, byte] >> shift
-            if shift + num_bits > 8:
-                found |= data[rows, :, byte + 1] << (8 - shift)
-            np.bitwise_and(found, (1 << num_bits) - 1, out=codes[rows, :, field])
-        codes[rows] -= 1 << (num_bits - 1)
-    return codes.reshape(n, -1)[:, :count].view(np.int8)
+def _signed(words: npt.NDArray[np.int32], num_bits: int, count: int) -> npt.NDArray[np.int8]:
+    """Fields of signed numbers that half the range was added to."""
+    codes = stream(words, num_bits, count)
+    codes -= np.uint8(1 << (num_bits - 1))
+    return codes.view(np.int8)
 
 
 def _per_row(array: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
@@ -450,10 +399,8 @@ _ACTIVATIONS = tuple(
 )
 _SPARSE = ("compressed", "bitmask", "shape", "meta", "scale_packed")
 _WEIGHTS = ("packed", "scale", "shape", "zero_point", "g_idx", "global_scale")
-_PARTS = frozenset(("weight", *(f"weight_{what}" for what in _WEIGHTS), *_ACTIVATIONS, *_SPARSE))
+_PARTS = ("weight", *(f"weight_{what}" for what in _WEIGHTS), *_ACTIVATIONS, *_SPARSE)
 _MARKS = ("weight_packed", "weight_scale", "weight_shape", "bitmask", "scale_packed")  # that it is quantized
-
-_SCALE_TYPES = ("F32", "F16", "BF16")
 
 
 def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
@@ -479,242 +426,182 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         If a value in the config makes no sense.
     """
     schemes = Schemes(config)
-    modules: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, Layer] = {}
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
-        if part in _PARTS:
-            modules.setdefault(module, {})[part] = tensor
-    return {module: _layer(module, parts, schemes) for module, parts in modules.items() if _is_quantized(parts)}
-
-
-def _is_quantized(tensors: dict[str, Tensor]) -> bool:
-    has_codes = "weight" in tensors and tensors["weight"].dtype in ("I8", "F8_E4M3")
-    return has_codes or any(mark in tensors for mark in _MARKS)
-
-
-class _Parts:
-    """The tensors of a module, which have a first dimension more where it is a stack of experts."""
-
-    def __init__(self, tensors: dict[str, Tensor], main: str) -> None:
-        self.tensors = tensors
-        if main not in tensors:
-            raise ValueError(f"{main} is missing")
-        shape = tensors[main].shape
-        if len(shape) not in (2, 3) or 0 in shape:
-            raise ValueError(f"{main} must have shape (N, K), or (E, N, K) of experts, got {shape}")
-        self.experts = shape[:-2]
-
-    def type(self, name: str, *allowed: str) -> str:
-        """Of a tensor that must be there."""
-        if name not in self.tensors:
-            raise ValueError(f"{name} is missing")
-        found = self.tensors[name].dtype
-        if found not in allowed:
-            raise ValueError(f"{name} must be of {one_of(allowed)}, got {found}")
-        return found
-
-    def shape(self, name: str, *allowed: str) -> _Shape:
-        """Of one matrix of a tensor that must be there."""
-        self.type(name, *allowed)
-        tensor = self.tensors[name]
-        return tensor.shape[1:] if self._is_stack(name) else tensor.shape
-
-    def weight_shape(self) -> _Shape:
-        """(N, K), read."""
-        self.type("weight_shape", "I64", "I32")
-        shape = _ints("weight_shape", self.tensors["weight_shape"].array())
-        if shape[:-2] != self.experts:
-            raise ValueError(f"weight_shape must begin with the experts {self.experts}, got {shape}")
-        return shape[-2:]
-
-    def arrays(self, index: int, *names: str) -> dict[str, npt.NDArray[Any]]:
-        """Of matrix `index`, those that are there. bfloat16 is float32."""
-        found = {}
-        for name in names:
-            if name in self.tensors:
-                tensor = self.tensors[name].part(index) if self._is_stack(name) else self.tensors[name]
-                found[name] = tensor.floats() if tensor.is_float else tensor.array()
-        return found
-
-    def _is_stack(self, name: str) -> bool:
-        shape = self.tensors[name].shape
-        if self.experts and shape[:1] != self.experts and prod(shape) != 1:  # one number is that of all experts
-            raise ValueError(f"{name} must be of {self.experts[0]} experts, got shape {shape}")
-        return self.experts != () and shape[:1] == self.experts
+        has_codes = part == "weight" and tensor.dtype in ("I8", "F8_E4M3")
+        if module and module not in found and (has_codes or part in _MARKS):
+            found[module] = _layer(module, Parts(tensors, f"{module}.", _PARTS), schemes)
+    return found
 
 
 class _Plan(NamedTuple):
-    """How a matrix is read."""
+    """How matrices are read."""
 
-    shape: _Shape  # (N, K)
+    shape: tuple[int, ...]  # (N, K)
     read: Callable[[int], QuantizedWeight] | None = None
     format: Format | None = None
     floats: Callable[[int], npt.NDArray[np.float32]] | None = None
     refusal: str | None = None
 
 
-def _layer(module: str, tensors: dict[str, Tensor], schemes: Schemes) -> Layer:
-    nbytes, names = sum(tensor.nbytes for tensor in tensors.values()), tuple(tensor.name for tensor in tensors.values())
-    kind = "compressed-tensors"
+class _Module(NamedTuple):
+    name: str
+    parts: Parts
+    stack: tuple[int, ...]  # of experts
+    scheme: Scheme
+
+    def matrix(self, index: int, types: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
+        return self.parts.matrix(index, self.stack, share=True).take_all(types)
+
+
+def _layer(name: str, parts: Parts, schemes: Schemes) -> Layer:
+    type_ = "compressed-tensors"
     try:
-        scheme = schemes.of(module)
-        kind = scheme.type
+        scheme = schemes.of(name)
+        type_ = scheme.type
         if schemes.refusal is not None:
             raise ValueError(schemes.refusal)
-        if scheme.format in _OTHER_FORMATS or tensors.keys() & {"bitmask", "scale_packed"}:
+        if scheme.format in _OTHER_FORMATS or "bitmask" in parts or "scale_packed" in parts:
             raise ValueError("its weight is stored without zeros, which is not read")
-        if {"weight", "weight_packed"} <= tensors.keys():
+        if "weight" in parts and "weight_packed" in parts:
             raise ValueError("weight and weight_packed are both there")
-        parts = _Parts(tensors, "weight" if "weight" in tensors else "weight_packed")
-        plan = _plan(module, parts, scheme)
+        main = parts.take("weight" if "weight" in parts else "weight_packed")
+        if len(main.shape) not in (2, 3):
+            raise ValueError(f"{main.name} must have shape (N, K), or (E, N, K) of experts, got {main.shape}")
+        shape, *plan = _plan(_Module(name, parts, main.shape[:-2], scheme))
     except ValueError as error:
-        return Layer(kind, _claimed_shape(tensors), nbytes, names, refusal=str(error))
-    return Layer(kind, parts.experts + plan.shape, nbytes, names, plan.read, plan.floats, plan.format, plan.refusal)
+        return parts.layer(type_, _claimed_shape(parts), refusal=str(error))
+    return parts.layer(type_, main.shape[:-2] + shape, **dict(zip(_Plan._fields[1:], plan)))
 
 
-def _claimed_shape(tensors: dict[str, Tensor]) -> _Shape:
+def _claimed_shape(parts: Parts) -> tuple[int, ...]:
     """Of a weight that cannot be read, as far as its tensors tell."""
-    if "weight_shape" in tensors:
+    if "weight_shape" in parts:
         with suppress(ValueError):
-            return _ints("weight_shape", tensors["weight_shape"].array())
-    return next(tensors[part].shape for part in ("weight", "weight_packed", *_MARKS) if part in tensors)
+            shape = parts.take("weight_shape")
+            return _ints(shape.name, shape.array(), 2, 3)
+    return next(parts.take(part).shape for part in ("weight", "weight_packed", *_MARKS) if part in parts)
 
 
-def _plan(module: str, parts: _Parts, scheme: Scheme) -> _Plan:
-    is_packed = "weight" not in parts.tensors
+def _plan(module: _Module) -> _Plan:
+    scheme, is_packed = module.scheme, "weight" not in module.parts
     if not scheme.is_float:
         if scheme.strategy == "block":
             raise ValueError("its strategy is block: scales of several rows are not read")
-        return (_of_packed if is_packed else _of_int8)(module, parts, scheme)
-    if "weight_zero_point" in parts.tensors:
+        return _of_packed(module) if is_packed else _of_int8(module)
+    if "weight_zero_point" in module.parts:
         raise ValueError("weight_zero_point is there, which floats do not have")
     if is_packed and scheme.type.endswith(("MXFP4", "NVFP4")):
-        return _of_mxfp4(parts) if scheme.group_size == MX_GROUP else _of_nvfp4(parts)
+        return _of_mxfp4(module) if scheme.group_size == MX_GROUP else _of_nvfp4(module)
     if not is_packed and scheme.num_bits == 8:
-        return _of_float8(parts, scheme)
+        return _of_float8(module)
     raise ValueError(f"its weights are floats of {scheme.num_bits} bits in groups of {scheme.group_size}, not read")
 
 
-def _of_packed(module: str, parts: _Parts, scheme: Scheme) -> _Plan:
-    shape = parts.weight_shape()
-    zps = g_idx = None
-    is_packed = False
-    if "weight_zero_point" in parts.tensors or not scheme.symmetric:
-        is_packed = parts.type("weight_zero_point", "I32", "I8") == "I32"
-        zps = parts.shape("weight_zero_point", "I32", "I8")
-    if "weight_g_idx" in parts.tensors or scheme.has_g_idx:
-        g_idx = parts.shape("weight_g_idx", "I32", "I64")
-    num_bits = _check_num_bits(scheme.num_bits)
-    *_, group = _check_packed(
-        parts.shape("weight_packed", "I32"),
-        parts.shape("weight_scale", *_SCALE_TYPES),
-        shape,
-        zps,
-        g_idx,
-        zps_are_packed=is_packed,
-        num_bits=num_bits,
-        group_size=scheme.group_size or shape[1],
-    )
+def _of_packed(module: _Module) -> _Plan:
+    parts, scheme = module.parts, module.scheme
+    stored = parts.take("weight_shape", "I64", "I32")
+    shape = _ints(stored.name, stored.array(), 2 + len(module.stack))
+    if shape[:-2] != module.stack:
+        raise ValueError(f"{stored.name} must begin with the experts {module.stack}, got {shape}")
+    shape = shape[-2:]
+    types: dict[str, tuple[str, ...]] = {"weight_packed": ("I32",), "weight_scale": FLOAT_TYPES}
+    if "weight_zero_point" in parts or not scheme.symmetric:
+        types["weight_zero_point"] = ("I32", "I8")
+    if "weight_g_idx" in parts or scheme.has_g_idx:
+        types["weight_g_idx"] = ("I32", "I64")
+    tensors, num_bits = module.matrix(0, types), check_bits("num_bits", scheme.num_bits, _BITS)
+    group = _check_packed(tensors, shape, num_bits, scheme.group_size or shape[1])
 
     def read(index: int) -> QuantizedWeight:
-        arrays = parts.arrays(index, "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx")
+        arrays = read_arrays(module.matrix(index, types))
         weight = pack_quantized(**arrays, weight_shape=shape, num_bits=num_bits, group_size=group)
-        _warn_if_clamped(module, weight, num_bits)
+        _warn_if_clamped(module, weight)
         return weight
 
-    return _Plan(shape, read, _int_format(parts, scheme, shape, group, zps, has_perm=g_idx is not None))
+    return _Plan(shape, read, _int_format(tensors, shape, num_bits, group))
 
 
-def _of_int8(module: str, parts: _Parts, scheme: Scheme) -> _Plan:
-    if parts.tensors["weight"].dtype in _SCALE_TYPES:
+def _of_int8(module: _Module) -> _Plan:
+    parts, scheme = module.parts, module.scheme
+    if parts.take("weight").dtype in FLOAT_TYPES:
         raise ValueError("weight holds floats that the model rounds when it runs: it is not compressed")
-    shape = parts.shape("weight", "I8")
-    zps = None
-    if "weight_zero_point" in parts.tensors or not scheme.symmetric:
-        zps = parts.shape("weight_zero_point", "I8")
-    num_bits = _check_num_bits(scheme.num_bits)
-    group = _check_plain(
-        shape, parts.shape("weight_scale", *_SCALE_TYPES), zps, group_size=scheme.group_size or shape[1]
-    )
+    types: dict[str, tuple[str, ...]] = {"weight": ("I8",), "weight_scale": FLOAT_TYPES}
+    if "weight_zero_point" in parts or not scheme.symmetric:
+        types["weight_zero_point"] = ("I8",)
+    tensors, num_bits = module.matrix(0, types), check_bits("num_bits", scheme.num_bits, _BITS)
+    shape = check_matrix(tensors["weight"])
+    group = _check_plain(tensors, scheme.group_size or shape[1])
 
     def read(index: int) -> QuantizedWeight:
-        arrays = parts.arrays(index, "weight", "weight_scale", "weight_zero_point")
-        weight = int_quantized(**arrays, num_bits=num_bits, group_size=group)
-        _warn_if_clamped(module, weight, num_bits)
+        weight = int_quantized(**read_arrays(module.matrix(index, types)), num_bits=num_bits, group_size=group)
+        _warn_if_clamped(module, weight)
         return weight
 
-    return _Plan(shape, read, _int_format(parts, scheme, shape, group, zps))
+    return _Plan(shape, read, _int_format(tensors, shape, num_bits, group))
 
 
-def _int_format(
-    parts: _Parts, scheme: Scheme, shape: _Shape, group: int, zps: _Shape | None, has_perm: bool = False
-) -> Format:
-    bits = _bits(scheme.num_bits)
-    middle = 0 if bits == 8 else 1 << (bits - 1)
+def _int_format(tensors: Mapping[str, Tensor], shape: tuple[int, ...], num_bits: int, group: int) -> Format:
+    bits = stored_bits(num_bits)
+    zps = tensors.get("weight_zero_point")
     return Format(
         n=shape[0],
         k=shape[1],
         group_size=group,
-        scale_dtype=_scale_dtype(parts.tensors["weight_scale"]),
-        zero_point=middle if zps is None or prod(zps) == 1 else None,
+        scale_dtype=scale_dtype(tensors["weight_scale"]),
+        zero_point=(0 if bits == 8 else 1 << (bits - 1)) if zps is None or prod(zps.shape) == 1 else None,
         bits=bits,
-        has_perm=has_perm,
+        has_perm="weight_g_idx" in tensors,
     )
 
 
-def _scale_dtype(tensor: Tensor) -> str:
-    """Of a packed weight; bfloat16 takes what float16 does."""
-    return "float32" if tensor.dtype == "F32" else "float16"
-
-
-def _warn_if_clamped(module: str, weight: QuantizedWeight, num_bits: int) -> None:
+def _warn_if_clamped(module: _Module, weight: QuantizedWeight) -> None:
     """intel/auto-round#2273: zero points without a sign, to which weights were added and cut off."""
+    num_bits = module.scheme.num_bits
     greatest = (1 << (num_bits - 1)) - 1
     # Of less than 4 bits that is nothing special.
     if weight.zps is not None and num_bits >= 4 and np.count_nonzero(weight.codes == greatest) * 3 > weight.codes.size:
         warnings.warn(
-            f"{module} has its greatest code, {greatest}, in more than a third of its weights: auto-round before "
+            f"{module.name} has its greatest code, {greatest}, in more than a third of its weights: auto-round before "
             "September 2026 wrote asymmetric weights that were cut off there",
             stacklevel=2,
         )
 
 
-def _of_mxfp4(parts: _Parts) -> _Plan:
-    scales = parts.shape("weight_scale", "U8", "F8_E8M0")
-    n, k = shape = _check_float4(parts.shape("weight_packed", "U8"), scales, MX_GROUP)
+def _of_mxfp4(module: _Module) -> _Plan:
+    types = {"weight_packed": ("U8",), "weight_scale": ("U8", "F8_E8M0")}
+    shape = _check_float4(module.matrix(0, types), MX_GROUP)
 
     def read(index: int) -> QuantizedWeight:
-        return mxfp4_pack_quantized(**parts.arrays(index, "weight_packed", "weight_scale"))
+        return mxfp4_pack_quantized(**read_arrays(module.matrix(index, types)))
 
-    return _Plan(shape, read, predicted_format(n, k, MX_GROUP, 0, has_table=True))
+    return _Plan(shape, read, Format(*shape, MX_GROUP, "float16", zero_point=0, has_table=True))
 
 
-def _of_nvfp4(parts: _Parts) -> _Plan:
-    scales = parts.shape("weight_scale", "F8_E4M3")
-    n, k = shape = _check_float4(parts.shape("weight_packed", "U8"), scales, NV_GROUP)
-    divisor = parts.shape("weight_global_scale", *_SCALE_TYPES)
-    if prod(divisor) != 1:
-        raise ValueError(f"weight_global_scale must be one number, got shape {divisor}")
+def _of_nvfp4(module: _Module) -> _Plan:
+    types = {"weight_packed": ("U8",), "weight_scale": ("F8_E4M3",), "weight_global_scale": FLOAT_TYPES}
+    shape = _check_float4(module.matrix(0, types), NV_GROUP)
 
     def read(index: int) -> QuantizedWeight:
-        return nvfp4_pack_quantized(**parts.arrays(index, "weight_packed", "weight_scale", "weight_global_scale"))
+        return nvfp4_pack_quantized(**read_arrays(module.matrix(index, types)))
 
-    format = Format(n=n, k=k, group_size=NV_GROUP, scale_dtype="float32", zero_point=0, has_table=True)
-    return _Plan(shape, read, format)
+    return _Plan(shape, read, Format(*shape, NV_GROUP, "float32", zero_point=0, has_table=True))
 
 
-def _of_float8(parts: _Parts, scheme: Scheme) -> _Plan:
+def _of_float8(module: _Module) -> _Plan:
     """E4M3, which no codes hold exactly: only as floats."""
-    n, k = shape = parts.shape("weight", "F8_E4M3")
-    scales = parts.shape("weight_scale", *_SCALE_TYPES, "U8", "F8_E8M0")
+    scheme, types = module.scheme, {"weight": ("F8_E4M3",), "weight_scale": (*FLOAT_TYPES, "U8", "F8_E8M0")}
+    tensors = module.matrix(0, types)
+    n, k = shape = check_matrix(tensors["weight"])
     height, width = scheme.block or (n if scheme.strategy == "tensor" else 1, scheme.group_size or k)
     height, width = min(height, n), min(width, k)
-    wanted = (ceil_div(n, height), ceil_div(k, width))
-    if scales != wanted and (prod(scales) != prod(wanted) or wanted[1] != 1):
-        raise ValueError(f"weight_scale must have shape {wanted}, got {scales}")
+    wanted, scales = (ceil_div(n, height), ceil_div(k, width)), tensors["weight_scale"]
+    if prod(scales.shape) != prod(wanted) or wanted[1] != 1:
+        check_shape(scales, wanted)
 
     def floats(index: int) -> npt.NDArray[np.float32]:
-        weight, scale = parts.arrays(index, "weight", "weight_scale").values()
+        weight, scale = read_arrays(module.matrix(index, types)).values()
         if scale.dtype == np.uint8:
             _check_e8m0(scale)
             scale = half_of_e8m0(scale) * np.float32(2)

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from pyda8w4._checks import as_array, check_dtype, one_of
 from pyda8w4._format import Format
-from pyda8w4.formats._layer import predicted_format
+from pyda8w4.formats import _bits
+from pyda8w4.formats._floats import E2M1_TWICE, e4m3, half_of_e8m0
 from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["unpack"]
@@ -76,7 +77,7 @@ def unpack(data: npt.ArrayLike, type: str) -> QuantizedWeight:
 
 def format_of(type: str, n: int, k: int) -> Format:
     """What a tensor will be when it is packed."""
-    return predicted_format(n, k, **TYPES[type].packed)
+    return Format(n=n, k=k, scale_dtype="float16", **TYPES[type].packed)
 
 
 # ---- its blocks ------------------------------------------------------------------------------
@@ -84,20 +85,10 @@ def format_of(type: str, n: int, k: int) -> Format:
 # take (N, blocks of a row, bytes of a block).
 
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the values of 4-bit floats
 
-
-def _half_ue4m3() -> npt.NDArray[np.float32]:
-    """Halves of unsigned floats of 4 bits of exponent and 3 of mantissa, by their bytes; the highest bit is unused."""
-    byte = np.arange(256)
-    exponent, mantissa = byte >> 3 & 15, byte & 7
-    halves: npt.NDArray[np.float32] = np.ldexp(np.float32(1), np.maximum(exponent, 1) - 11)
-    halves *= (mantissa + 8 * (exponent > 0)).astype(np.float32)
-    halves[127] = 0
-    return halves
-
-
-_HALF_UE4M3 = _half_ue4m3()
+# Of E4M3 whose highest bit is unused. ggml takes one NaN for 0, and the other for a number.
+_HALF_UE4M3 = np.abs(e4m3(np.arange(256, dtype=np.uint8))) / 2
+_HALF_UE4M3[[127, 255]] = 0, 240
 
 
 def _q1_0(blocks: npt.NDArray[Any]) -> QuantizedWeight:
@@ -215,21 +206,17 @@ def _mxfp4(blocks: npt.NDArray[Any]) -> QuantizedWeight:
     exponents = blocks[:, :, 0]
     if (exponents == 255).any():
         raise ValueError("scales must be finite, got the exponent 255")
-    scales = np.ldexp(np.float32(1), exponents.astype(np.int32) - 128)
-    return QuantizedWeight(_fields(blocks[:, :, 1:], 4, 16), scales, table=_E2M1)
+    return QuantizedWeight(_fields(blocks[:, :, 1:], 4, 16), half_of_e8m0(exponents), table=E2M1_TWICE)
 
 
 def _nvfp4(blocks: npt.NDArray[Any]) -> QuantizedWeight:
     scales = _HALF_UE4M3[blocks[:, :, :4].reshape(len(blocks), -1)]
-    return QuantizedWeight(_fields(blocks[:, :, 4:], 4, 8), scales, table=_E2M1)
+    return QuantizedWeight(_fields(blocks[:, :, 4:], 4, 8), scales, table=E2M1_TWICE)
 
 
 def _fields(data: npt.NDArray[Any], width: int, run: int) -> npt.NDArray[Any]:
     """Fields of `width` bits of each byte: the lowest of `run` bytes, then the next of those bytes, and so on."""
-    runs = data.reshape(*data.shape[:2], -1, 1, run)
-    shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
-    fields: npt.NDArray[Any] = runs >> shifts & np.uint8((1 << width) - 1)
-    return fields.reshape(len(data), -1)
+    return _bits.fields(data.reshape(*data.shape[:2], -1, run), width, axis=2).reshape(len(data), -1)
 
 
 def _five_bits(blocks: npt.NDArray[Any], at: int) -> npt.NDArray[Any]:

@@ -12,19 +12,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, as_array_of, ceil_div, check_flag, check_scheme
+from pyda8w4._checks import FLOATS, ceil_div, check_flag, check_scheme
+from pyda8w4._format import Format, check_group_size, group_count
 from pyda8w4._safetensors import Tensor
-from pyda8w4.formats import _config, _words
-from pyda8w4.formats._bits import fields
-from pyda8w4.formats._layer import Layer, predicted_format
+from pyda8w4.formats import _config
+from pyda8w4.formats._bits import check_bits, fields, stored_bits
+from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._parts import (
+    FLOAT_TYPES,
+    WORD_TYPES,
+    WORDS,
+    Parts,
+    Shaped,
+    arrays_of,
+    check_matrix,
+    check_shape,
+    modules,
+    named,
+    read_arrays,
+    scale_dtype,
+)
 from pyda8w4.formats._weight import QuantizedWeight
-from pyda8w4.formats._words import Words
 
 __all__ = ["unpack"]
 
@@ -32,7 +45,6 @@ _BITS = (2, 4, 8)
 # Those of 4 bits are the same in gptq_p: its planes have one field of each word.
 _FORMATS = ("gptq", "gptq_v2", "gptq_p")
 _COLUMNS = 64  # that are unpacked at once, so that they stay in caches
-_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def unpack(
@@ -45,7 +57,6 @@ def unpack(
     group_size: int,
     sym: bool,
     checkpoint_format: str = "gptq",
-    name: str = "",
 ) -> QuantizedWeight:
     """Take the tensors of a layer.
 
@@ -68,8 +79,6 @@ def unpack(
         and some say the wrong one: 7 and 8 both mean 8.
     checkpoint_format : {'gptq', 'gptq_v2', 'gptq_p'}
         Zero points are stored less one in 'gptq', as they are in the others.
-    name : str
-        The path of the module, for messages.
 
     Returns
     -------
@@ -98,37 +107,12 @@ def unpack(
     With act-order, `g_idx` is in any order. Columns are then sorted by their group, and the weight has a
     permutation.
     """
-    sym = check_flag("sym", sym)
-    _check_kind(bits, checkpoint_format)
-    words = _words.as_words(_words.joined(name, "qweight"), qweight)
-    zeros = None if qzeros is None else _words.as_words(_words.joined(name, "qzeros"), qzeros)
-    floats, _ = as_array_of(_words.joined(name, "scales"), scales, FLOATS)
-    groups = None if g_idx is None else _words.as_words(_words.joined(name, "g_idx"), g_idx)
-    sizes = _sizes(
-        name,
-        Words.of(words),
-        None if zeros is None else Words.of(zeros),
-        floats.shape,
-        None if groups is None else groups.shape,
-        bits,
-        group_size,
-    )
-    zps = _zero_points(name, zeros, sizes, bits, sym, checkpoint_format)
-    perm = None if groups is None else _permutation(name, groups, sizes)
-    codes = np.empty((sizes.n, sizes.k), np.uint8)
-    for begin in range(0, sizes.n, _COLUMNS):
-        columns = slice(begin, begin + _COLUMNS)
-        # Words are transposed before they become codes, which are more.
-        found = fields(words[:, columns].T, bits, axis=1)[:, : sizes.k]
-        codes[columns] = found if perm is None else found.take(perm, axis=1)
-    return QuantizedWeight(
-        codes,
-        floats.T,
-        zps.T,
-        bits=max(bits, 4),
-        perm=perm,
-        group_size=sizes.group,
-    )
+    scheme = Scheme(bits, group_size, check_flag("sym", sym), checkpoint_format)
+    _check_kind(scheme)
+    if qzeros is None and not sym:
+        raise ValueError("qzeros must be given where zero points are not symmetric, got None")
+    arrays = arrays_of(WORDS, qweight=qweight, qzeros=qzeros, g_idx=g_idx) | arrays_of(FLOATS, scales=scales)
+    return _unpack(arrays, named(arrays), scheme)
 
 
 def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
@@ -154,7 +138,7 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
     scheme_of(config)
     dynamic = _config.dynamic(config)
     found = {}
-    for name in _words.modules(tensors):
+    for name in modules(tensors, ".qweight"):
         of_module, refusal = _config.of_module(name, config, dynamic)
         found[name] = layer(name, tensors, scheme_of(of_module, refusal))
     return found
@@ -166,8 +150,8 @@ class Scheme(NamedTuple):
     bits: int
     group_size: int
     sym: bool
-    act_order: bool  # as far as a config tells
     checkpoint_format: str
+    act_order: bool = False  # as far as a config tells
     refusal: str | None = None
 
 
@@ -180,58 +164,43 @@ def scheme_of(config: Mapping[str, Any], refusal: str | None = None) -> Scheme:
         bits=_config.integer(config, "bits"),
         group_size=_config.integer(config, "group_size"),
         sym=_config.flag(config, "sym", default=True),
+        checkpoint_format=_config.word(config, "checkpoint_format", "format", default="gptq"),
         act_order=_config.flag(config, "desc_act", default=False)
         and not _config.flag(config, "static_groups", default=False),
-        checkpoint_format=_config.word(config, "checkpoint_format", "format", default="gptq"),
         refusal=refusal,
     )
 
 
 def layer(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, method: str = "GPTQ") -> Layer:
     """Describe a layer that has the tensors of GPTQ."""
-    found = _words.parts(name, tensors, _PARTS)
-    about = _words.described(f"{method} {scheme.bits}-bit", found)
+    parts = Parts(tensors, f"{name}.", ("qweight", "qzeros", "scales", "g_idx"))
+    type_ = f"{method} {scheme.bits}-bit"
     try:
         if scheme.refusal is not None:
             raise ValueError(scheme.refusal)
-        _check_kind(scheme.bits, scheme.checkpoint_format)
-        if "qzeros" not in found and not scheme.sym:
-            raise ValueError(f"{name}.qzeros is missing")
-        sizes = _sizes(
-            name,
-            Words.in_file(found["qweight"]),
-            Words.in_file(found["qzeros"]) if "qzeros" in found else None,
-            _words.floats_in_file(name, found, "scales"),
-            Words.in_file(found["g_idx"]).shape if "g_idx" in found else None,
-            scheme.bits,
-            scheme.group_size,
-        )
+        _check_kind(scheme)
+        words = [part for part in ("qzeros", "g_idx") if part in parts or (part == "qzeros" and not scheme.sym)]
+        found = parts.take_all({"qweight": WORD_TYPES, "scales": FLOAT_TYPES, **dict.fromkeys(words, WORD_TYPES)})
+        sizes = _sizes(found, scheme)
+        if scheme.act_order and "g_idx" not in found and sizes.groups > 1:
+            raise ValueError(f"{name}.g_idx is missing, which desc_act needs")
         zero_point = 0 if scheme.bits == 8 else 1 << (scheme.bits - 1)
-        format = predicted_format(
+        format = Format(
             sizes.n,
             sizes.k,
             sizes.group,
+            scale_dtype(found["scales"]),
             zero_point if scheme.sym else None,
-            bits=max(scheme.bits, 4),
-            has_perm=scheme.act_order and "g_idx" in found and sizes.groups > 1,
+            bits=stored_bits(scheme.bits),
+            has_perm=scheme.act_order and sizes.groups > 1,
         )
     except ValueError as error:
-        return Layer(**about, shape=_shape(found["qweight"].shape, scheme.bits), refusal=str(error))
-    return Layer(**about, shape=(sizes.n, sizes.k), read=partial(_read, name, found, scheme), format=format)
+        return parts.layer(type_, _shape(parts.take("qweight").shape, scheme.bits), refusal=str(error))
 
+    def read(index: int) -> QuantizedWeight:
+        return _unpack(read_arrays(found), found, scheme)
 
-def _read(name: str, found: Mapping[str, Tensor], scheme: Scheme, index: int) -> QuantizedWeight:
-    return unpack(
-        found["qweight"].array(),
-        found["qzeros"].array() if "qzeros" in found else None,
-        found["scales"].floats(),
-        found["g_idx"].array() if "g_idx" in found else None,
-        bits=scheme.bits,
-        group_size=scheme.group_size,
-        sym=scheme.sym,
-        checkpoint_format=scheme.checkpoint_format,
-        name=name,
-    )
+    return parts.layer(type_, (sizes.n, sizes.k), read=read, format=format)
 
 
 def _shape(shape: tuple[int, ...], bits: int) -> tuple[int, ...]:
@@ -239,9 +208,9 @@ def _shape(shape: tuple[int, ...], bits: int) -> tuple[int, ...]:
     return (shape[1], shape[0] * 32 // bits) if len(shape) == 2 and bits > 0 else shape
 
 
-def _check_kind(bits: int, checkpoint_format: str) -> None:
-    _words.check_bits(bits, _BITS)
-    check_scheme("checkpoint_format", checkpoint_format, _FORMATS)
+def _check_kind(scheme: Scheme) -> None:
+    check_bits("bits", scheme.bits, _BITS)
+    check_scheme("checkpoint_format", scheme.checkpoint_format, _FORMATS)
 
 
 class _Sizes(NamedTuple):
@@ -251,62 +220,63 @@ class _Sizes(NamedTuple):
     groups: int
 
 
-def _sizes(
-    name: str,
-    qweight: Words,
-    qzeros: Words | None,
-    scales: tuple[int, ...],
-    g_idx: tuple[int, ...] | None,
-    bits: int,
-    group_size: int,
-) -> _Sizes:
+def _sizes(parts: Mapping[str, Shaped], scheme: Scheme) -> _Sizes:
     """Check all shapes. K is what `g_idx` says: the last words may be padded."""
-    at = partial(_words.joined, name)
-    _words.check_matrix(at("qweight"), qweight.shape)
-    rows, n = qweight.shape
-    k = rows * qweight.bits // bits
-    if g_idx is not None:
-        if len(g_idx) != 1 or ceil_div(g_idx[0] * bits, qweight.bits) != rows:
-            raise ValueError(f"{at('g_idx')} must have shape ({k},) for {rows} rows of words, got {g_idx}")
-        k = g_idx[0]
-    group, groups = _words.group_of(group_size, k)
-    why = f"K = {k}, N = {n} and group_size {group_size}"
-    _words.check_shape(at("scales"), scales, (groups, n), why)
-    if qzeros is not None:
-        _words.check_shape(at("qzeros"), qzeros.shape, (groups, ceil_div(n * bits, qzeros.bits)), why)
+    qweight, bits = parts["qweight"], scheme.bits
+    rows, n = check_matrix(qweight)
+    k = rows * 8 * qweight.itemsize // bits
+    if "g_idx" in parts:
+        shape = parts["g_idx"].shape
+        if len(shape) != 1 or ceil_div(shape[0] * bits, 8 * qweight.itemsize) != rows:
+            raise ValueError(f"{parts['g_idx'].name} must have shape ({k},) for {rows} rows of words, got {shape}")
+        k = shape[0]
+    group = check_group_size(k if scheme.group_size == -1 else scheme.group_size, k)
+    groups = group_count(k, group)
+    why = f" for K = {k}, N = {n} and group_size {scheme.group_size}"
+    check_shape(parts["scales"], (groups, n), why)
+    if "qzeros" in parts:
+        check_shape(parts["qzeros"], (groups, ceil_div(n * bits, 8 * parts["qzeros"].itemsize)), why)
     return _Sizes(n, k, group, groups)
 
 
-def _zero_points(
-    name: str, qzeros: npt.NDArray[Any] | None, sizes: _Sizes, bits: int, sym: bool, checkpoint_format: str
-) -> npt.NDArray[np.int16]:
-    """-> (G, N)."""
-    middle, most = 1 << (bits - 1), (1 << bits) - 1
-    at = _words.joined(name, "qzeros")
-    if qzeros is None and not sym:
-        raise ValueError(f"{at} must be given where zero points are not symmetric, got None")
-    if qzeros is None:
-        return np.full((sizes.groups, sizes.n), middle, np.int16)
-    stored = fields(qzeros, bits, axis=1)[:, : sizes.n].astype(np.int16)
-    if sym:
-        least, greatest = stored.min(), stored.max()
+def _unpack(arrays: Mapping[str, npt.NDArray[Any]], parts: Mapping[str, Shaped], scheme: Scheme) -> QuantizedWeight:
+    """`parts` has the names of the arrays, for messages."""
+    sizes, bits = _sizes(parts, scheme), scheme.bits
+    zps: npt.NDArray[np.int16] = np.full((sizes.groups, sizes.n), 1 << (bits - 1), np.int16)
+    if "qzeros" in arrays:
+        zps = _zero_points(fields(arrays["qzeros"], bits, axis=1)[:, : sizes.n], parts["qzeros"].name, scheme)
+    perm = _permutation(arrays["g_idx"], parts["g_idx"].name, sizes) if "g_idx" in arrays else None
+    codes = np.empty((sizes.n, sizes.k), np.uint8)
+    for begin in range(0, sizes.n, _COLUMNS):
+        columns = slice(begin, begin + _COLUMNS)
+        # Words are transposed before they become codes, which are more.
+        found = fields(arrays["qweight"][:, columns].T, bits, axis=1)[:, : sizes.k]
+        codes[columns] = found if perm is None else found.take(perm, axis=1)
+    return QuantizedWeight(codes, arrays["scales"].T, zps.T, bits=stored_bits(bits), perm=perm, group_size=sizes.group)
+
+
+def _zero_points(stored: npt.NDArray[np.uint8], name: str, scheme: Scheme) -> npt.NDArray[np.int16]:
+    middle, most = 1 << (scheme.bits - 1), (1 << scheme.bits) - 1
+    zps = stored.astype(np.int16)
+    if scheme.sym:
+        least, greatest = zps.min(), zps.max()
         if least != greatest or least not in (middle - 1, middle):
             raise ValueError(
-                f"{at} must hold {middle - 1} or {middle} everywhere where sym is true, got {least} to {greatest}"
+                f"{name} must hold {middle - 1} or {middle} everywhere where sym is true, got {least} to {greatest}"
             )
-        return np.full_like(stored, middle)
-    if checkpoint_format != "gptq":
-        return stored
-    if (stored == most).any():
+        return np.full_like(zps, middle)
+    if scheme.checkpoint_format != "gptq":
+        return zps
+    if (zps == most).any():
         warnings.warn(
-            f"{at} holds {most}, which stands for a zero point of {most + 1}, or is what AutoGPTQ makes of 0, which "
+            f"{name} holds {most}, which stands for a zero point of {most + 1}, or is what AutoGPTQ makes of 0, which "
             "damages those beside it",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return stored + np.int16(1)
+    return zps + np.int16(1)
 
 
-def _permutation(name: str, g_idx: npt.NDArray[Any], sizes: _Sizes) -> npt.NDArray[np.intp] | None:
+def _permutation(g_idx: npt.NDArray[Any], name: str, sizes: _Sizes) -> npt.NDArray[np.intp] | None:
     """-> the order in which the columns are in groups one after the other, None where they already are."""
     wanted = np.arange(sizes.k) // sizes.group
     if np.array_equal(g_idx, wanted):
@@ -314,7 +284,7 @@ def _permutation(name: str, g_idx: npt.NDArray[Any], sizes: _Sizes) -> npt.NDArr
     order = np.argsort(g_idx, kind="stable")
     if not np.array_equal(g_idx[order], wanted):
         raise ValueError(
-            f"{_words.joined(name, 'g_idx')} must have {sizes.group} of each of 0 to {sizes.groups - 1}, and only of "
-            f"the last what is left, got {g_idx.min()} to {g_idx.max()}"
+            f"{name} must have {sizes.group} of each of 0 to {sizes.groups - 1}, and only of the last what is left, "
+            f"got {g_idx.min()} to {g_idx.max()}"
         )
     return order

@@ -8,17 +8,29 @@ that are far from each other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, as_array_of, ceil_div, one_of
+from pyda8w4._checks import FLOATS, ceil_div, one_of
 from pyda8w4._format import Format
 from pyda8w4._safetensors import Tensor
+from pyda8w4.formats._bits import stored_bits
 from pyda8w4.formats._layer import Layer
-from pyda8w4.formats._parts import FLOAT_TYPES, Parts, head, scale_dtype
+from pyda8w4.formats._parts import (
+    FLOAT_TYPES,
+    Parts,
+    Shaped,
+    arrays_of,
+    check_count,
+    check_matrix,
+    head,
+    modules,
+    named,
+    read_arrays,
+    scale_dtype,
+)
 from pyda8w4.formats._weight import QuantizedWeight
 from pyda8w4.formats._zeros import without_zeros
 
@@ -104,14 +116,13 @@ def unpack(
     array([[-0.75, -0.25,  0.25,  0.75],
            [-0.25,  0.75,  1.75, 10.75]], dtype=float32)
     """
-    words, scales, zeros = _arrays(w_q, scale, zero, nbits)
-    layout = _layout(words.shape, {"scale": scales.shape, "zero": zeros.shape}, shape, nbits, 1)
+    arrays = _arrays(w_q, scale, zero, nbits)
+    layout = _layout(named(arrays), shape, nbits, 1)
     layout.check_groups()
-    of_groups = layout.n, layout.k // layout.columns
-    scales, zeros = scales.reshape(of_groups), zeros.reshape(of_groups)
-    bits = _stored_bits(nbits)
+    scales, zeros = (arrays[name].reshape(layout.n, -1) for name in ("scale", "zero"))
+    bits = stored_bits(int(nbits))
     return QuantizedWeight(
-        layout.codes(words).reshape(layout.n, layout.k),
+        layout.codes(arrays["w_q"]).reshape(layout.n, layout.k),
         scales,
         bits=bits,
         group_size=layout.columns,
@@ -153,14 +164,14 @@ def dequantize(
     TypeError, ValueError
         As `unpack`, but for groups in two rows and products.
     """
-    words, scales, zeros = _arrays(w_q, scale, zero, nbits)
-    layout = _layout(words.shape, {"scale": scales.shape, "zero": zeros.shape}, shape, nbits, axis)
+    arrays = _arrays(w_q, scale, zero, nbits)
+    layout = _layout(named(arrays), shape, nbits, axis)
     of_groups = (-1, 1) if axis == 1 else (1, -1)
-    codes = layout.codes(words)
+    codes = layout.codes(arrays["w_q"])
     found = np.empty(codes.shape, np.float32)
     step = ceil_div(1 << 20, layout.columns)  # rows that take a few megabytes as float64
     with np.errstate(over="ignore", invalid="ignore"):
-        scales, zeros = scales.reshape(of_groups).astype(np.float64), zeros.reshape(of_groups).astype(np.float64)
+        scales, zeros = (arrays[name].reshape(of_groups).astype(np.float64) for name in ("scale", "zero"))
         for begin in range(0, layout.rows, step):
             rows = slice(begin, begin + step)
             of_rows = rows if axis == 1 else slice(None)
@@ -183,8 +194,7 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
     dict of str to Layer
         By the paths of modules.
     """
-    modules = [name.removesuffix(".W_q") for name in tensors if name.endswith(".W_q")]
-    return {module: _layer(module, Parts(tensors, f"{module}.", _NAMES)) for module in modules}
+    return {module: _layer(Parts(tensors, f"{module}.", _NAMES)) for module in modules(tensors, ".W_q")}
 
 
 # ---- shapes ----------------------------------------------------------------------------------
@@ -209,28 +219,22 @@ class _Layout(NamedTuple):
             )
 
 
-def _layout(
-    packed: tuple[int, ...],
-    of_groups: dict[str, tuple[int, ...]],
-    shape: Sequence[int],
-    nbits: float,
-    axis: int,
-) -> _Layout:
+def _layout(parts: Mapping[str, Shaped], shape: Sequence[int], nbits: float, axis: int) -> _Layout:
     if axis not in (0, 1):
         raise ValueError(f"axis must be 0 or 1, got {axis!r}")
     if len(shape) != 2 or not all(isinstance(size, int) and 0 < size < 1 << 40 for size in shape):
         raise ValueError(f"shape must be two positive ints, got {shape!r}")
     packing = _packing(nbits)
-    (n, k), columns = shape, packed[1]
+    (n, k), w_q = shape, parts["w_q"]
+    words, columns = w_q.shape
     rows = n * k // max(columns, 1)
-    padding = packed[0] * packing.per_word - rows
+    padding = words * packing.per_word - rows
     most = packing.per_word if packing.per_word == 10 else 1  # only rows of codes of 3 bits are padded
     if rows * columns != n * k or not 0 <= padding < most:
-        raise ValueError(f"w_q must have the codes of {n} x {k} weights, got shape {packed}")
+        raise ValueError(f"{w_q.name} must have the codes of {n} x {k} weights, got shape {w_q.shape}")
     groups = rows if axis == 1 else columns
-    for name, found in of_groups.items():
-        if prod(found) != groups:
-            raise ValueError(f"{name} must have one number for each of {groups} groups, got shape {found}")
+    for name in ("scale", "zero"):
+        check_count(parts[name], groups)
     return _Layout(n, k, packing, rows, columns)
 
 
@@ -240,30 +244,26 @@ def _packing(nbits: float) -> _Packing:
     return _PACKINGS[nbits]
 
 
-def _stored_bits(nbits: float) -> int:
-    """-> those that codes of so many are packed with."""
-    return max(int(nbits), 4)
-
-
 def _zero_points(bits: int) -> tuple[int, int]:
     """What prepack takes for codes without a sign."""
     return (0, 255) if bits == 8 else (-128, 127)
 
 
-def _word_shape(packed: tuple[int, ...], nbytes: int, packing: _Packing) -> tuple[int, int]:
+def _word_shape(w_q: Shaped, packing: _Packing) -> tuple[int, int]:
     """The shape of words that may be disguised as other types."""
+    rows, columns = check_matrix(w_q)
     size = np.dtype(packing.words).itemsize
-    if len(packed) != 2 or not nbytes or nbytes // packed[0] % size:
-        raise ValueError(f"w_q must be a matrix of {packing.words}, got {nbytes} bytes of shape {packed}")
-    return packed[0], nbytes // packed[0] // size
+    if columns * w_q.itemsize % size:
+        raise ValueError(f"{w_q.name} must have rows of {packing.words}, got shape {w_q.shape} of {w_q.itemsize} bytes")
+    return rows, columns * w_q.itemsize // size
 
 
-def _arrays(w_q: npt.ArrayLike, scale: npt.ArrayLike, zero: npt.ArrayLike, nbits: float) -> list[npt.NDArray[Any]]:
+def _arrays(w_q: npt.ArrayLike, scale: npt.ArrayLike, zero: npt.ArrayLike, nbits: float) -> dict[str, npt.NDArray[Any]]:
     packing = _packing(nbits)
-    packed, _ = as_array_of("w_q", w_q, (packing.words, *FLOATS))
-    shape = _word_shape(packed.shape, packed.nbytes, packing)
-    words = np.frombuffer(packed.tobytes(), packing.words).reshape(shape)
-    return [words, as_array_of("scale", scale, FLOATS)[0], as_array_of("zero", zero, FLOATS)[0]]
+    arrays = arrays_of((packing.words, *FLOATS), w_q=w_q)
+    shape = _word_shape(named(arrays)["w_q"], packing)
+    words = np.frombuffer(arrays["w_q"].tobytes(), packing.words).reshape(shape)
+    return {"w_q": words, **arrays_of(FLOATS, scale=scale, zero=zero)}
 
 
 # ---- checkpoints -----------------------------------------------------------------------------
@@ -276,7 +276,7 @@ _NAMES = (
 )  # fmt: skip
 
 
-def _layer(module: str, parts: Parts) -> Layer:
+def _layer(parts: Parts) -> Layer:
     packed = parts.take("W_q")
     type_, shape = "HQQ", packed.shape
     floats = None
@@ -293,42 +293,33 @@ def _layer(module: str, parts: Parts) -> Layer:
         disguises = FLOAT_TYPES if _number(parts, "view_as_float", "U8") else ()
         stored = {"uint8": "U8", "int32": "I32"}[packing.words]
         parts.take("W_q", stored, *disguises)
-        words = packed._replace(dtype=stored, shape=_word_shape(packed.shape, packed.nbytes, packing))
+        words = packed._replace(dtype=stored, shape=_word_shape(packed, packing))
+        tensors = {"w_q": words, "scale": scale, "zero": zero}
         n, k = _numbers(parts, "shape", 2, "I64")
         axis = _number(parts, "axis", "I32")
-        layout = _layout(words.shape, {"scale": scale.shape, "zero": zero.shape}, (n, k), nbits, axis)
+        layout = _layout(tensors, (n, k), nbits, axis)
         shape = n, k
 
-        def arrays() -> dict[str, Any]:
-            return {
-                "w_q": words.array(),
-                "scale": scale.floats(),
-                "zero": zero.floats(),
-                "shape": shape,
-                "nbits": nbits,
-            }
-
         def floats(index: int) -> npt.NDArray[np.float32]:
-            return dequantize(**arrays(), axis=axis)
+            return dequantize(**read_arrays(tensors), shape=(n, k), nbits=nbits, axis=axis)
 
         if axis == 0:
             raise ValueError("axis must be 1, got 0: the groups of axis 0 are not of consecutive inputs")
         layout.check_groups()
         format = _format(layout, nbits, scale, zero)
     except ValueError as error:
-        why = f"{module}: {error}"
-        return Layer(type_, shape, parts.nbytes, parts.tensors, floats=floats, refusal=why)
+        return parts.layer(type_, shape, floats=floats, refusal=str(error))
 
     def read(index: int) -> QuantizedWeight:
-        return unpack(**arrays())
+        return unpack(**read_arrays(tensors), shape=(n, k), nbits=nbits)
 
-    return Layer(type_, shape, parts.nbytes, parts.tensors, read=read, format=format)
+    return parts.layer(type_, shape, read=read, format=format)
 
 
 def _format(layout: _Layout, nbits: float, scale: Tensor, zero: Tensor) -> Format:
     """As far as headers tell, and some numbers: of float32, all. ValueError if these cannot be held exactly."""
     some = (lambda tensor: tensor) if "F32" in (scale.dtype, zero.dtype) else head
-    bits = _stored_bits(nbits)
+    bits = stored_bits(int(nbits))
     scales, zeros = some(scale).floats(), some(zero).floats()
     found = without_zeros(zeros.reshape(-1), scales.reshape(-1), *_zero_points(bits))
     sizes = layout.n, layout.k, layout.columns
@@ -340,8 +331,7 @@ def _format(layout: _Layout, nbits: float, scale: Tensor, zero: Tensor) -> Forma
 
 def _numbers(parts: Parts, name: str, count: int, *dtypes: str) -> list[Any]:
     tensor = parts.take(name, *dtypes)
-    if prod(tensor.shape) != count:
-        raise ValueError(f"{name} must have {count} numbers, got shape {tensor.shape}")
+    check_count(tensor, count)
     found: list[Any] = tensor.array().reshape(-1).tolist()
     return found
 

@@ -12,13 +12,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, as_array_of, one_of
+from pyda8w4._checks import FLOATS, one_of
 from pyda8w4._format import Format
 from pyda8w4._safetensors import Tensor
-from pyda8w4.formats._bits import fields
+from pyda8w4.formats import _config
+from pyda8w4.formats._bits import check_bits, fields, stored_bits, stream
 from pyda8w4.formats._floats import E2M1_TWICE, e4m3, half_of_e8m0
 from pyda8w4.formats._layer import Layer
-from pyda8w4.formats._parts import FLOAT_TYPES, Parts, scale_dtype
+from pyda8w4.formats._parts import (
+    FLOAT_TYPES,
+    Parts,
+    Shaped,
+    arrays_of,
+    check_matrix,
+    check_shape,
+    modules,
+    named,
+    read_arrays,
+    scale_dtype,
+)
 from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["unpack"]
@@ -84,22 +96,13 @@ def unpack(
     settings = _settings(group_size, bits, mode)
     if mode == "mxfp8":
         raise ValueError(_FLOATS_OF_8_BITS)
-    words, _ = as_array_of("weight", weight, ("uint32",))
-    stored, _ = as_array_of("scales", scales, FLOATS if mode == "affine" else ("uint8",))
-    offsets = None if biases is None else as_array_of("biases", biases, FLOATS)[0]
-    _sizes(words.shape, stored.shape, None if offsets is None else offsets.shape, settings)
-    codes = _codes(words, settings.bits)
-    if mode == "affine":
-        zps = np.zeros(stored.shape, np.int8)
-        stored_bits = max(settings.bits, 4)
-        return QuantizedWeight(codes, stored, zps, offsets, bits=stored_bits, group_size=settings.group_size)
-    if mode == "mxfp4":
-        if (stored == 255).any():
-            raise ValueError("scales must be finite, got E8M0's NaN")
-        halves = half_of_e8m0(stored)
-    else:
-        halves = e4m3(stored) * np.float32(0.5)
-    return QuantizedWeight(codes, halves, table=E2M1_TWICE, group_size=settings.group_size)
+    arrays = (
+        arrays_of(("uint32",), weight=weight)
+        | arrays_of(FLOATS if mode == "affine" else ("uint8",), scales=scales)
+        | arrays_of(FLOATS, biases=biases)
+    )
+    _sizes(named(arrays), settings)
+    return _unpack(arrays, settings)
 
 
 def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
@@ -123,19 +126,16 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
     ValueError
         If `config` has something else than numbers for `group_size` or `bits`.
     """
-    general = _configured(config, "quantization")
+    general = _configured(config, _config.WHOLE)
     found: dict[str, Layer] = {}
-    for name in tensors:
-        module = name.removesuffix(".scales")
+    for module in modules(tensors, ".scales"):
         weight = tensors.get(f"{module}.weight")
-        if module == name or weight is None or weight.is_float or config.get(module) is False:
+        if weight is None or weight.is_float or config.get(module) is False:
             continue
-        own = config.get(module, True)
-        if type(own) not in (bool, dict):
-            raise ValueError(f"quantization: {module} must be an object or a bool, got {own!r}")
-        settings = _configured(own, f"quantization: {module}") if type(own) is dict else general
-        parts = Parts(tensors, f"{module}.", ("weight", "scales", "biases", "qbiases"))
-        found[module] = _layer(module, parts, settings)
+        settings = general
+        if config.get(module) not in (None, True):
+            settings = _configured(_config.mapping(config, module), f"{module} of {_config.WHOLE}")
+        found[module] = _layer(Parts(tensors, f"{module}.", ("weight", "scales", "biases", "qbiases")), settings)
     return found
 
 
@@ -152,50 +152,49 @@ def _settings(group_size: int | None, bits: int | None, mode: str) -> _Settings:
     """With MLX's defaults. ValueError if there is no such quantization."""
     if mode not in _DEFAULTS:
         raise ValueError(f"mode must be {one_of(tuple(_DEFAULTS))}, got {mode!r}")
-    defaults = _DEFAULTS[mode]
-    found = _Settings(group_size or defaults[0], bits or defaults[1], mode)
-    if found.bits not in _BITS:
-        raise ValueError(f"bits must be {one_of(_BITS)}, got {bits!r}")
+    group, width = _DEFAULTS[mode]
+    found = _Settings(group if group_size is None else group_size, width if bits is None else bits, mode)
+    check_bits("bits", found.bits, _BITS)
     if found.group_size < 1 or found.group_size % 4:
         raise ValueError(f"group_size must be a positive multiple of 4, got {group_size!r}")
-    if mode != "affine" and found[:2] != defaults:
-        raise ValueError(f"group_size and bits must be {defaults} in the mode {mode}, got {found[:2]}")
+    if mode != "affine" and found[:2] != (group, width):
+        raise ValueError(f"group_size and bits must be {(group, width)} in the mode {mode}, got {found[:2]}")
     return found
 
 
-def _sizes(
-    weight: tuple[int, ...], scales: tuple[int, ...], biases: tuple[int, ...] | None, settings: _Settings
-) -> tuple[int, int]:
+def _sizes(parts: Mapping[str, Shaped], settings: _Settings) -> tuple[int, int]:
     group_size, bits, mode = settings
-    if len(weight) != 2 or 0 in weight:
-        raise ValueError(f"weight must be a non-empty matrix, got shape {weight}")
-    n, k = weight[0], 32 * weight[1] // bits
-    if k * bits != 32 * weight[1] or k % 8 or k % group_size:
-        raise ValueError(f"weight must have rows of whole groups of {group_size} codes of {bits} bits, got {weight}")
-    if scales != (n, k // group_size):
-        raise ValueError(f"scales must have shape {(n, k // group_size)}, got {scales}")
-    if mode == "affine" and biases is None:
-        raise ValueError("biases are missing")
-    if mode != "affine" and biases is not None:
+    weight = parts["weight"]
+    n, words = check_matrix(weight)
+    k = 32 * words // bits
+    if k * bits != 32 * words or k % 8 or k % group_size:
+        raise ValueError(
+            f"{weight.name} must have rows of whole groups of {group_size} codes of {bits} bits, got {weight.shape}"
+        )
+    check_shape(parts["scales"], (n, k // group_size))
+    if mode == "affine":
+        if "biases" not in parts:
+            raise ValueError("biases are missing")
+        check_shape(parts["biases"], (n, k // group_size))
+    elif "biases" in parts:
         raise ValueError(f"biases must not be given in the mode {mode}")
-    if biases is not None and biases != scales:
-        raise ValueError(f"biases must have shape {scales}, got {biases}")
     return n, k
 
 
-def _codes(words: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint8]:
-    if 8 % bits == 0:
-        return fields(words, bits, 1)
-    # Eight codes are in as many bytes as one has bits: one number, of which each code is a field.
-    data = np.ascontiguousarray(words, "<u4").view(np.uint8).reshape(len(words), -1, bits)
-    numbers = np.zeros((*data.shape[:2], 8), np.uint8)
-    numbers[:, :, :bits] = data
-    numbers = numbers.view("<u8")
-    codes = np.empty((*data.shape[:2], 8), np.uint8)
-    for i in range(8):
-        field = numbers[:, :, 0] >> np.uint64(bits * i) & np.uint64((1 << bits) - 1)
-        np.copyto(codes[:, :, i], field, casting="unsafe")
-    return codes.reshape(len(words), -1)
+def _unpack(arrays: Mapping[str, npt.NDArray[Any]], settings: _Settings) -> QuantizedWeight:
+    group_size, bits, mode = settings
+    words, scales = arrays["weight"], arrays["scales"]
+    codes = stream(words, bits, 32 * words.shape[1] // bits)
+    if mode == "affine":
+        zps = np.zeros(scales.shape, np.int8)
+        return QuantizedWeight(codes, scales, zps, arrays["biases"], bits=stored_bits(bits), group_size=group_size)
+    if mode == "mxfp4":
+        if (scales == 255).any():
+            raise ValueError("scales must be finite, got E8M0's NaN")
+        halves = half_of_e8m0(scales)
+    else:
+        halves = e4m3(scales) * np.float32(0.5)
+    return QuantizedWeight(codes, halves, table=E2M1_TWICE, group_size=group_size)
 
 
 def _mxfp8(weight: npt.NDArray[np.uint32], scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -216,57 +215,54 @@ class _Configured(NamedTuple):
 
 
 def _configured(config: Mapping[str, Any], where: str) -> _Configured:
-    for key in ("group_size", "bits"):
-        if type(config.get(key, 1)) is not int:
-            raise ValueError(f"{where}: {key} must be an int, got {config[key]!r}")
-    mode = config.get("mode", "affine")
-    if type(mode) is not str:
-        raise ValueError(f"{where}: mode must be a str, got {mode!r}")
-    return _Configured(config.get("group_size"), config.get("bits"), mode)
+    return _Configured(
+        _config.optional_integer(config, "group_size", where),
+        _config.optional_integer(config, "bits", where),
+        _config.word(config, "mode", default="affine", where=where),
+    )
 
 
-def _layer(module: str, parts: Parts, configured: _Configured) -> Layer:
+def _layer(parts: Parts, configured: _Configured) -> Layer:
     type_, shape = "MLX", parts.take("weight").shape
     try:
         settings = _settings(*configured)
         affine = settings.mode == "affine"
         type_ = f"MLX {settings.bits}-bit" if affine else f"MLX {settings.mode.upper()}"
         stack = shape[:1] if len(shape) == 3 else ()
-        first = _matrix(parts, stack, 0)
-        weight, scales, biases = _tensors(first, settings)
-        n, k = _sizes(weight.shape, scales.shape, biases and biases.shape, settings)
+        first = _tensors(parts.matrix(0, stack), settings)
+        n, k = _sizes(first, settings)
+        format = _format(n, k, settings, first)
     except ValueError as error:
-        return Layer(type_, shape, parts.nbytes, parts.tensors, refusal=f"{module}: {error}")
+        return parts.layer(type_, shape, refusal=str(error))
     shape = (*stack, n, k)
 
     def read(index: int) -> QuantizedWeight:
-        weight, scales, biases = _tensors(_matrix(parts, stack, index), settings)
-        if biases is None:
-            return unpack(weight.array(), scales.array(), **settings._asdict())
-        return unpack(weight.array(), scales.floats(), biases.floats(), **settings._asdict())
+        return _unpack(read_arrays(_tensors(parts.matrix(index, stack), settings)), settings)
 
     def floats(index: int) -> npt.NDArray[np.float32]:
-        weight, scales, _ = _tensors(_matrix(parts, stack, index), settings)
-        return _mxfp8(weight.array(), scales.array())
+        return _mxfp8(**read_arrays(_tensors(parts.matrix(index, stack), settings)))
 
     if settings.mode == "mxfp8":
-        why = f"{module}: {_FLOATS_OF_8_BITS}"
-        return Layer(type_, shape, parts.nbytes, parts.tensors, floats=floats, refusal=why)
+        return parts.layer(type_, shape, floats=floats, refusal=_FLOATS_OF_8_BITS)
+    return parts.layer(type_, shape, read=read, format=format)
+
+
+def _tensors(parts: Parts, settings: _Settings) -> dict[str, Tensor]:
+    found = {
+        "weight": parts.take("weight", "U32"),
+        "scales": parts.take("scales", *(FLOAT_TYPES if settings.mode == "affine" else ("U8",))),
+    }
+    if "biases" in parts and "qbiases" in parts:
+        raise ValueError("biases and qbiases are both there")
+    for name in ("qbiases", "biases"):
+        if name in parts:
+            found["biases"] = parts.take(name, *FLOAT_TYPES)
+    return found
+
+
+def _format(n: int, k: int, settings: _Settings, tensors: dict[str, Tensor]) -> Format:
     sizes = n, k, settings.group_size
-    if affine:
-        assert biases is not None
-        dtype, bits = scale_dtype(scales, biases), max(settings.bits, 4)
-        format = Format(*sizes, dtype, zero_point=-128 if bits == 8 else 0, has_offsets=True, bits=bits)
-    else:
-        format = Format(*sizes, "bfloat16", zero_point=0, has_table=True)
-    return Layer(type_, shape, parts.nbytes, parts.tensors, read=read, format=format)
-
-
-def _matrix(parts: Parts, stack: tuple[int, ...], index: int) -> Parts:
-    return parts.part(index, stack[0]) if stack else parts
-
-
-def _tensors(parts: Parts, settings: _Settings) -> tuple[Tensor, Tensor, Tensor | None]:
-    scales = parts.take("scales", *(FLOAT_TYPES if settings.mode == "affine" else ("U8",)))
-    biases = parts.find("biases", *FLOAT_TYPES) or parts.find("qbiases", *FLOAT_TYPES)
-    return parts.take("weight", "U32"), scales, biases
+    if settings.mode != "affine":
+        return Format(*sizes, "bfloat16", zero_point=0, has_table=True)
+    dtype, bits = scale_dtype(tensors["scales"], tensors["biases"]), stored_bits(settings.bits)
+    return Format(*sizes, dtype, zero_point=-128 if bits == 8 else 0, has_offsets=True, bits=bits)

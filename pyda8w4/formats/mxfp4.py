@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import as_array, check_dtype
+from pyda8w4._format import Format
 from pyda8w4._safetensors import Tensor
+from pyda8w4.formats._bits import fields
 from pyda8w4.formats._floats import E2M1_TWICE, half_of_e8m0
-from pyda8w4.formats._layer import Layer, predicted_format
+from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._parts import Parts, Shaped, arrays_of, check_shape, modules, named, read_arrays
 from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["unpack"]
 
 _BLOCK = 32
 _NAN = 255  # of E8M0
+_TYPES = {"blocks": ("U8",), "scales": ("U8", "F8_E8M0")}
 
 
 def unpack(blocks: npt.ArrayLike, scales: npt.ArrayLike) -> QuantizedWeight:
@@ -56,16 +59,9 @@ def unpack(blocks: npt.ArrayLike, scales: npt.ArrayLike) -> QuantizedWeight:
     >>> mxfp4.unpack(blocks, scales).pack().dequantize()[0, :4]
     array([  1., -12.,   1., -12.], dtype=float32)
     """
-    blocks, scales = as_array("blocks", blocks), as_array("scales", scales)
-    check_dtype("blocks", blocks, ("uint8",))
-    check_dtype("scales", scales, ("uint8",))
-    _check_shapes(blocks.shape, scales.shape)
-    codes = np.empty((*blocks.shape, 2), np.uint8)
-    np.bitwise_and(blocks, 15, out=codes[..., 0])
-    np.right_shift(blocks, 4, out=codes[..., 1])
-    if (scales == _NAN).any():
-        raise ValueError(f"scales must be 0 to {_NAN - 1}, got {_NAN}, which stands for NaN")
-    return QuantizedWeight(codes.reshape(len(blocks), -1), half_of_e8m0(scales), table=E2M1_TWICE, group_size=_BLOCK)
+    arrays = arrays_of(("uint8",), blocks=blocks, scales=scales)
+    _check_shapes(named(arrays))
+    return _unpack(**arrays)
 
 
 def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
@@ -84,39 +80,39 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         By the name before ``_blocks``.
     """
     found = {}
-    for name, tensor in tensors.items():
-        if name.endswith("_blocks") and tensor.dtype == "U8":
-            module = name.removesuffix("_blocks")
-            found[module] = _layer(tensor, tensors.get(f"{module}_scales"))
+    for module in modules(tensors, "_blocks"):
+        if tensors[f"{module}_blocks"].dtype == "U8":
+            found[module] = _layer(Parts(tensors, f"{module}_", ("blocks", "scales")))
     return found
 
 
-def _layer(blocks: Tensor, scales: Tensor | None) -> Layer:
-    of = [blocks] if scales is None else [blocks, scales]
-    names, nbytes = tuple(tensor.name for tensor in of), sum(tensor.nbytes for tensor in of)
-    is_stack = len(blocks.shape) == 4
-    shape = (*blocks.shape[:-2], _BLOCK * blocks.shape[-2]) if len(blocks.shape) > 2 else blocks.shape
+def _layer(parts: Parts) -> Layer:
+    shape = parts.take("blocks").shape
+    stack = shape[:1] if len(shape) == 4 else ()
     try:
-        if scales is None:
-            raise ValueError("scales are missing")
-        if scales.dtype not in ("U8", "F8_E8M0"):
-            raise ValueError(f"scales must be of U8, got {scales.dtype}")
-        if is_stack and (scales.shape[:1] != blocks.shape[:1] or not blocks.shape[0]):
-            raise ValueError(f"scales must be of {blocks.shape[0]} experts like blocks, got shape {scales.shape}")
-        n, k = _check_shapes(*(tensor.shape[is_stack:] for tensor in of))
+        n, k = _check_shapes(parts.matrix(0, stack).take_all(_TYPES))
+        format = Format(n, k, _BLOCK, "float16", zero_point=0, has_table=True)
     except ValueError as error:
-        return Layer("MXFP4", shape, nbytes, names, refusal=str(error))
+        shape = (*shape[:-2], _BLOCK * shape[-2]) if len(shape) > 2 else shape
+        return parts.layer("MXFP4", shape, refusal=str(error))
 
     def read(index: int) -> QuantizedWeight:
-        return unpack(*((tensor.part(index) if is_stack else tensor).array() for tensor in of))
+        return _unpack(**read_arrays(parts.matrix(index, stack).take_all(_TYPES)))
 
-    return Layer("MXFP4", shape, nbytes, names, read, format=predicted_format(n, k, _BLOCK, 0, has_table=True))
+    return parts.layer("MXFP4", (*stack, n, k), read=read, format=format)
 
 
-def _check_shapes(blocks: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
+def _check_shapes(parts: Mapping[str, Shaped]) -> tuple[int, int]:
     """-> N, K."""
-    if len(blocks) != 3 or 0 in blocks or blocks[2] != _BLOCK // 2:
-        raise ValueError(f"blocks must have shape (N, G, {_BLOCK // 2}), got {blocks}")
-    if scales != blocks[:2]:
-        raise ValueError(f"scales must have shape {blocks[:2]}, got {scales}")
-    return blocks[0], blocks[1] * _BLOCK
+    blocks = parts["blocks"]
+    if len(blocks.shape) != 3 or 0 in blocks.shape or blocks.shape[2] != _BLOCK // 2:
+        raise ValueError(f"{blocks.name} must have shape (N, G, {_BLOCK // 2}), got {blocks.shape}")
+    check_shape(parts["scales"], blocks.shape[:2])
+    return blocks.shape[0], blocks.shape[1] * _BLOCK
+
+
+def _unpack(blocks: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> QuantizedWeight:
+    if (scales == _NAN).any():
+        raise ValueError(f"scales must be 0 to {_NAN - 1}, got {_NAN}, which stands for NaN")
+    codes = fields(blocks, 4, axis=2).reshape(len(blocks), -1)
+    return QuantizedWeight(codes, half_of_e8m0(scales), table=E2M1_TWICE, group_size=_BLOCK)

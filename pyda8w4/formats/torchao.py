@@ -10,17 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, as_array_of, ceil_div, one_of
-from pyda8w4._format import Format
+from pyda8w4._checks import FLOATS, ceil_div, one_of
+from pyda8w4._format import Format, check_group_size, group_count
 from pyda8w4._safetensors import Tensor, parse_json
-from pyda8w4.formats._bits import fields
+from pyda8w4.formats._bits import check_bits, fields, stored_bits
 from pyda8w4.formats._layer import Layer
-from pyda8w4.formats._parts import FLOAT_TYPES, Parts, head, scale_dtype
+from pyda8w4.formats._parts import (
+    FLOAT_TYPES,
+    Parts,
+    Shaped,
+    arrays_of,
+    check_count,
+    check_matrix,
+    check_shape,
+    head,
+    named,
+    read_arrays,
+    scale_dtype,
+)
 from pyda8w4.formats._weight import QuantizedWeight
 from pyda8w4.formats._zeros import without_zeros
 
@@ -73,14 +85,14 @@ def unpack_int4(
     >>> torchao.unpack_int4(np.array([[0x71, 0x08]], np.uint8), half, half, group_size=4).pack().dequantize()
     array([[ 1. ,  4. , -3.5,  0.5]], dtype=float32)
     """
-    qdata = _array("qdata", qdata, "int8", "uint8")
-    scale, zero_point = _array("scale", scale, *FLOATS), _array("zero_point", zero_point, *FLOATS)
-    sizes = _word_sizes(2, qdata, scale, zero_point, group_size)
+    arrays = arrays_of(("int8", "uint8"), qdata=qdata)
+    arrays |= arrays_of(FLOATS, scale=scale, zero_point=zero_point, act_pre_scale=act_pre_scale)
+    sizes = _word_sizes(2, named(arrays), group_size)
     return QuantizedWeight(
-        fields(qdata, 4, 1) ^ np.uint8(8),  # signed codes plus 8, which is the zero point of unsigned ones
-        scale.T,
-        offsets=zero_point.T,
-        factors=_factors(act_pre_scale, sizes),
+        fields(arrays["qdata"], 4, 1) ^ np.uint8(8),  # signed codes plus 8, which is the zero point of unsigned ones
+        arrays["scale"].T,
+        offsets=arrays["zero_point"].T,
+        factors=_factors(arrays),
         group_size=sizes.group_size,
     )
 
@@ -132,14 +144,14 @@ def unpack_plain_int32(
     >>> weight.pack().dequantize()
     array([[-1.5, -1. , -0.5,  0. ,  0.5,  1. ,  1.5,  2. ]], dtype=float32)
     """
-    qdata = _array("qdata", qdata, "int32")
-    scale, zero_point = _array("scale", scale, *FLOATS), _array("zero_point", zero_point, "int8")
-    sizes = _word_sizes(8, qdata, scale, zero_point, group_size)
+    arrays = arrays_of(("int32",), qdata=qdata) | arrays_of(("int8",), zero_point=zero_point)
+    arrays |= arrays_of(FLOATS, scale=scale, act_pre_scale=act_pre_scale)
+    sizes = _word_sizes(8, named(arrays), group_size)
     return QuantizedWeight(
-        fields(qdata, 4, 1),
-        scale.T,
-        zero_point.T,
-        factors=_factors(act_pre_scale, sizes),
+        fields(arrays["qdata"], 4, 1),
+        arrays["scale"].T,
+        arrays["zero_point"].T,
+        factors=_factors(arrays),
         group_size=sizes.group_size,
     )
 
@@ -193,22 +205,20 @@ def unpack_int8(
     >>> torchao.unpack_int8(codes, scale, block_size=(1, 4), bits=4).pack().dequantize()
     array([[-4. ,  0. ,  1. ,  3.5]], dtype=float32)
     """
-    qdata, scale = _array("qdata", qdata, "int8"), _array("scale", scale, *FLOATS)
-    if zero_point is not None:
-        zero_point = _array("zero_point", zero_point, "int8", *FLOATS)
-    bits = _stored_bits(bits)
-    sizes = _block_sizes(qdata, scale, zero_point, block_size)
+    arrays = arrays_of(("int8",), qdata=qdata) | arrays_of(("int8", *FLOATS), zero_point=zero_point)
+    arrays |= arrays_of(FLOATS, scale=scale, act_pre_scale=act_pre_scale)
+    bits = stored_bits(check_bits("bits", bits, _BITS))
+    sizes = _block_sizes(named(arrays), block_size)
     blocks = sizes.n // block_size[0], sizes.k // block_size[1]
-    of_blocks: dict[str, npt.NDArray[Any]] = {"scales": scale.reshape(blocks)}
-    if zero_point is not None and zero_point.dtype == np.int8:
-        of_blocks["zps"] = zero_point.reshape(blocks)
-    elif zero_point is not None:
+    of_blocks: dict[str, npt.NDArray[Any]] = {"scales": arrays["scale"].reshape(blocks)}
+    zeros = arrays["zero_point"].reshape(blocks) if "zero_point" in arrays else None
+    if zeros is not None and zeros.dtype == np.int8:
+        of_blocks["zps"] = zeros
+    elif zeros is not None:
         most = 127 if bits == 8 else 127 - (1 << bits - 1)  # what prepack takes for codes with a sign
-        of_blocks |= without_zeros(zero_point.reshape(blocks), of_blocks["scales"], -128, most)
+        of_blocks |= without_zeros(zeros, of_blocks["scales"], -128, most)
     of_rows = {name: np.repeat(part, block_size[0], axis=0) for name, part in of_blocks.items()}
-    return QuantizedWeight(
-        qdata, bits=bits, factors=_factors(act_pre_scale, sizes), group_size=sizes.group_size, **of_rows
-    )
+    return QuantizedWeight(arrays["qdata"], bits=bits, factors=_factors(arrays), group_size=sizes.group_size, **of_rows)
 
 
 def unpack_tile_packed(
@@ -262,18 +272,19 @@ def unpack_tile_packed(
            [-3. , -3.5, -3. ],
            [-2.5, -3.5, -2.5]], dtype=float32)
     """
-    qdata, both = _array("qdata", qdata, "int32"), _array("scale_and_zero", scale_and_zero, *FLOATS)
-    sizes = _tile_sizes(qdata, both, shape, group_size)
-    tiles, k_tiles, _, pairs = qdata.shape
+    arrays = arrays_of(("int32",), qdata=qdata)
+    arrays |= arrays_of(FLOATS, scale_and_zero=scale_and_zero, act_pre_scale=act_pre_scale)
+    sizes = _tile_sizes(named(arrays), shape, group_size)
+    tiles, k_tiles, _, pairs = arrays["qdata"].shape
     # (tile, k tile, row, column // 2 % 4, pair, column % 2, column // 8 % 4) to rows, and columns from the outside in.
-    codes = fields(qdata, 4, 3).reshape(tiles, k_tiles, 8, 4, pairs, 2, 4).transpose(0, 2, 1, 4, 6, 3, 5)
+    codes = fields(arrays["qdata"], 4, 3).reshape(tiles, k_tiles, 8, 4, pairs, 2, 4).transpose(0, 2, 1, 4, 6, 3, 5)
     codes = codes.reshape(8 * tiles, -1)[: sizes.n, : sizes.k]
-    both = both[: ceil_div(sizes.k, sizes.group_size), : sizes.n]
+    both = arrays["scale_and_zero"][: ceil_div(sizes.k, sizes.group_size), : sizes.n]
     return QuantizedWeight(
         codes,
         both[:, :, 0].T,
         offsets=both[:, :, 1].T,
-        factors=_factors(act_pre_scale, sizes),
+        factors=_factors(arrays),
         group_size=sizes.group_size,
     )
 
@@ -301,25 +312,21 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor], metadata: M
         entry = _entry(text)
         if module and entry is not None:
             parts = Parts(tensors, f"{module}._{leaf}_", _NAMES)
-            found[module if leaf == "weight" else name] = _layer(name, entry, parts)
+            found[module if leaf == "weight" else name] = _layer(entry, parts)
     known = {name for layer in found.values() for name in layer.tensors}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition("._weight_")
         if module and leaf == "qdata" and name not in known:
             parts = Parts(tensors, f"{module}._weight_", _NAMES)
             why = f"{name} must have metadata in the header of a file, got none"
-            found[module] = Layer("torchao", tensor.shape, parts.nbytes, parts.tensors, refusal=why)
+            found[module] = parts.layer("torchao", tensor.shape, refusal=why)
     return found
 
 
 # ---- shapes ----------------------------------------------------------------------------------
 
 
-class _Shaped(Protocol):
-    """An array, or what a header says of one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+_BITS = tuple(range(1, 9))
 
 
 class _Sizes(NamedTuple):
@@ -328,41 +335,35 @@ class _Sizes(NamedTuple):
     group_size: int
 
 
-def _word_sizes(per_word: int, qdata: _Shaped, scale: _Shaped, zero_point: _Shaped, group_size: Any) -> _Sizes:
-    n, words = _dimensions("qdata", qdata, 2)
+def _word_sizes(per_word: int, parts: Mapping[str, Shaped], group_size: int) -> _Sizes:
+    n, words = check_matrix(parts["qdata"])
     k = per_word * words
-    groups = _groups(k, group_size)
-    _check_shape("scale", scale, (groups, n))
-    _check_shape("zero_point", zero_point, (groups, n))
-    return _Sizes(n, k, min(group_size, k))
+    group = check_group_size(group_size, k)
+    for name in ("scale", "zero_point"):
+        check_shape(parts[name], (group_count(k, group), n))
+    return _with_factors(_Sizes(n, k, group), parts)
 
 
-def _block_sizes(qdata: _Shaped, scale: _Shaped, zero_point: _Shaped | None, block_size: Sequence[int]) -> _Sizes:
-    n, k = _dimensions("qdata", qdata, 2)
+def _block_sizes(parts: Mapping[str, Shaped], block_size: Sequence[int]) -> _Sizes:
+    n, k = check_matrix(parts["qdata"])
     rows, columns = _two("block_size", block_size, n, k)
     if n % rows or k % columns:
         raise ValueError(f"block_size must divide ({n}, {k}), got ({rows}, {columns})")
     blocks = n // rows * (k // columns)
-    for name, part in (("scale", scale), ("zero_point", zero_point)):
-        if part is not None and prod(part.shape) != blocks:
-            raise ValueError(f"{name} must have one number for each of {blocks} blocks, got shape {part.shape}")
-    return _Sizes(n, k, columns)
+    for name in ("scale", "zero_point") if "zero_point" in parts else ("scale",):
+        check_count(parts[name], blocks)
+    return _with_factors(_Sizes(n, k, columns), parts)
 
 
-def _tile_sizes(qdata: _Shaped, scale_and_zero: _Shaped, shape: Sequence[int], group_size: Any) -> _Sizes:
-    tiles, k_tiles, lanes, pairs = _dimensions("qdata", qdata, 4)
-    if lanes != 32:
-        raise ValueError(f"qdata must have shape (N / 8, K / (32 * T), 32, T), got {qdata.shape}")
+def _tile_sizes(parts: Mapping[str, Shaped], shape: Sequence[int], group_size: int) -> _Sizes:
+    qdata = parts["qdata"]
+    if len(qdata.shape) != 4 or 0 in qdata.shape or qdata.shape[2] != 32:
+        raise ValueError(f"{qdata.name} must have shape (N / 8, K / (32 * T), 32, T), got {qdata.shape}")
+    tiles, k_tiles, _, pairs = qdata.shape
     n, k = 8 * tiles, 32 * k_tiles * pairs
-    _check_shape("scale_and_zero", scale_and_zero, (_groups(k, group_size), n, 2))
+    check_shape(parts["scale_and_zero"], (group_count(k, check_group_size(group_size, k)), n, 2))
     n, k = _two("shape", shape, n, k)
-    return _Sizes(n, k, min(group_size, k))
-
-
-def _dimensions(name: str, part: _Shaped, count: int) -> tuple[int, ...]:
-    if len(part.shape) != count or 0 in part.shape:
-        raise ValueError(f"{name} must have {count} dimensions, none of them empty, got shape {part.shape}")
-    return part.shape
+    return _with_factors(_Sizes(n, k, check_group_size(group_size, k)), parts)
 
 
 def _two(name: str, sizes: Sequence[int], n: int, k: int) -> tuple[int, int]:
@@ -371,46 +372,22 @@ def _two(name: str, sizes: Sequence[int], n: int, k: int) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def _groups(k: int, group_size: Any) -> int:
-    if not isinstance(group_size, int) or group_size < 1:
-        raise ValueError(f"group_size must be a positive int, got {group_size!r}")
-    return ceil_div(k, group_size)
+def _with_factors(sizes: _Sizes, parts: Mapping[str, Shaped]) -> _Sizes:
+    factors = parts.get("act_pre_scale")
+    if factors is not None and (factors.shape[-1:] != (sizes.k,) or prod(factors.shape) != sizes.k):
+        raise ValueError(f"{factors.name} must have shape ({sizes.k},), got {factors.shape}")
+    return sizes
 
 
-def _check_shape(name: str, part: _Shaped, wanted: tuple[int, ...]) -> None:
-    if part.shape != wanted:
-        raise ValueError(f"{name} must have shape {wanted}, got {part.shape}")
-
-
-def _check_factors(part: _Shaped | None, sizes: _Sizes) -> None:
-    if part is not None and (part.shape[-1:] != (sizes.k,) or prod(part.shape) != sizes.k):
-        raise ValueError(f"act_pre_scale must have shape ({sizes.k},), got {part.shape}")
-
-
-def _array(name: str, value: npt.ArrayLike, *dtypes: str) -> npt.NDArray[Any]:
-    return as_array_of(name, value, dtypes)[0]
-
-
-def _factors(act_pre_scale: npt.ArrayLike | None, sizes: _Sizes) -> npt.NDArray[Any] | None:
-    if act_pre_scale is None:
-        return None
-    factors = _array("act_pre_scale", act_pre_scale, *FLOATS)
-    _check_factors(factors, sizes)
-    return factors.reshape(-1)
-
-
-def _stored_bits(bits: Any) -> int:
-    """-> those that codes of so many are packed with."""
-    if not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise ValueError(f"bits must be an int from 1 to 8, got {bits!r}")
-    return 8 if bits == 7 else max(bits, 4)
+def _factors(arrays: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
+    return arrays["act_pre_scale"].reshape(-1) if "act_pre_scale" in arrays else None
 
 
 # ---- checkpoints -----------------------------------------------------------------------------
 
-_DATA = ("qdata", "scale", "zero_point", "scale_and_zero", "act_pre_scale")  # what the functions above take
 _NAMES = (
-    *_DATA, "act_quant_scale", "act_quant_zero_point", "packed_weights", "per_tensor_scale", "act_per_tensor_scale",
+    "qdata", "scale", "zero_point", "scale_and_zero", "act_pre_scale", "act_quant_scale", "act_quant_zero_point",
+    "packed_weights", "per_tensor_scale", "act_per_tensor_scale",
 )  # fmt: skip
 
 
@@ -425,31 +402,39 @@ def _entry(text: str) -> dict[str, Any] | None:
     return entry
 
 
-def _layer(name: str, entry: dict[str, Any], parts: Parts) -> Layer:
-    kind = _KINDS.get(entry["_type"])
+def _layer(entry: dict[str, Any], parts: Parts) -> Layer:
+    kind, type_ = _KINDS.get(entry["_type"]), f"torchao {entry['_type']}"
     shape: tuple[int, ...] = ()
     try:
         if kind is None:
-            raise ValueError(f"the codes of a torchao {entry['_type']} are no integers that are stored in plain order")
+            raise ValueError(f"the codes of a {type_} are no integers that are stored in plain order")
+        _check_names(entry, parts)
         shape = parts.take("qdata").shape
         stack = shape[:1] if len(shape) == kind.dimensions + 1 else ()
-        more, format = kind.plan(_matrix(parts, stack, 0), _attributes(entry, stack))
+        more, format = kind.plan(_tensors(kind, parts.matrix(0, stack)), _attributes(entry, stack))
     except ValueError as error:
-        type_ = f"torchao {entry['_type']}"
-        return Layer(type_, shape, parts.nbytes, parts.tensors, refusal=f"{name}: {error}")
+        return parts.layer(type_, shape, refusal=str(error))
 
     def read(index: int) -> QuantizedWeight:
-        matrix = _matrix(parts, stack, index)
-        found = {part: tensor for part in _DATA if (tensor := matrix.find(part)) is not None}
-        arrays = {part: tensor.floats() if tensor.is_float else tensor.array() for part, tensor in found.items()}
-        return kind.unpack(**arrays, **more)
+        return kind.unpack(**read_arrays(_tensors(kind, parts.matrix(index, stack))), **more)
 
-    shape = (*stack, format.n, format.k)
-    return Layer(f"torchao {format.bits}-bit", shape, parts.nbytes, parts.tensors, read=read, format=format)
+    return parts.layer(f"torchao {format.bits}-bit", (*stack, format.n, format.k), read=read, format=format)
 
 
-def _matrix(parts: Parts, stack: tuple[int, ...], index: int) -> Parts:
-    return parts.part(index, stack[0]) if stack else parts
+def _check_names(entry: dict[str, Any], parts: Parts) -> None:
+    """That of the tensors that the metadata names none is missing, of which some are optional, and none is unknown."""
+    names = entry.get("_tensor_data_names", [])
+    if type(names) is not list or not all(type(name) is str for name in names):
+        raise ValueError(f"_tensor_data_names must be a list of strings, got {str(names)[:80]}")
+    for name in names:
+        if name not in _NAMES:
+            raise ValueError(f"its metadata has a tensor {name[:80]!r}, which is not known")
+        parts.take(name)
+
+
+def _tensors(kind: _Kind, parts: Parts) -> dict[str, Tensor]:
+    optional = {"zero_point": ("I8", *FLOAT_TYPES), "act_pre_scale": FLOAT_TYPES}
+    return parts.take_all({name: dtypes for name, dtypes in optional.items() if name in parts} | kind.tensors)
 
 
 def _attributes(entry: dict[str, Any], stack: tuple[int, ...]) -> dict[str, Any]:
@@ -473,56 +458,58 @@ def _attributes(entry: dict[str, Any], stack: tuple[int, ...]) -> dict[str, Any]
 _Plan = tuple[dict[str, Any], Format]
 
 
-def _plan_int4(parts: Parts, attributes: dict[str, Any]) -> _Plan:
-    scale, zero_point = parts.take("scale", *FLOAT_TYPES), parts.take("zero_point", *FLOAT_TYPES)
-    group_size = _group_size(attributes)
-    sizes = _word_sizes(2, parts.take("qdata", "I8", "U8"), scale, zero_point, group_size)
-    _check_whole(sizes, attributes)
-    more = {"group_size": group_size}
-    return more, _format(parts, sizes, scale_dtype(scale, zero_point), zero_point=8, has_offsets=True)
+def _plan_int4(tensors: Mapping[str, Tensor], attributes: dict[str, Any]) -> _Plan:
+    more = {"group_size": _group_size(attributes)}
+    sizes = _check_whole(_word_sizes(2, tensors, **more), attributes)
+    dtype = scale_dtype(tensors["scale"], tensors["zero_point"])
+    return more, _format(tensors, sizes, dtype, zero_point=8, has_offsets=True)
 
 
-def _plan_plain_int32(parts: Parts, attributes: dict[str, Any]) -> _Plan:
-    scale, zero_point = parts.take("scale", *FLOAT_TYPES), parts.take("zero_point", "I8")
-    group_size = _group_size(attributes)
-    sizes = _word_sizes(8, parts.take("qdata", "I32"), scale, zero_point, group_size)
-    _check_whole(sizes, attributes)
-    return {"group_size": group_size}, _format(parts, sizes, scale_dtype(scale), zero_point=None)
+def _plan_plain_int32(tensors: Mapping[str, Tensor], attributes: dict[str, Any]) -> _Plan:
+    more = {"group_size": _group_size(attributes)}
+    sizes = _check_whole(_word_sizes(8, tensors, **more), attributes)
+    return more, _format(tensors, sizes, scale_dtype(tensors["scale"]), zero_point=None)
 
 
-def _plan_tile_packed(parts: Parts, attributes: dict[str, Any]) -> _Plan:
-    both = parts.take("scale_and_zero", *FLOAT_TYPES)
+def _plan_tile_packed(tensors: Mapping[str, Tensor], attributes: dict[str, Any]) -> _Plan:
     more = {"group_size": _group_size(attributes), "shape": attributes.get("shape", ())}
-    sizes = _tile_sizes(parts.take("qdata", "I32"), both, **more)
-    return more, _format(parts, sizes, scale_dtype(both), zero_point=8, has_offsets=True)
+    dtype = scale_dtype(tensors["scale_and_zero"])
+    return more, _format(tensors, _tile_sizes(tensors, **more), dtype, zero_point=8, has_offsets=True)
 
 
-def _plan_int8(parts: Parts, attributes: dict[str, Any]) -> _Plan:
-    scale, zero_point = parts.take("scale", *FLOAT_TYPES), parts.find("zero_point", "I8", *FLOAT_TYPES)
+def _plan_int8(tensors: Mapping[str, Tensor], attributes: dict[str, Any]) -> _Plan:
     more = {"block_size": attributes["block_size"], "bits": _target_bits(attributes)}
-    sizes = _block_sizes(parts.take("qdata", "I8"), scale, zero_point, more["block_size"])
-    bits = _stored_bits(more["bits"])
+    sizes, bits = _block_sizes(tensors, more["block_size"]), stored_bits(more["bits"])
+    zero_point = tensors.get("zero_point")
     if zero_point is not None and zero_point.is_float:
         # As offsets, which are products and need float32.
-        return more, _format(parts, sizes, "float32", zero_point=0, has_offsets=True, bits=bits)
+        return more, _format(tensors, sizes, "float32", zero_point=0, has_offsets=True, bits=bits)
     # Symmetric weights have zero points, too, all of them 0.
     some = np.zeros(1, np.int8) if zero_point is None else head(zero_point).array()
     alike = bool((some == some[0]).all())
-    return more, _format(parts, sizes, scale_dtype(scale), zero_point=0 if alike else None, bits=bits)
+    return more, _format(tensors, sizes, scale_dtype(tensors["scale"]), zero_point=0 if alike else None, bits=bits)
 
 
 class _Kind(NamedTuple):
     dimensions: int  # of qdata
+    tensors: dict[str, tuple[str, ...]]  # that it must have, and of which types
     unpack: Callable[..., QuantizedWeight]
-    plan: Callable[[Parts, dict[str, Any]], _Plan]
+    plan: Callable[[Mapping[str, Tensor], dict[str, Any]], _Plan]
 
 
+_INT8 = _Kind(2, {"qdata": ("I8",), "scale": FLOAT_TYPES}, unpack_int8, _plan_int8)
 _KINDS = {
-    "Int4Tensor": _Kind(2, unpack_int4, _plan_int4),
-    "Int4PlainInt32Tensor": _Kind(2, unpack_plain_int32, _plan_plain_int32),
-    "Int4TilePackedTo4dTensor": _Kind(4, unpack_tile_packed, _plan_tile_packed),
-    "IntxUnpackedToInt8Tensor": _Kind(2, unpack_int8, _plan_int8),
-    "Int8Tensor": _Kind(2, unpack_int8, _plan_int8),
+    "Int4Tensor": _Kind(
+        2, {"qdata": ("I8", "U8"), "scale": FLOAT_TYPES, "zero_point": FLOAT_TYPES}, unpack_int4, _plan_int4
+    ),
+    "Int4PlainInt32Tensor": _Kind(
+        2, {"qdata": ("I32",), "scale": FLOAT_TYPES, "zero_point": ("I8",)}, unpack_plain_int32, _plan_plain_int32
+    ),
+    "Int4TilePackedTo4dTensor": _Kind(
+        4, {"qdata": ("I32",), "scale_and_zero": FLOAT_TYPES}, unpack_tile_packed, _plan_tile_packed
+    ),
+    "IntxUnpackedToInt8Tensor": _INT8,
+    "Int8Tensor": _INT8,
 }
 
 
@@ -542,12 +529,11 @@ def _target_bits(attributes: dict[str, Any]) -> int:
     return names.index(name) + 1
 
 
-def _check_whole(sizes: _Sizes, attributes: dict[str, Any]) -> None:
+def _check_whole(sizes: _Sizes, attributes: dict[str, Any]) -> _Sizes:
     if attributes.get("shape") != (sizes.n, sizes.k):
         raise ValueError(f"shape must be ({sizes.n}, {sizes.k}) for this qdata, got {attributes.get('shape')}")
+    return sizes
 
 
-def _format(parts: Parts, sizes: _Sizes, scale_dtype: str, **more: Any) -> Format:
-    factors = parts.find("act_pre_scale", *FLOAT_TYPES)
-    _check_factors(factors, sizes)
-    return Format(*sizes, scale_dtype, has_factors=factors is not None, **more)
+def _format(tensors: Mapping[str, Tensor], sizes: _Sizes, scale_dtype: str, **more: Any) -> Format:
+    return Format(*sizes, scale_dtype, has_factors="act_pre_scale" in tensors, **more)

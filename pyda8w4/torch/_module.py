@@ -12,12 +12,13 @@ from torch import nn
 
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
 from pyda8w4._format import Format, check_group_size, group_count
+from pyda8w4._layout import layout_of
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
 from pyda8w4.torch._layer import PackedLayer, is_compiling, needs_operator
 from pyda8w4.torch._ops import Arguments, arguments_of, slice_outputs
-from pyda8w4.torch._state import layout_of, zeros_of
+from pyda8w4.torch._state import zeros_of
 from pyda8w4.torch._tensors import FLOATS, array_of, check_float
 from pyda8w4.torch._torchao import int4_of
 

@@ -21,8 +21,9 @@ from torch.utils.flop_counter import register_flop_formula
 from pyda8w4._checks import SCHEMES, check_scheme
 from pyda8w4._core import CoreError
 from pyda8w4._format import ARRAYS, Format
+from pyda8w4._layout import read_layout
 from pyda8w4._runtime import forced_kernel, translate
-from pyda8w4.torch._state import format_of, read_layout
+from pyda8w4.torch._state import format_of
 from pyda8w4.torch._tensors import DTYPES, FLOATS
 
 # Looked up once: a small product waits for them.

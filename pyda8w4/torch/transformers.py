@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -30,6 +29,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
 from pyda8w4._format import ARRAYS, Format, check_group_size
+from pyda8w4._layout import TYPED, format_from
+from pyda8w4._packed_file import TYPES
 from pyda8w4.torch._embedding import DA8W4Embedding
 from pyda8w4.torch._filling import Filling, check_sizes, scale_of, tied_layer
 from pyda8w4.torch._fuse import FusedPart
@@ -37,7 +38,7 @@ from pyda8w4.torch._layer import PackedLayer
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._names import Names, Transforms
 from pyda8w4.torch._quantize import is_linear, replace_linears
-from pyda8w4.torch._state import TYPED, format_from, zeros_of
+from pyda8w4.torch._state import zeros_of
 
 __all__ = ["DA8W4Config"]
 
@@ -356,11 +357,7 @@ def _packed_layers(files: Sequence[str] | None) -> tuple[dict[str, tuple[Format,
                 parts = {part: tensors[whole].get_slice(whole) for part, whole in names.items()}
                 layout = tuple(tensors[key].get_tensor(key).tolist())
                 zero_point = None if parts["zps"].get_shape() else 0
-                dtypes = (_DTYPES.get(parts[part].get_dtype()) if part in parts else None for part in TYPED)
-                layers[name] = format_from(layout, zero_point, *dtypes), "bias" in parts
+                types = (TYPES.get(parts[part].get_dtype(), "another") if part in parts else None for part in TYPED)
+                layers[name] = format_from(layout, zero_point, *types), "bias" in parts
                 taken |= {key, *names.values()}
     return layers, [key for key in tensors if key not in taken]
-
-
-# As safetensors names them.
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8}

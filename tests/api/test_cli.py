@@ -21,10 +21,11 @@ import pyda8w4
 import pyda8w4.checkpoints
 from pyda8w4 import _timing, bench, reference, selftest
 from pyda8w4.__main__ import main
+from pyda8w4._format import Format
 from pyda8w4._safetensors import Tensor
 from pyda8w4.checkpoints import Checkpoint
 from pyda8w4.formats import QuantizedWeight
-from pyda8w4.formats._layer import Layer, plain_layer, predicted_format
+from pyda8w4.formats._layer import Layer, plain_layer
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -192,7 +193,7 @@ def matrix(experts=0, type="GPTQ 4-bit"):
     """64 x 128, in groups of 32: 4.75 bits in memory."""
     weight = QuantizedWeight(np.full((64, 128), 9, np.uint8), np.full((64, 4), 0.5, np.float16))
     shape = (experts, 64, 128) if experts else (64, 128)
-    format = predicted_format(64, 128, 32, 8)
+    format = Format(64, 128, 32, "float16", zero_point=8)
     return Layer(type, shape, 64 * 128 * 5 // 8 * (experts or 1), (), read=lambda index: weight, format=format)
 
 

@@ -1,4 +1,4 @@
-"""Hostile files for `pyda8w4.load` and `pyda8w4.checkpoints.open`, and hostile contents of pickles.
+"""Hostile files and folders for `pyda8w4.load` and `pyda8w4.checkpoints.open`, and hostile contents of pickles.
 
     python tests/tools/fuzz_load.py [--format FORMAT] [--seed SEED] [--count COUNT] [--first NUMBER]
 
@@ -24,6 +24,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where cases.py is
 
 import numpy as np
 from cases import Weight, pack, stored_arrays
+from folders import EXAMPLES, write_example
+from more_folders import more_examples
 
 import pyda8w4
 import pyda8w4.checkpoints
 import pyda8w4.convert
+import pyda8w4.inspect
 from pyda8w4._safetensors import Tensor
 from pyda8w4.checkpoints import Checkpoint
 from pyda8w4.formats import QuantizedWeight
@@ -354,6 +358,178 @@ def use_gguf(rng: random.Random, path: Path) -> None:
                     pyda8w4.linear(np.ones((1, weight.shape[1]), np.float32), weight)
 
 
+# ---- folders of Hugging Face --------------------------------------------------------------------------------
+# An input is a pickle of the files by name.
+
+
+def folders(folder: Path) -> list[bytes]:
+    found = []
+    for parts in (1, 2):
+        for example in [*EXAMPLES.values(), *more_examples()]:
+            path = folder / "seed"
+            key = "quantization" if example.config.get("quant_method") == "mlx" else "quantization_config"
+            write_example(path, example, key, parts=parts)
+            use_files(path, must_load=True)
+            found.append(pickle.dumps({file.name: file.read_bytes() for file in sorted(path.iterdir())}))
+            shutil.rmtree(path)
+    return found
+
+
+def change_config(rng: random.Random, files: dict[str, bytes]) -> None:
+    name = rng.choice([name for name in files if name.endswith(".json")])
+    tree = json.loads(files[name])
+    change_tree(rng, tree[rng.choice([key for key in tree if isinstance(tree[key], dict)])])
+    text = json.dumps(tree).encode()
+    files[name] = replaced(rng, text) if rng.random() < 0.1 else text
+
+
+def change_any_bytes(rng: random.Random, files: dict[str, bytes]) -> None:
+    name = rng.choice(list(files))
+    files[name] = change_bytes(rng, files[name], 2000)
+
+
+def change_files(rng: random.Random, files: dict[str, bytes]) -> None:
+    """One is missing, or is another one, or has another name."""
+    name, other = rng.choice(list(files)), rng.choice(list(files))
+    files[rng.choice([other, other, "quantize_config.json", "model.safetensors.index.json", "x"])] = files[name]
+    if rng.random() < 0.7:
+        files.pop(name, None)
+
+
+def change_tensors(rng: random.Random, files: dict[str, bytes]) -> None:
+    """Tensors of a file are missing, or have other names, types, shapes, sizes or numbers; the file is right."""
+    name = rng.choice([name for name in files if name.endswith(".safetensors")])
+    header, payload = split(files[name])
+    metadata = header.pop("__metadata__", None)
+    tensors = {
+        name: [entry["dtype"], list(entry["shape"]), payload[slice(*entry["data_offsets"])]]
+        for name, entry in header.items()
+    }
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        if tensors:
+            change_tensor(rng, tensors, rng.choice(list(tensors)))
+    if metadata is not None and rng.random() < 0.5:
+        key = rng.choice(list(metadata))
+        said = json.loads(metadata[key])
+        change_tree(rng, said)
+        metadata[key] = json.dumps(said)
+    files[name] = joined(tensors, metadata)
+
+
+def change_tensor(rng: random.Random, tensors: dict[str, list[Any]], name: str) -> None:
+    kind, shape, data = tensor = tensors[name]
+    size = max(len(data) // max(prod(shape), 1), 1)
+    match rng.randrange(10):
+        case 0:
+            del tensors[name]
+        case 1:
+            module, _, last = name.rpartition(".")
+            to = rng.choice([*tensors, f"{module}.weight", f"{module}.{last}s", last, "", f"{module}2.{last}"])
+            tensors[to] = tensors.pop(name)
+        case 2:  # another type of the same size
+            tensor[0] = rng.choice(
+                {1: "U8 I8 BOOL F8_E4M3", 2: "F16 BF16 I16 U16", 4: "F32 I32 U32"}.get(size, "I64 F64 U64").split()
+            )
+        case 3:  # or of another
+            tensor[0] = rng.choice(["U8", "I8", "F16", "BF16", "F32", "I32", "F64", "I64", "F8_E4M3", "F8_E8M0", "X"])
+            tensor[2] = resized(data, prod(shape) * sizes_of(tensor[0]))
+        case 4:
+            rng.shuffle(shape)
+        case 5:
+            tensor[1] = rng.choice([[], [1, *shape], [*shape, 1], [prod(shape)], shape[1:], shape[:-1]])
+            tensor[2] = resized(data, prod(tensor[1]) * size)
+        case 6 if shape:
+            at = rng.randrange(len(shape))
+            shape[at] = rng.choice([0, 1, shape[at] - 1, shape[at] + 1, 2 * shape[at], 64])
+            shape[at] = max(shape[at], 0)
+            tensor[2] = resized(data, prod(shape) * size)
+        case 7:  # numbers: NaN, infinity, the greatest, -1, 0
+            numbers = bytearray(data)
+            for _ in range(rng.choice([1, 3, len(numbers) // size])):
+                at = rng.randrange(max(len(numbers) // size, 1)) * size
+                value = rng.choice(
+                    [b"\xff" * size, b"\0" * size, b"\xff" * (size - 1) + b"\x7f", b"\1" + b"\0" * (size - 1)]
+                )
+                nans = {"F16": b"\1\x7c", "BF16": b"\x80\x7f", "F32": b"\0\0\x80\x7f"}
+                numbers[at : at + size] = nans.get(kind, value) if rng.random() < 0.5 else value
+            tensor[2] = bytes(numbers[: len(data)])
+        case 8:
+            other = tensors[rng.choice(list(tensors))]
+            tensor[2], other[2] = resized(other[2], len(tensor[2])), resized(tensor[2], len(other[2]))
+        case 9:  # small integers, as those that say sizes are
+            if size > 1 and kind[0] in "IU":
+                values = [
+                    rng.choice([value for value in NUMBERS if isinstance(value, int)]) for _ in range(len(data) // size)
+                ]
+                tensor[2] = b"".join((value % (1 << 8 * size)).to_bytes(size, "little") for value in values)
+
+
+def sizes_of(kind: str) -> int:
+    return {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}.get(kind, 1)
+
+
+def resized(data: bytes, size: int) -> bytes:
+    return (data * (size // max(len(data), 1) + 1))[:size].ljust(size, b"\0")
+
+
+def split(file: bytes) -> tuple[dict[str, Any], bytes]:
+    (length,) = struct.unpack("<Q", file[:8])
+    return json.loads(file[8 : 8 + length]), file[8 + length :]
+
+
+def joined(tensors: dict[str, list[Any]], metadata: Any) -> bytes:
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    payload = b""
+    for name, (kind, shape, data) in tensors.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(payload), len(payload) + len(data)]}
+        payload += data
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+def change_header_of(rng: random.Random, files: dict[str, bytes]) -> None:
+    name = rng.choice([name for name in files if name.endswith(".safetensors")])
+    header, payload = split(files[name])
+    change_tree(rng, header)
+    text = json.dumps(header).encode()
+    text = replaced(rng, text) if rng.random() < 0.1 else text
+    files[name] = struct.pack("<Q", len(text)) + text + payload
+
+
+def change_folder(rng: random.Random, data: bytes, _: int) -> bytes:
+    files = pickle.loads(data)
+    changes = [change_config, change_config, change_tensors, change_tensors, change_tensors, change_header_of]
+    rng.choice([*changes, change_any_bytes, change_files])(rng, files)
+    return pickle.dumps(files)
+
+
+def use_folder(rng: random.Random, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as name:
+        for file, data in pickle.loads(path.read_bytes()).items():
+            Path(name, file or "empty").write_bytes(data)
+        use_files(Path(name))
+
+
+def use_files(path: Path, must_load: bool = False) -> None:
+    checkpoint = pyda8w4.checkpoints.open(path)
+    assert list(pyda8w4.inspect._lines(checkpoint))
+    for name, layer in checkpoint._layers.items():
+        for read in (checkpoint.array, checkpoint.packed, checkpoint.stack, checkpoint.weight):
+            try:
+                result = read(name)
+            except ValueError as error:
+                assert str(path) in str(error) and name in str(error), error
+                assert not must_load or layer.floats or layer.is_stack or read == checkpoint.stack or layer.stored, (
+                    error
+                )
+                continue
+            assert not isinstance(result, np.ndarray) or result.shape == layer.shape
+            for weight in result if isinstance(result, list) else [result]:
+                if isinstance(weight, pyda8w4.PackedWeight):
+                    assert weight.shape == layer.shape[-2:]
+                    pyda8w4.linear(np.ones((1, weight.shape[1]), np.float32), weight)
+
+
 # ---- pickles ------------------------------------------------------------------------------------------------
 
 
@@ -449,13 +625,16 @@ FORMATS: dict[str, tuple[Callable, list[Callable], Callable]] = {
     "safetensors": (converted, [change_header, change_header, change_bytes], use_converted),
     "gguf": (written, [change_numbers, change_numbers, nest, repeat, change_scales, change_bytes], use_gguf),
     "pickle": (pickled, [change_pickle], use_pickle),
+    "folder": (folders, [change_folder], use_folder),
 }
 
 
 def fuzz(file_format: str, folder: Path, seed: int, count: int, first: int = 0) -> Counter[str]:
     """-> how many loaded, and how many were refused with what."""
     seeds, changes, use = FORMATS[file_format]
-    files = seeds(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        files = seeds(folder)
     path = folder / f"input.{file_format}"
     outcomes: Counter[str] = Counter()
     for number in range(first, first + count):

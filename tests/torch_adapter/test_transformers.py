@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from cases import Weight, pack
+from cases import Weight, address, assert_same_bits, pack, packed_bytes, stored_arrays
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch import nn
 from torch_cases import GROUPS, MARKS, same
 
+import pyda8w4.checkpoints
 from pyda8w4.torch import DA8W4Linear, fuse_linears, quantize_
 
 pytestmark = MARKS
@@ -275,6 +276,72 @@ def test_kinds_of_weights(hf: Any, tmp_path: Any) -> None:
     model.save_pretrained(tmp_path)
     again = hf.LlamaForCausalLM.from_pretrained(tmp_path)
     assert same(again(IDS)[0], model(IDS)[0]) and again.model.layers[1].mlp.up_proj.packed.bits == 6
+
+
+@pytest.fixture
+def kinds_of_weights(hf: Any, tmp_path: Any) -> tuple[dict[str, Any], Any]:
+    """Packed weights by name, and a folder of the model that has them."""
+    model = llama(hf)
+    quantize_(model, 32)
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj = DA8W4Linear.from_packed(pack(Weight(96, 64, 16, "float16", 0, bits=6, supers=2)))
+    mlp.down_proj = DA8W4Linear.from_packed(pack(Weight(64, 96, 32, table=True, zps=0, perm=True, factors=True)))
+    mlp.gate_proj = DA8W4Linear.from_packed(pack(Weight(96, 64, 32, "bfloat16", bits=8, offsets=True)))
+    model.save_pretrained(tmp_path / "packed")
+    return {name: model.get_submodule(name).packed for name in packed_names(model)}, tmp_path / "packed"
+
+
+def test_checkpoints_without_torch(kinds_of_weights: Any) -> None:
+    weights, path = kinds_of_weights
+    checkpoint = pyda8w4.checkpoints.open(path)
+    assert len(weights) == 15
+    for name, packed in weights.items():
+        assert checkpoint.types[name] == f"packed {packed.bits}-bit"
+        assert packed_bytes(checkpoint.packed(name)) == packed_bytes(packed)
+        assert_same_bits(checkpoint.array(name), packed.dequantize())
+        assert packed_bytes(checkpoint.weight(name).pack()) == packed_bytes(packed)
+    # They are in the mapped file, and only there.
+    codes = stored_arrays(checkpoint.packed("model.layers.0.mlp.up_proj"))["codes"]
+    assert address(codes) == address(stored_arrays(checkpoint.packed("model.layers.0.mlp.up_proj"))["codes"])
+    assert not codes.flags.owndata and not codes.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("up_proj.codes", None, "is missing"),
+        ("up_proj.zps", None, "is missing"),
+        ("up_proj.sub_scales", None, "must be uint8 or int8, got None"),
+        ("up_proj.codes", lambda tensor: tensor[:-1], r"must have shape \(3, \d+, \d+\), got \(2, \d+, \d+\)"),
+        ("up_proj.codes", lambda tensor: tensor.view(torch.int8), "must be of U8, got I8"),
+        (
+            "up_proj.scales",
+            lambda tensor: tensor.to(torch.float64),
+            "must be float32, float16 or bfloat16, got another",
+        ),
+        ("up_proj.scales", lambda tensor: tensor[..., :-1].contiguous(), "must have shape"),
+        ("up_proj.sums", lambda tensor: tensor.to(torch.float16), "must be of F32, got F16"),
+        ("up_proj.layout", lambda tensor: tensor[:5], r"must have 4 or 7 numbers, got shape \(5,\)"),
+        ("up_proj.layout", lambda tensor: tensor + 1, r"must be \[2, N, K, group size\]"),
+        ("up_proj.layout", lambda tensor: tensor * 0 + 2, ".* is that of no packed weight"),
+        ("down_proj.perm", lambda tensor: tensor * 0, "must have each of 0 to 95 once"),
+        ("down_proj.factors", lambda tensor: tensor * float("nan"), "must be finite"),
+        ("down_proj.zps", lambda tensor: tensor + 1, "must be 0 without dimensions where there is a table"),
+    ],
+)
+def test_hostile_checkpoints_without_torch(name: str, change: Any, why: str, kinds_of_weights: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    _, path = kinds_of_weights
+    whole = f"model.layers.1.mlp.{name}"
+    state = load_file(path / "model.safetensors")
+    tensor = state.pop(whole)
+    if change is not None:
+        state[whole] = change(tensor)
+    save_file(state, path / "model.safetensors", {"format": "pt"})
+    layer, _, _ = whole.rpartition(".")
+    with pytest.raises(ValueError, match=rf"{whole} {why}"):
+        pyda8w4.checkpoints.open(path).packed(layer)
 
 
 @STAYS_FLOAT

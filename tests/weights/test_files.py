@@ -588,7 +588,7 @@ def test_random_changes_are_refused_or_harmless(file):
     assert 100 < refused < 600
 
 
-@pytest.mark.parametrize("file_format", ["load", "safetensors", "gguf", "pickle"])
+@pytest.mark.parametrize("file_format", ["load", "safetensors", "gguf", "pickle", "folder"])
 def test_hostile_files(file_format):
     if file_format == "gguf":
         pytest.importorskip("gguf", reason="gguf is not installed")

@@ -3,33 +3,18 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from cases import assert_same_bits
+from folders import EXAMPLES, FLOATS, entry, write_example, write_file, write_folder
 
 import pyda8w4.checkpoints
+from pyda8w4.checkpoints import _folder
 from pyda8w4.checkpoints import open as open_checkpoint
 
 K, N, GROUP = 64, 24, 16
-
-
-def entry(array, dtype=None):
-    names = {"float32": "F32", "float16": "F16", "int32": "I32", "int64": "I64", "uint16": "BF16", "float64": "F64"}
-    return dtype or names[array.dtype.name], array
-
-
-def write_file(path, tensors, metadata=None, change=None):
-    """A safetensors file, written here so that its header can be wrong: `change` changes it."""
-    header, data = {"__metadata__": metadata} if metadata else {}, b""
-    for name, (dtype, array) in tensors.items():
-        raw = np.ascontiguousarray(array).tobytes()
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
-    if change:
-        change(header)
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def gptq_tensors(name, seed=0):
@@ -49,21 +34,10 @@ def floats(seed=1):
     rng = np.random.default_rng(seed)
     return {
         "embed.weight": entry(rng.standard_normal((10, K)).astype(np.float16)),
-        "norm.weight": entry(rng.integers(0, 1 << 14, K).astype(np.uint16)),
+        "norm.weight": entry(rng.integers(0, 1 << 14, K).astype(np.uint16), "BF16"),
         "experts.weight": entry(rng.standard_normal((3, 8, K)).astype(np.float32)),
         "positions": entry(np.arange(5)),
     }
-
-
-def write_folder(path, shards, config=None, index=True):
-    path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps({"model_type": "llama", **(config or {})}))
-    for name, tensors in shards.items():
-        write_file(path / name, tensors)
-    if index:
-        places = {tensor: name for name, tensors in shards.items() for tensor in tensors}
-        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    return path
 
 
 @pytest.fixture
@@ -171,6 +145,66 @@ def test_requantize_leaves_what_is_exact(folder):
     assert_same_bits(checkpoint.packed("layers.0.q", requantize=True).dequantize(), checkpoint.array("layers.0.q"))
 
 
+# ---- every method ----------------------------------------------------------------------------
+
+
+def test_examples_of_all_methods():
+    assert EXAMPLES.keys() == _folder._METHODS.keys()
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("method", EXAMPLES)
+def test_a_folder_of(method, parts, tmp_path):
+    example = EXAMPLES[method]
+    checkpoint = open_checkpoint(write_example(tmp_path / "model", example, parts=parts))
+    assert checkpoint.shapes == {"m.q": (16, 64), "m.q.bias": (16,), "norm.weight": (2,)}
+    np.testing.assert_array_equal(checkpoint.packed("m.q").dequantize(), example.floats, strict=True)
+    np.testing.assert_array_equal(checkpoint.array("m.q"), example.floats, strict=True)
+    for name, array in FLOATS.items():
+        assert_same_bits(checkpoint.array(name), array.astype(np.float32))
+
+
+def test_mlx_without_a_method(tmp_path):
+    example = EXAMPLES["mlx"]
+    config = {key: value for key, value in example.config.items() if key != "quant_method"}
+    path = write_example(tmp_path / "model", replace(example, config=config), key="quantization")
+    np.testing.assert_array_equal(open_checkpoint(path).array("m.q"), example.floats)
+
+
+def test_a_mark_of_awq_beside_the_config(tmp_path):
+    example = EXAMPLES["awq"]
+    path = write_example(tmp_path / "model", example, key="other")
+    config = {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}
+    (path / "quant_config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(open_checkpoint(path).array("m.q"), example.floats)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("auto-round", {"group_size": "32"}, "group_size of the quantization must be an int, got '32'"),
+        ("auto-round", {"extra_config": {"m.q": 4}}, "m.q of extra_config of the quantization must be an object"),
+        ("awq", {"bits": None}, "the quantization must have bits"),
+        ("awq", {"version": 2}, "version of the quantization must be a string, got '2'"),
+        ("compressed-tensors", {"config_groups": [4]}, "config_groups of the quantization must be an object"),
+        ("gptq", {"sym": "yes"}, "sym of the quantization must be a bool, got 'yes'"),
+        ("gptq", {"dynamic": {"(": {}}}, "dynamic of the quantization must have regular expressions"),
+        (
+            "gptq",
+            {"checkpoint_format": "gptq", "format": "gptq_v2"},
+            "checkpoint_format and format .*be the same",
+        ),
+        ("metal", {"bits": [4]}, r"bits of the quantization must be an int, got '\[4\]'"),
+        ("mlx", {"m.q": {"group_size": 0.5}}, "group_size of m.q of the quantization must be an int, got '0.5'"),
+    ],
+)
+def test_configs_that_make_no_sense(method, change, message, tmp_path):
+    example = EXAMPLES[method]
+    path = write_example(tmp_path / "model", replace(example, config={**example.config, **change}))
+    with pytest.raises(ValueError, match=rf"^{path}: {message}"):
+        open_checkpoint(path)
+
+
 # ---- hostile folders -------------------------------------------------------------------------
 
 
@@ -247,6 +281,13 @@ def test_config(folder, tmp_path):
         open_checkpoint(folder)
     with pytest.raises(FileNotFoundError):
         open_checkpoint(tmp_path / "none")
+
+
+def test_files_beside_the_model(tmp_path):
+    path = write_example(tmp_path / "model", EXAMPLES["gptq"])
+    (path / "model-0.safetensors").rename(path / "model.safetensors")
+    write_file(path / "consolidated.safetensors", {"other.weight": entry(np.ones((4, 4), np.float32))})
+    assert open_checkpoint(path).types.keys() == {"m.q", "m.q.bias", "norm.weight"}
 
 
 def test_a_folder_without_safetensors(tmp_path):

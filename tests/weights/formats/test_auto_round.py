@@ -5,11 +5,12 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from readers import reader
 from stored import checkpoint
 from test_awq import gemm
 from test_gptq import arrays, expected, layer
 
-from pyda8w4.formats import auto_round
+from pyda8w4.formats import _auto_round as auto_round
 
 N, K = 40, 128
 CONFIG = {
@@ -157,7 +158,7 @@ def test_mx_int4_is_refused():
         ({"sym": 1}, "sym of the quantization must be a bool, got '1'"),
         ({"act_bits": "8"}, "act_bits of the quantization must be an int, got '8'"),
         ({"packing_format": 1}, "packing_format of the quantization must be a string, got '1'"),
-        ({"extra_config": ["lm_head"]}, "extra_config of the quantization must map modules to objects, got "),
+        ({"extra_config": ["lm_head"]}, "extra_config of the quantization must be an object, got "),
         ({"extra_config": {"q": {"bits": "8"}}}, "bits of the quantization must be an int, got '8'"),
     ],
     ids=str,
@@ -175,13 +176,13 @@ def test_config_that_makes_no_sense(config, message):
 )
 def test_equals_auto_round(packing, module, added, bits):
     """AutoRound's own reader."""
-    torch = pytest.importorskip("torch")
-    reader_of = pytest.importorskip(f"auto_round_extension.torch.{module}", exc_type=ImportError).QuantLinear
+    torch = reader("torch")
+    linear_of = reader(f"auto_round_extension.torch.{module}").QuantLinear
     _, _, scales, qweight, qzeros = layer(n=64, bits=bits, most=(1 << bits) - 1 - added)
-    reader = reader_of(bits, 32, K, 64, bias=False)
+    theirs = linear_of(bits, 32, K, 64, bias=False)
     for name, array in ("qweight", qweight), ("qzeros", qzeros), ("scales", scales):
-        setattr(reader, name, torch.from_numpy(np.ascontiguousarray(array)))
-    wanted = reader(torch.eye(K)).numpy().T
+        setattr(theirs, name, torch.from_numpy(np.ascontiguousarray(array)))
+    wanted = theirs(torch.eye(K)).numpy().T
     tensors = checkpoint({"q": {"qweight": qweight, "qzeros": qzeros, "scales": scales}})
     weight = auto_round.layers({**CONFIG, "bits": bits, "packing_format": packing}, tensors)["q"].read(0)
     # AutoRound's product is float16.

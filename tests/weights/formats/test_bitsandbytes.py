@@ -6,7 +6,8 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from tensor_cases import stored
+from readers import reader
+from stored import checkpoint, stored
 
 from pyda8w4._safetensors import read_file
 from pyda8w4.formats import bitsandbytes
@@ -46,20 +47,20 @@ def layer_of(kind="nf4", shape=(N, K), blocksize=64, nested=False, seed=0):
     return {"weight": weight, **parts, "quant_map": table, "state": state}, wanted
 
 
-def tensors_of(parts, name="m__weight"):
+def tensors_of(parts, name="m.weight"):
     parts = dict(parts)
     kind, state = "nf4", parts.pop("state")
     if isinstance(state, dict):
         kind, state = state["quant_type"], json.dumps(state).encode()
     weight = parts.pop("weight")
-    found = {name: weight, **{f"{name}__{part}": array for part, array in parts.items()}}
-    found[f"{name}__quant_state__bitsandbytes@{kind}"] = np.frombuffer(state, np.uint8)
-    return {key.replace("@", "__"): t._replace(name=key.replace("@", "__")) for key, t in stored(**found).items()}
+    found = {name: weight, **{f"{name}.{part}": array for part, array in parts.items()}}
+    found[f"{name}.quant_state.bitsandbytes__{kind}"] = np.frombuffer(state, np.uint8)
+    return stored(found)
 
 
-def find(parts, name="m__weight"):
+def find(parts, name="m.weight"):
     tensors = tensors_of(parts, name)
-    found = bitsandbytes.layers({}, tensors | stored(m__bias=np.zeros(N, np.float16)))
+    found = bitsandbytes.layers({}, tensors | stored({"m.bias": np.zeros(N, np.float16)}))
     (layer,) = found.values()
     assert sorted(layer.tensors) == sorted(tensors)
     assert layer.nbytes == sum(tensor.nbytes for tensor in tensors.values())
@@ -76,7 +77,7 @@ def test_4_bits_are_refused_and_have_floats(kind, shape, nested):
     parts, wanted = layer_of(kind, shape, nested=nested)
     layer = find(parts)
     assert (layer.type, layer.shape, layer.read) == (f"bitsandbytes {kind.upper()}", shape, None)
-    assert layer.refusal == f"m.weight: {kind.upper()} has 16 floats for codes, which no table of integers holds"
+    assert layer.refusal == f"{kind.upper()} has 16 floats for codes, which no table of integers holds"
     np.testing.assert_array_equal(layer.floats(0), wanted, strict=True)
 
 
@@ -106,7 +107,7 @@ def test_codes_stored_as_floats(dtype):
 
 def test_stacks_whose_blocks_are_in_two_matrices():
     parts, wanted = layer_of(shape=(3, 5, 18))
-    tensors = tensors_of(parts, "mlp__experts__up")
+    tensors = tensors_of(parts, "mlp.experts.up")
     found = bitsandbytes.layers({}, tensors)
     assert list(found) == ["mlp.experts.up"]
     for i in range(3):
@@ -130,7 +131,7 @@ def test_large_weights_in_several_steps():
     [
         ({"absmax": None}, "absmax is missing"),
         ({"absmax": np.zeros(30, np.float16)}, "absmax must be of F32, got F16"),
-        ({"absmax": np.zeros(29, np.float32)}, "absmax must have 30 numbers, got 29"),
+        ({"absmax": np.zeros(29, np.float32)}, "m.weight.absmax must have 30 numbers, got shape \\(29,\\)"),
         ({"weight": np.zeros((959, 1), np.uint8)}, r"weight must have 960 bytes for shape \(24, 80\), got 959"),
         ({"quant_map": np.zeros(16, np.float32)}, "quant_map must be that of NF4, got another"),
         ({"nested_absmax": np.zeros(1, np.float32)}, "absmax must be of U8, got F32"),
@@ -156,7 +157,6 @@ def test_refusals(change, why):
             parts[name] = value
     layer = find({name: part for name, part in parts.items() if part is not None})
     assert layer.read is layer.floats is None
-    assert layer.refusal.startswith("m.weight: ")
     assert re.search(why, layer.refusal), layer.refusal
 
 
@@ -164,8 +164,11 @@ def test_refusals(change, why):
     ("change", "why"),
     [
         ({"nested_quant_map": None}, "nested_quant_map is missing"),
-        ({"nested_quant_map": np.zeros(255, np.float32)}, "nested_quant_map must have 256 numbers, got 255"),
-        ({"nested_absmax": np.zeros(2, np.float32)}, "nested_absmax must have 1 numbers, got 2"),
+        (
+            {"nested_quant_map": np.zeros(255, np.float32)},
+            r"must have 256 numbers, got shape \(255,\)",
+        ),
+        ({"nested_absmax": np.zeros(2, np.float32)}, r"must have one number, got shape \(2,\)"),
         ({"nested_blocksize": 10**30}, "nested_blocksize must be 32, 64"),
         ({"nested_offset": None}, "nested_offset must be a finite float, got None"),
         ({"nested_offset": 10**400}, "nested_offset must be a finite float"),
@@ -183,7 +186,7 @@ def test_refusals_of_nested_maxima(change, why):
 def test_an_unknown_kind_is_refused():
     parts, _ = layer_of()
     parts["state"]["quant_type"] = "af4"
-    assert find(parts).refusal == "m.weight: quant_type must be nf4 or fp4, got 'af4'"
+    assert find(parts).refusal == "quant_type must be nf4 or fp4, got 'af4'"
 
 
 # ---- 8 bits ----------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ def int8_layer(seed=0):
 
 
 def find_int8(parts):
-    tensors = stored(**{f"m__{name}": part for name, part in parts.items()})
+    tensors = checkpoint({"m": parts})
     layer = bitsandbytes.layers({}, tensors)["m"]
     assert sorted(layer.tensors) == sorted(tensors)
     return layer
@@ -227,8 +230,8 @@ def test_8_bits():
     [
         ({"weight_format": np.array(2, np.uint8)}, "weight_format must be 0"),
         ({"weight": np.zeros((N, K), np.uint8)}, "weight must be of I8, got U8"),
-        ({"weight": np.zeros(N, np.int8)}, "weight must be a matrix"),
-        ({"weight": np.zeros((N, 0), np.int8)}, "k must be a positive int"),
+        ({"weight": np.zeros(N, np.int8)}, "weight must be a non-empty matrix"),
+        ({"weight": np.zeros((N, 0), np.int8)}, "weight must be a non-empty matrix"),
         ({"SCB": np.zeros(N - 1, np.float32)}, r"SCB must have shape \(24,\), got \(23,\)"),
         ({"SCB": np.zeros(N, np.float16)}, "SCB must be of F32, got F16"),
     ],
@@ -258,8 +261,8 @@ def test_arguments():
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
 def test_what_bitsandbytes_itself_saves(tmp_path):
-    torch = pytest.importorskip("torch")
-    bnb = pytest.importorskip("bitsandbytes")
+    torch = reader("torch")
+    bnb = reader("bitsandbytes")
     from safetensors.torch import save_file
 
     torch.manual_seed(0)

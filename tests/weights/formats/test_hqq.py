@@ -5,7 +5,8 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from tensor_cases import floats, stored
+from readers import reader
+from stored import checkpoint, floats, stored
 
 from pyda8w4._safetensors import read_file
 from pyda8w4.formats import hqq
@@ -60,8 +61,10 @@ def layer_of(nbits=4, axis=1, dtype=np.float16, seed=0, round_zero=False, group=
 
 
 def read(parts):
-    tensors = stored(**{f"a__b__{name}": part for name, part in parts.items()})
-    found = hqq.layers({}, {**tensors, **stored(a__b__bias=np.zeros(N, np.float16), a__weight=np.zeros(1, np.int8))})
+    tensors = checkpoint({"a.b": parts})
+    found = hqq.layers(
+        {}, {**tensors, **stored({"a.b.bias": np.zeros(N, np.float16), "a.weight": np.zeros(1, np.int8)})}
+    )
     assert list(found) == ["a.b"]
     assert sorted(found["a.b"].tensors) == sorted(tensors)
     return found["a.b"]
@@ -93,7 +96,7 @@ def test_axis_0(nbits):
     parts, wanted = layer_of(nbits, axis=0)
     layer = read(parts)
     assert layer.read is None
-    assert layer.refusal == "a.b: axis must be 1, got 0: the groups of axis 0 are not of consecutive inputs"
+    assert layer.refusal == "axis must be 1, got 0: the groups of axis 0 are not of consecutive inputs"
     np.testing.assert_array_equal(layer.floats(0), wanted, strict=True)
 
 
@@ -103,7 +106,7 @@ def test_view_as_float(nbits, dtype):
     parts, wanted = layer_of(nbits)
     parts["W_q"] = parts["W_q"].view(dtype)
     weight = hqq.unpack(**arguments(parts, nbits))
-    assert read(parts).refusal.startswith("a.b: W_q must be of ")
+    assert read(parts).refusal.startswith("a.b.W_q must be of ")
     parts["view_as_float"] = np.array(1, np.uint8)
     for found in weight, read(parts).read(0):
         np.testing.assert_array_equal(found.pack().dequantize(), wanted)
@@ -173,7 +176,7 @@ def test_products_of_float32_are_refused():
     [
         ({"nbits": np.array(7, np.int32)}, "nbits must be 8, 6, 5, 4, 3, 2, 1.58 or 1, got 7"),
         ({"nbits": np.array(np.nan, np.float32)}, "nbits must be .*, got nan"),
-        ({"nbits": np.array([4, 4], np.int32)}, r"nbits must have 1 numbers, got shape \(2,\)"),
+        ({"nbits": np.array([4, 4], np.int32)}, r"nbits must have one number, got shape \(2,\)"),
         ({"nbits": None}, "nbits is missing"),
         ({"packing": None}, "packing is missing"),
         ({"packing": np.frombuffer(b"3bit_32", np.uint8)}, "packing must be 4bit_u8 for 4 bits, got '3bit_32'"),
@@ -183,18 +186,18 @@ def test_products_of_float32_are_refused():
         ({"quant_zero": np.array(1, np.uint8)}, "quant_zero must be 0"),
         ({"quant_scale": np.array(1, np.uint8)}, "quant_scale must be 0"),
         ({"scale": None}, "scale is missing"),
-        ({"zero": np.zeros(120, np.int8)}, "zero must be of F16, BF16 or F32, got I8"),
-        ({"zero": np.zeros(119, np.float16)}, r"zero must have one number for each of 120 groups, got shape \(119,\)"),
-        ({"scale": np.zeros(1, np.float16)}, "scale must have one number for each of 120 groups"),
-        ({"shape": np.array([N, K + 1])}, "w_q must have the codes of 20 x 193 weights"),
-        ({"shape": np.array([2 * N, K])}, "w_q must have the codes of 40 x 192 weights"),
+        ({"zero": np.zeros(120, np.int8)}, "zero must be of F32, F16 or BF16, got I8"),
+        ({"zero": np.zeros(119, np.float16)}, r"zero must have 120 numbers, got shape \(119,\)"),
+        ({"scale": np.zeros(1, np.float16)}, "scale must have 120 numbers"),
+        ({"shape": np.array([N, K + 1])}, "W_q must have the codes of 20 x 193 weights"),
+        ({"shape": np.array([2 * N, K])}, "W_q must have the codes of 40 x 192 weights"),
         ({"shape": np.array([1 << 62, K])}, "shape must be two positive ints"),
         ({"shape": np.array([-N, -K])}, "shape must be two positive ints"),
         ({"shape": np.array([N, K, 1])}, "shape must have 2 numbers"),
-        ({"W_q": np.zeros(4, np.uint8)}, "w_q must be a matrix"),
-        ({"W_q": np.zeros((60, 0), np.uint8)}, "w_q must be a matrix"),
+        ({"W_q": np.zeros(4, np.uint8)}, "a.b.W_q must be a non-empty matrix"),
+        ({"W_q": np.zeros((60, 0), np.uint8)}, "a.b.W_q must be a non-empty matrix"),
         ({"W_q": np.zeros((60, 32), np.int32)}, "W_q must be of U8, got I32"),
-        ({"W_q": np.zeros((59, 32), np.uint8)}, "w_q must have the codes of 20 x 192 weights"),
+        ({"W_q": np.zeros((59, 32), np.uint8)}, "W_q must have the codes of 20 x 192 weights"),
     ],
 )
 def test_refusals(change, why):
@@ -202,14 +205,13 @@ def test_refusals(change, why):
     parts = {name: part for name, part in {**parts, **change}.items() if part is not None}
     layer = read(parts)
     assert layer.read is layer.floats is None
-    assert layer.refusal.startswith("a.b: ")
     assert re.search(why, layer.refusal), layer.refusal
 
 
 def test_rows_of_3_bits_are_padded_by_less_than_a_word():
     parts, _ = layer_of(3)
     parts["W_q"] = np.concatenate([parts["W_q"], parts["W_q"][:1]])
-    assert "w_q must have the codes" in read(parts).refusal
+    assert "W_q must have the codes" in read(parts).refusal
 
 
 def test_arguments():
@@ -220,7 +222,7 @@ def test_arguments():
         ({"scale": parts["scale"].astype(np.float64)}, TypeError, "scale must be an array of"),
         ({"nbits": "4"}, ValueError, "nbits must be .*, got '4'"),
         ({"shape": (N,)}, ValueError, "shape must be two positive ints"),
-        ({"w_q": np.zeros((60, 3), np.float16), "nbits": 3}, ValueError, "w_q must be a matrix of int32"),
+        ({"w_q": np.zeros((60, 3), np.float16), "nbits": 3}, ValueError, "w_q must have rows of int32"),
     ]:
         with pytest.raises(error, match=why):
             hqq.unpack(**given | change)
@@ -230,8 +232,8 @@ def test_arguments():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("axis", [0, 1])
 def test_what_hqq_itself_saves(tmp_path, axis):
-    torch = pytest.importorskip("torch")
-    quantize = pytest.importorskip("hqq.core.quantize")
+    torch = reader("torch")
+    quantize = reader("hqq.core.quantize")
     from safetensors.torch import save_file
 
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import pytest
 from cases import assert_same_bits
 
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+from readers import reader
 from stored import checkpoint
 
 from pyda8w4.formats import mxfp4
@@ -43,8 +44,8 @@ def test_numbers():
 
 
 def test_transformers():
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    theirs = pytest.importorskip("transformers.integrations.mxfp4", reason="transformers is not installed")
+    torch = reader("torch")
+    theirs = reader("transformers.integrations.mxfp4")
     blocks, scales = random(40, 2)
     scales = np.clip(scales, 40, 200)
     wanted = theirs.convert_moe_packed_tensors(
@@ -85,17 +86,17 @@ BLOCKS, SCALES = random(4, 2)
 @pytest.mark.parametrize(
     "parts, message",
     [
-        ({"p_blocks": BLOCKS}, "scales are missing"),
+        ({"p_blocks": BLOCKS}, "m.p_scales is missing"),
         ({"p_blocks": BLOCKS, "p_scales": SCALES[:, :1]}, r"scales must have shape \(4, 2\), got \(4, 1\)"),
-        ({"p_blocks": BLOCKS, "p_scales": SCALES.view(np.int8)}, "scales must be of U8, got I8"),
+        ({"p_blocks": BLOCKS, "p_scales": SCALES.view(np.int8)}, "m.p_scales must be of U8 or F8_E8M0, got I8"),
         ({"p_blocks": BLOCKS[:, :, 1:], "p_scales": SCALES}, r"blocks must have shape \(N, G, 16\), got \(4, 2, 15\)"),
         ({"p_blocks": BLOCKS[:0], "p_scales": SCALES[:0]}, r"got \(0, 2, 16\)"),
         ({"p_blocks": BLOCKS[0], "p_scales": SCALES[0]}, r"got \(2, 16\)"),
         (
             {"p_blocks": BLOCKS[None], "p_scales": SCALES},
-            r"scales must be of 1 experts like blocks, got shape \(4, 2\)",
+            r"m.p_scales must have 1 matrices, got shape \(4, 2\)",
         ),
-        ({"p_blocks": BLOCKS[None][:0], "p_scales": SCALES[None][:0]}, "scales must be of 0 experts"),
+        ({"p_blocks": BLOCKS[None][:0], "p_scales": SCALES[None][:0]}, "stacks must have matrices, got none"),
         ({"p_blocks": BLOCKS[None, None], "p_scales": SCALES[None, None]}, r"got \(1, 1, 4, 2, 16\)"),
     ],
 )

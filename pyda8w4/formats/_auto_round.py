@@ -8,8 +8,9 @@ from typing import Any
 
 from pyda8w4._checks import one_of
 from pyda8w4._safetensors import Tensor
-from pyda8w4.formats import _config, _words, awq, gptq
+from pyda8w4.formats import _config, awq, gptq
 from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._parts import Parts, modules
 
 _METHOD = "AutoRound"
 
@@ -64,7 +65,7 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
     rules = _config.rules(config, "extra_config")
     patterns = [(pattern, rule) for key, rule in rules.items() if (pattern := _pattern(key)) is not None]
     found = {}
-    for name in (*_words.modules(tensors), *_words.modules(tensors, "weight_packed")):
+    for name in (*modules(tensors, ".qweight"), *modules(tensors, ".weight_packed")):
         rule = rules.get(name)
         if rule is None:
             rule = next((rule for pattern, rule in patterns if pattern.search(name)), {})
@@ -84,8 +85,8 @@ def _pattern(key: str) -> re.Pattern[str] | None:
 def _layer(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Layer:
     scheme = gptq.scheme_of({**config, "checkpoint_format": "gptq"})
     data_type = _config.word(config, "data_type", default="int")
-    # The first releases had it in "backend".
-    packing = _config.word(config, "packing_format", "backend", default="auto")
+    # The first releases had it in "backend", which may be another where there is both.
+    packing = _config.word(config, "packing_format", default="") or _config.word(config, "backend", default="auto")
     refusal = scheme.refusal
     if data_type != "int":
         refusal = f"data_type must be int, got {data_type}"
@@ -99,10 +100,10 @@ def _layer(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) 
         if config.get(key):
             refusal = f"{key} changes its inputs"
     if refusal is not None:
-        found = _words.parts(name, tensors, _PARTS)
-        about = _words.described(f"{_METHOD} {data_type} {scheme.bits}-bit", found)
+        parts = Parts(tensors, f"{name}.", _PARTS)
         # That of the words: what they stand for is not known.
-        return Layer(**about, shape=next(iter(found.values())).shape, refusal=refusal)
+        shape = parts.take("weight_packed" if "weight_packed" in parts else "qweight").shape
+        return parts.layer(f"{_METHOD} {data_type} {scheme.bits}-bit", shape, refusal=refusal)
     if packing in _AWQ:
         of_awq = awq.Scheme(scheme.bits, scheme.group_size, has_zeros=not scheme.sym, version="gemm")
         return awq.layer(name, tensors, of_awq, _METHOD)

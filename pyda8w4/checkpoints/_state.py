@@ -1,0 +1,53 @@
+"""Layers that transformers has saved from pyda8w4.torch: packed weights as the tensors of state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyda8w4._format import ARRAYS
+from pyda8w4._layout import TYPED, format_from
+from pyda8w4._packed import PackedWeight
+from pyda8w4._packed_file import KINDS, TYPES, mapped_weight
+from pyda8w4._safetensors import Tensor
+from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._parts import Parts, check_shape, modules
+from pyda8w4.formats._weight import QuantizedWeight
+
+
+def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
+    """Find the layers: those that have a ``layout``."""
+    found = {}
+    for name in modules(tensors, ".layout"):
+        if tensors[f"{name}.layout"].dtype == "I64":
+            found[name] = _layer(name, Parts(tensors, f"{name}.", ("layout", *ARRAYS)))
+    return found
+
+
+def _layer(name: str, parts: Parts) -> Layer:
+    try:
+        layout, zps = parts.take("layout"), parts.take("zps", "I8")
+        if layout.shape not in ((4,), (7,)):
+            raise ValueError(f"{layout.name} must have 4 or 7 numbers, got shape {layout.shape}")
+        numbers = tuple(layout.array().tolist())
+        types = (TYPES.get(parts.take(part).dtype, "another") if part in parts else None for part in TYPED)
+        try:
+            format = format_from(numbers, None if zps.shape else int(zps.array()), *types)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from None
+        data = {}
+        for part, spec in format.arrays.items():
+            tensor = parts.take(part, KINDS[spec.type])
+            check_shape(tensor, spec.shape)
+            data[part] = tensor.bytes
+    except ValueError as error:
+        return parts.layer("packed", (), refusal=str(error))
+
+    def packed(index: int) -> PackedWeight:
+        return mapped_weight(name, format, data)
+
+    def read(index: int) -> QuantizedWeight:
+        return QuantizedWeight.from_packed(packed(index))
+
+    type_ = f"packed {format.bits}-bit"
+    return parts.layer(type_, (format.n, format.k), read=read, format=format, packed=packed)
