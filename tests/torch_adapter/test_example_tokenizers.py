@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 
+from torch_cases import MARKS
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from tokenization import end_tokens, make_prompt, make_tokenizer
+
+pytestmark = MARKS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 LETTERS = "abc▁"
