@@ -9,6 +9,7 @@ import pytest
 from readers import reader
 from stored import checkpoint, stored
 
+from pyda8w4._filesystem import map_file
 from pyda8w4._safetensors import read_file
 from pyda8w4.formats import bitsandbytes
 
@@ -279,8 +280,8 @@ def test_what_bitsandbytes_itself_saves(tmp_path):
                 wanted[name] = bnb.functional.dequantize_4bit(packed, said).numpy()
     codes, scb, _ = bnb.functional.int8_vectorwise_quant(torch.randn(48, 96).half())
     state |= {"eight.weight": codes, "eight.SCB": scb}
-    save_file(state, tmp_path / "model.safetensors")
-    _, tensors = read_file(tmp_path / "model.safetensors")
+    save_file(state, path := tmp_path / "model.safetensors")
+    _, tensors = read_file(path, map_file(path))
     found = bitsandbytes.layers({"quant_method": "bitsandbytes"}, tensors)
     assert found.keys() == {*wanted, "eight"}
     for name, floats in wanted.items():

@@ -8,6 +8,7 @@ import pytest
 from readers import reader
 from stored import checkpoint, floats, stored
 
+from pyda8w4._filesystem import map_file
 from pyda8w4._safetensors import read_file
 from pyda8w4.formats import hqq
 
@@ -246,8 +247,8 @@ def test_what_hqq_itself_saves(tmp_path, axis):
             name = f"{nbits:g}{as_float}".replace(".", "_")
             layers[name] = quantize.HQQLinear(linear, config, compute_dtype=torch.float16, device="cpu")
             state |= {f"{name}.{key}": value for key, value in layers[name].state_dict().items()}
-    save_file(state, tmp_path / "model.safetensors")
-    _, tensors = read_file(tmp_path / "model.safetensors")
+    save_file(state, path := tmp_path / "model.safetensors")
+    _, tensors = read_file(path, map_file(path))
     found = hqq.layers({"quant_method": "hqq"}, tensors)
     assert found.keys() == layers.keys()
     assert tensors.keys() - {name for layer in found.values() for name in layer.tensors} == {

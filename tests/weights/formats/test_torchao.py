@@ -9,6 +9,7 @@ import pytest
 from readers import reader
 from stored import floats, stored
 
+from pyda8w4._filesystem import map_file
 from pyda8w4._safetensors import read_file
 from pyda8w4.formats import torchao
 
@@ -285,9 +286,9 @@ def test_what_torchao_itself_saves(tmp_path):
     state = {f"{name}.weight": tensor for name, tensor in {**exact, **rounded, "i": int4, "j": tile_packed}.items()}
     state["norm.weight"] = weight[0]
     flat, said = support.flatten_tensor_state_dict(state)
-    save_file(flat, tmp_path / "model.safetensors", said)
+    save_file(flat, path := tmp_path / "model.safetensors", said)
 
-    said, tensors = read_file(tmp_path / "model.safetensors")
+    said, tensors = read_file(path, map_file(path))
     found = torchao.layers({"quant_method": "torchao"}, tensors, said)
     assert {name: layer.refusal for name, layer in found.items()} == dict.fromkeys("abcdefghij")
     assert tensors.keys() - {name for layer in found.values() for name in layer.tensors} == {"norm.weight"}
