@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch_cases import MARKS
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 ggml = pytest.importorskip("gguf", reason="gguf is not installed")
+
+from torch_cases import MARKS
 
 import pyda8w4.checkpoints
 
