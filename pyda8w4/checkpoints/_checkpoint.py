@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4._checks import check_flag
 from pyda8w4._concat import concat_parts
 from pyda8w4._filesystem import release
 from pyda8w4._packed import PackedWeight
@@ -72,6 +73,8 @@ class Checkpoint:
 
         Raises
         ------
+        TypeError
+            If `name` is no str.
         ValueError
             If there is no such tensor, or it cannot be dequantized.
         """
@@ -100,7 +103,7 @@ class Checkpoint:
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             As `packed`.
         """
         return self._read(name, self._layer(name), index)
@@ -123,6 +126,8 @@ class Checkpoint:
 
         Raises
         ------
+        TypeError
+            If an argument has the wrong type.
         ValueError
             If there is no such matrix, or it cannot be packed exactly and `requantize` does not allow
             otherwise: the message says why.
@@ -132,6 +137,7 @@ class Checkpoint:
         UserWarning
             When a matrix is quantized again: what that cost.
         """
+        requantize = check_flag("requantize", requantize)
         layer = self._layer(name)
         if len(layer.shape) != 2:
             self._check_whole(name, layer)
@@ -156,26 +162,35 @@ class Checkpoint:
 
         Raises
         ------
+        TypeError
+            As `packed`.
         ValueError
-            As `packed`; and if the matrices have different shapes.
+            As `packed`; and if there are no matrices, or they have different shapes.
 
         Warns
         -----
         UserWarning
             As `packed`.
         """
+        requantize = check_flag("requantize", requantize)
         if isinstance(names, str):
             layer = self._layer(names)
             if not layer.is_stack:
                 self._check_whole(names, layer)
                 raise self._refused(f"names must be of a stack (E, N, K), got {names} of shape {layer.shape}")
             return [self._pack_and_warn(names, layer, index, requantize) for index in range(layer.shape[0])]
+        if not isinstance(names, Sequence):
+            raise TypeError(f"names must be a str or a sequence of str, got {type(names).__name__}")
         shapes = {self._layer(name).shape for name in names}
+        if not shapes:
+            raise self._refused("names must be of at least one matrix, got none")
         if len(shapes) > 1:
             raise self._refused(f"names must be of matrices of one shape, got {' and '.join(map(str, shapes))}")
         return [self.packed(name, requantize=requantize) for name in names]
 
     def _layer(self, name: str) -> Layer:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a str, got {type(name).__name__}")
         if name not in self._layers:
             raise self._refused(f"name must be of a tensor in the checkpoint, got {name!r}")
         return self._layers[name]
@@ -214,6 +229,8 @@ class Checkpoint:
             yield packed
 
     def _check_index(self, name: str, layer: Layer, index: int) -> None:
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+            raise TypeError(f"index must be an int, got {type(index).__name__}")
         if not 0 <= index < (layer.shape[0] if layer.is_stack else 1):
             raise self._refused(f"index must be of a matrix of {name} of shape {layer.shape}, got {index}")
 

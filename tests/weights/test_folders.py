@@ -118,6 +118,25 @@ def test_what_is_not_there(folder):
             checkpoint.weight("layers.0.q", index)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda c: c.packed(["a"]), TypeError, "name must be a str, got list"),
+        (lambda c: c.array(None), TypeError, "name must be a str, got NoneType"),
+        (lambda c: c.weight("layers.0.q", 0.0), TypeError, "index must be an int, got float"),
+        (lambda c: c.weight("layers.0.q", True), TypeError, "index must be an int, got bool"),
+        (lambda c: c.packed("layers.0.q", requantize=1), TypeError, "requantize must be a bool, got int"),
+        (lambda c: c.stack(["layers.0.q"], requantize=4), TypeError, "requantize must be a bool, got int"),
+        (lambda c: c.stack(7), TypeError, "names must be a str or a sequence of str, got int"),
+        (lambda c: c.stack([7]), TypeError, "name must be a str, got int"),
+        (lambda c: c.stack([]), ValueError, "names must be of at least one matrix, got none"),
+    ],
+)
+def test_arguments_of_other_types(folder, call, error, message):
+    with pytest.raises(error, match=message):
+        call(open_checkpoint(folder))
+
+
 def test_stack_of_names(folder):
     checkpoint = open_checkpoint(folder)
     names = ["layers.1.q", "layers.0.q"]
