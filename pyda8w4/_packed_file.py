@@ -222,8 +222,9 @@ class Reader:
         metadata = self._header.get("__metadata__", {})
         layout, version = metadata.get("layout"), metadata.get("layout_version")
         if layout != LAYOUT or version not in map(str, LAYOUT_VERSIONS):
+            hint = "; a model of Hugging Face is opened by its folder" if layout is None else ""
             raise ValueError(
-                f"it must hold layout {LAYOUT} version {one_of(LAYOUT_VERSIONS)}, got {layout} version {version}"
+                f"it must hold layout {LAYOUT} version {one_of(LAYOUT_VERSIONS)}, got {layout} version {version}{hint}"
             )
         if verify:
             for name in ("weights", "checkpoint"):

@@ -14,9 +14,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from pyda8w4 import checkpoints
+from pyda8w4._checks import check_flag
 from pyda8w4._filesystem import check_path, replaced_file
 from pyda8w4._packed_file import MOST_CRC32, Expected, Writer, expected_weight, header_room, member
 from pyda8w4._terminal import Bar, in_bytes, pattern_of, printable, table
@@ -90,9 +92,12 @@ def run(
 
     Raises
     ------
+    TypeError
+        If an argument has the wrong type.
     ValueError
-        If something cannot be packed exactly and `requantize` does not allow otherwise, or the checkpoint is
-        damaged: nothing is written then. All that shows without reading tensors is said at once, and before.
+        If `out` is a file of the checkpoint, or in its folder, whose files it would join. If something cannot be
+        packed exactly and `requantize` does not allow otherwise, or the checkpoint is damaged: nothing is written
+        then. All that shows without reading tensors is said at once, and before.
     OSError
         If a file cannot be read or written.
 
@@ -101,6 +106,8 @@ def run(
     One matrix is in memory at a time, of a stack of experts one expert.
     """
     path = check_path(out)
+    requantize = check_flag("requantize", requantize)
+    _check_place(checkpoint, path)
     _check(checkpoint, requantize)
     room = _room(checkpoint)
     found: list[Converted] = []
@@ -117,6 +124,15 @@ def run(
                 progress(done)
         writer.finish({"metadata": checkpoint.metadata, "tensors": tensors})
     return found
+
+
+def _check_place(checkpoint: Checkpoint, out: Path) -> None:
+    """Through links: the files of a folder may lie elsewhere, and `out` may be a link to one."""
+    target, source = Path(os.path.realpath(out)), Path(os.path.realpath(checkpoint.path))
+    files = [data.base.filename or source for data in checkpoint._mapped if isinstance(data.base, np.memmap)]
+    is_one = target.exists() and any(target.samefile(file) for file in files)
+    if is_one or (source.is_dir() and source == target.parent):
+        raise ValueError(f"{out}: the file must not be one of the checkpoint, nor in its folder")
 
 
 def _is_matrix(layer: Layer) -> bool:
@@ -225,11 +241,8 @@ def main(path: Path, out: Path, requantize: bool = False) -> int:
     Raises
     ------
     OSError, ValueError, ImportError
-        As `run` and `pyda8w4.checkpoints.open` do; and if `out` is in the folder that is read, whose files it would
-        join or replace.
+        As `run` and `pyda8w4.checkpoints.open` do.
     """
-    if path.is_dir() and out.parent.resolve() == path.resolve():
-        raise ValueError(f"{out}: the file must not be in the folder of the checkpoint")
     checkpoint = checkpoints.open(path)
     total = sum(layer.nbytes for layer in checkpoint._layers.values())
     with Bar(total) as bar:

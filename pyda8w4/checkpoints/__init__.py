@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from pyda8w4._filesystem import check_path
+from pyda8w4._filesystem import check_path, map_file
 from pyda8w4.checkpoints._checkpoint import Checkpoint
 
 __all__ = ["Checkpoint", "open"]
@@ -45,10 +45,13 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         from pyda8w4.checkpoints import _folder
 
         return _folder.read(path)
-    if path.suffix == ".safetensors":
+    start = map_file(path)[:9].tobytes()
+    if start[:4] == b"GGUF":
+        from pyda8w4.checkpoints import _gguf
+
+        return _gguf.read(path)
+    if start[8:] == b"{" or path.suffix == ".safetensors":
         from pyda8w4.checkpoints import _packed
 
         return _packed.read(path)
-    from pyda8w4.checkpoints import _gguf
-
-    return _gguf.read(path)
+    raise ValueError(f"path must be a GGUF file, a folder or a safetensors file of packed weights, got {str(path)!r}")

@@ -31,7 +31,8 @@ class Checkpoint:
     path : Path
         Where it is.
     metadata : dict
-        What the files say of the model: config.json of a folder, the values of a GGUF file.
+        What the files say of the model: config.json of a folder (and generation_config.json in it, under that name
+        without ".json"), the values of a GGUF file.
     layers : mapping of str to Layer
         All that it has, by name.
     mapped : sequence of ndarray, optional
@@ -57,6 +58,14 @@ class Checkpoint:
         self._layers = dict(layers)
         self.types: dict[str, str] = {name: layer.type for name, layer in layers.items()}
         self.shapes: dict[str, tuple[int, ...]] = {name: layer.shape for name, layer in layers.items()}
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}, {len(self.types)} tensors)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from pyda8w4.checkpoints import open  # which imports this module
+
+        return open, (self.path,)
 
     def array(self, name: str) -> npt.NDArray[np.float32]:
         """Give a tensor as floats: dequantized, as its format defines it.

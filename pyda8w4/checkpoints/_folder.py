@@ -18,6 +18,10 @@ from pyda8w4.formats import _auto_round, awq, bitsandbytes, compressed_tensors, 
 from pyda8w4.formats._layer import Layer, plain_layer
 
 _INDEX = "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
+
+# How the tensors end that hold codes, of which some layer must be found.
+_CODES = (".qweight", ".weight_packed", ".W_q", ".weight")
 
 # What finds the quantized layers of a checkpoint, by the name of the method in its config: of the config, the tensors
 # and the metadata of the files.
@@ -50,19 +54,27 @@ def read(path: Path) -> Checkpoint:
     metadata, tensors, mapped = _tensors(path)
     quantization = _quantization(path, config)
     layers: dict[str, Layer] = {}
-    if quantization:
-        method = _method(quantization)
+    if quantization is not None:
+        method, says = quantization
         if method not in _METHODS:
             raise ValueError(f"{path}: its quant_method must be one of {', '.join(sorted(_METHODS))}, got {method!r}")
         try:
-            layers |= _METHODS[method](quantization, tensors, metadata)
+            layers |= _METHODS[method](says, tensors, metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     taken = {name for layer in layers.values() for name in layer.tensors}
-    for name in tensors.keys() - taken:
-        if name in layers:
-            raise ValueError(f"{path}: {name} is a tensor and a quantized layer")
-    layers |= {name: plain_layer(tensor) for name, tensor in tensors.items() if name not in taken}
+    for name, tensor in tensors.items():
+        if name not in taken:
+            if name in layers:
+                raise ValueError(f"{path}: {name} is a tensor and a quantized layer")
+            if name.endswith(_CODES) and not tensor.is_float and len(tensor.shape) > 1:
+                raise ValueError(
+                    f"{path}: {name} of {tensor.dtype} must be of a quantized layer, but the config "
+                    + ("says nothing of that" if quantization is None else f"has quant_method {quantization[0]}")
+                )
+            layers[name] = plain_layer(tensor)
+    if (path / _GENERATION).exists():
+        config["generation_config"] = _json(path / _GENERATION)
     return Checkpoint(path, config, layers, mapped)
 
 
@@ -81,13 +93,16 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor], list[npt.NDArray[np.uint8]]]:
     """Metadata and tensors of all parts, and these parts, mapped."""
-    index = path / _INDEX
-    places = _places(index) if index.exists() else None
-    if places is not None:
+    whole, index = path / "model.safetensors", path / _INDEX
+    places: dict[str, str] = {}
+    if whole.exists():
+        # As transformers, which takes nothing else then: an index may be of before, other files may be adapters.
+        files = [whole]
+    elif index.exists():
+        places = _places(index)
         files = [path / name for name in dict.fromkeys(places.values())]
     else:
-        # As transformers, which takes no others beside this: they may be the same weights by other names, or adapters.
-        files = sorted(path.glob("model.safetensors")) or sorted(path.glob("*.safetensors"))
+        files = sorted(path.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{path} must have safetensors files, got {_others(path)}")
     mapped = [map_file(file) for file in files]
@@ -105,7 +120,7 @@ def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor], list[npt.ND
                 raise ValueError(f"{file}: {name} is in {tensors[name].file.name}, too")
             tensors[name] = tensor
         metadata |= of_file
-    for name, part in (places or {}).items():
+    for name, part in places.items():
         if name not in tensors or tensors[name].file.name != part:
             raise ValueError(f"{path / part}: it has no tensor {name}, which {_INDEX} says")
     return metadata, tensors, mapped
@@ -131,24 +146,25 @@ def _others(path: Path) -> str:
 # ---- its quantization ------------------------------------------------------------------------
 
 
-def _quantization(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """How the layers are quantized: what config.json says, or the file that some methods write beside it."""
+def _quantization(path: Path, config: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The method and what is said of it, in config.json or in the file that some methods write beside it."""
     text = config.get("text_config")
     for where in (config, text if type(text) is dict else {}):
-        for key in ("quantization_config", "quantization"):  # MLX writes the second
-            if where.get(key) is not None:
-                if type(where[key]) is not dict:
-                    raise ValueError(f"{path / 'config.json'}: {key} must be an object, got {where[key]!r}")
-                found: dict[str, Any] = where[key]
-                return found
+        found = {key: where[key] for key in ("quantization_config", "quantization") if where.get(key) is not None}
+        for key, says in found.items():
+            if type(says) is not dict:
+                raise ValueError(f"{path / 'config.json'}: {key} must be an object, got {says!r}")
+        says = found.get("quantization_config", {})
+        if "quant_method" in says:
+            return str(says["quant_method"]), says
+        if "quantization" in found:  # MLX writes this, and a copy under the other name
+            return "mlx", found["quantization"]
+        if says:
+            raise ValueError(
+                f"{path / 'config.json'}: quantization_config must have quant_method, got {', '.join(says)}"
+            )
     for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
         if (path / name).exists():
-            return {"quant_method": method, **_json(path / name)}
+            says = _json(path / name)
+            return str(says.get("quant_method", method)), says
     return None
-
-
-def _method(quantization: dict[str, Any]) -> str:
-    method = quantization.get("quant_method")
-    if method is None and {"group_size", "bits"} <= quantization.keys():
-        return "mlx"
-    return str(method)

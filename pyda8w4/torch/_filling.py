@@ -75,6 +75,10 @@ class Filling:
         for key, part in self._parts.items():
             name, joined = names.find(key)
             module = model.get_submodule(name.rpartition(".")[0]) if name in own else None
+            layer = self._checkpoint._layers[part.name]
+            if layer.refusal is not None and layer.floats is None:  # and so of no known shape
+                refused.append(part.name)
+                continue
             if name in own and not joined:
                 self._check_shape(name, part, module, own[name])
             if not is_quantized(self._checkpoint, part.name) or any(re.search(pattern, name) for pattern in ignored):
@@ -87,13 +91,14 @@ class Filling:
                 raise self._refused(f"{part.name} is in no {type(model).__name__}")
             if name.endswith(".weight") and _can_be_packed(module) and id(module) not in readers:
                 places[key] = name.removesuffix(".weight")
-                if self._checkpoint._layers[part.name].read is None and not self._requantize:
+                if layer.read is None and not self._requantize:
                     refused.append(part.name)
         if refused:
             first, *more = refused
-            why = self._checkpoint._layers[first].refusal
+            layer = self._checkpoint._layers[first]
+            hint = "" if layer.floats is None else "; requantize=True quantizes it again"
             others = f" (and {len(more)} more such as {more[0]})" if more else ""
-            raise self._refused(f"{first}{others} cannot be packed exactly: {why}; requantize=True quantizes it again")
+            raise self._refused(f"{first}{others} cannot be packed exactly: {layer.refusal}{hint}")
         return places
 
     def _check_shape(self, name: str, part: Part, module: Any, tensor: torch.Tensor) -> None:

@@ -349,12 +349,6 @@ def test_convert_shows_progress_on_a_terminal(checkpoint, tmp_path, monkeypatch)
     assert len(shown) == len({*shown, last}) - 1
 
 
-def test_convert_leaves_the_folder_that_it_reads_alone(tmp_path, capsys):
-    assert main(["convert", str(tmp_path), str(tmp_path / "model.safetensors")]) == 1
-    assert "the file must not be in the folder of the checkpoint" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("command", [["inspect"], ["convert", "--requantize"]])
 def test_a_checkpoint_that_is_none_is_one_line(tmp_path, command):
     path = tmp_path / "file.safetensors"

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -575,6 +575,47 @@ def test_folder(method: str, tmp_path: Path) -> None:
     assert_is(model, want, packed)
     again = assert_loads_again(model, tmp_path / "again")
     assert type(again.model.embed_tokens) is type(want.model.embed_tokens)
+
+
+def test_converted_folder_generates_as_the_folder(tmp_path: Path) -> None:
+    model = random_model("Llama")
+    model.generation_config.eos_token_id = [5, 6]
+    write_folders(model, tmp_path, "gptq")
+    pyda8w4.convert.run(pyda8w4.checkpoints.open(tmp_path / "quantized"), tmp_path / "out.safetensors")
+    for name in ("quantized", "out.safetensors"):
+        assert from_checkpoint(tmp_path / name).generation_config.eos_token_id == [5, 6]
+
+
+@pytest.mark.parametrize("requantize", [False, True])
+def test_layers_without_floats_cannot_be_quantized_again(requantize: bool, tmp_path: Path) -> None:
+    write_folders(random_model("Llama"), tmp_path, "gptq")
+    change_config(tmp_path / "quantized", lambda config: config["quantization_config"].update(bits=3))
+    with pytest.raises(ValueError, match=r"_proj \(and 13 more .*cannot be packed exactly: [^;]*$"):
+        from_checkpoint(tmp_path / "quantized", requantize=requantize)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["BertModel"]}, r"architectures must be of the model_type llama, got \['BertModel'\]"),
+        ({"dtype": "float64"}, r"dtype must be float32, bfloat16 or float16, got torch.float64"),
+        ({"generation_config": [1]}, "generation_config.json must have a JSON object, got list"),
+    ],
+)
+def test_configs_that_no_model_has(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_folders(random_model("Llama"), tmp_path, "gptq")
+    if "generation_config" in change:
+        (tmp_path / "quantized" / "generation_config.json").write_text(json.dumps(change["generation_config"]))
+    else:
+        change_config(tmp_path / "quantized", lambda config: config.update(change))
+    with pytest.raises(ValueError, match=rf"quantized.*{message}"):
+        from_checkpoint(tmp_path / "quantized")
+
+
+def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_folder_has_a_dtype(tmp_path: Path) -> None:

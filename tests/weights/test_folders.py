@@ -1,6 +1,7 @@
 """Checkpoints in folders of Hugging Face: what they have is found, and what is wrong with them is named."""
 
 import json
+import pickle
 import random
 import shutil
 from dataclasses import replace
@@ -11,6 +12,7 @@ from cases import assert_same_bits
 from folders import EXAMPLES, FLOATS, entry, write_example, write_file, write_folder
 
 import pyda8w4.checkpoints
+import pyda8w4.convert
 from pyda8w4.checkpoints import _folder
 from pyda8w4.checkpoints import open as open_checkpoint
 
@@ -135,6 +137,77 @@ def test_what_is_not_there(folder):
 def test_arguments_of_other_types(folder, call, error, message):
     with pytest.raises(error, match=message):
         call(open_checkpoint(folder))
+
+
+def test_one_file_comes_before_an_index(folder):
+    """As transformers has it: an index may be of an earlier save."""
+    write_file(folder / "model.safetensors", floats(seed=7))
+    checkpoint = open_checkpoint(folder)
+    assert "layers.0.q" not in checkpoint.types
+    assert_same_bits(checkpoint.array("embed.weight"), floats(seed=7)["embed.weight"][1].astype(np.float32))
+
+
+@pytest.mark.parametrize("config", [{}, {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 16}}])
+@pytest.mark.parametrize("name", ["x.qweight", "x.weight_packed", "x.W_q", "x.weight"])
+def test_codes_of_no_layer(tmp_path, config, name):
+    if name == "x.qweight":
+        config = {}  # which is a layer of AWQ, though a damaged one
+    path = write_folder(
+        tmp_path / "model", {"a.safetensors": {name: entry(np.ones((8, 8), np.int32))}}, config, index=False
+    )
+    with pytest.raises(
+        ValueError, match=rf"model: {name} of I32 must be of a quantized layer, but the config (says|has)"
+    ):
+        open_checkpoint(path)
+
+
+def test_a_method_that_has_no_name(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]["quant_method"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"config.json: quantization_config must have quant_method, got bits, group_size"
+    ):
+        open_checkpoint(folder)
+
+
+def test_generation_config_is_part_of_the_metadata(folder, tmp_path):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.metadata["generation_config"] == {"eos_token_id": [5, 6]}
+    pyda8w4.convert.run(checkpoint, tmp_path / "out.safetensors")
+    assert open_checkpoint(tmp_path / "out.safetensors").metadata == checkpoint.metadata
+
+
+def test_repr_and_pickle(folder):
+    checkpoint = open_checkpoint(folder)
+    assert repr(checkpoint) == f"Checkpoint('{folder}', 6 tensors)"
+    again = pickle.loads(pickle.dumps(checkpoint))
+    assert again.types == checkpoint.types
+    assert_same_bits(again.array("layers.0.q"), checkpoint.array("layers.0.q"))
+
+
+@pytest.mark.parametrize("out", ["model/new.safetensors", "model/model-00002-of-00002.safetensors", "link", "hard"])
+def test_convert_leaves_its_source_alone(folder, tmp_path, out):
+    shard = folder / "model-00002-of-00002.safetensors"
+    (tmp_path / "link").symlink_to(shard)
+    (tmp_path / "hard").hardlink_to(shard)
+    before = shard.read_bytes()
+    with pytest.raises(ValueError, match="the file must not be one of the checkpoint, nor in its folder"):
+        pyda8w4.convert.run(open_checkpoint(folder), tmp_path / out)
+    assert shard.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "x", "config.json", "x.bin"])
+def test_files_of_another_kind(tmp_path, name):
+    (tmp_path / name).write_bytes(b"text" * 20)
+    with pytest.raises(ValueError, match=rf"path must be a GGUF file, a folder or a safetensors .*{name}"):
+        open_checkpoint(tmp_path / name)
+    (tmp_path / "a.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match=r"a.safetensors: it must hold layout .*; a model of Hugging Face is"):
+        open_checkpoint(tmp_path / "a.safetensors")
+    with pytest.raises(FileNotFoundError):
+        open_checkpoint(tmp_path / "typo")
 
 
 def test_stack_of_names(folder):
@@ -347,11 +420,11 @@ def test_a_header_that_lies(tmp_path, change, message):
 
 def test_a_type_that_nobody_knows(tmp_path):
     path = write_folder(tmp_path / "model", {}, index=False)
-    write_file(path / "model.safetensors", floats(), change=set_to("embed.weight", dtype="F3"))
+    write_file(path / "model.safetensors", floats(), change=set_to("norm.weight", dtype="F3"))
     checkpoint = open_checkpoint(path)
-    assert checkpoint.types["embed.weight"] == "F3"
-    with pytest.raises(ValueError, match=r"embed.weight of F3 cannot be dequantized"):
-        checkpoint.array("embed.weight")
+    assert checkpoint.types["norm.weight"] == "F3"
+    with pytest.raises(ValueError, match=r"norm.weight of F3 cannot be dequantized"):
+        checkpoint.array("norm.weight")
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 100, -1])
