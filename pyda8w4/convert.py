@@ -203,9 +203,8 @@ def _keep(
 ) -> tuple[Converted, dict[str, Any]]:
     kind, shape, nbytes = _as_kept(layer)
     parts: Iterable[npt.NDArray[Any]]
-    if layer.stored is not None:
-        checkpoint._release()
-        how, parts = "stored", [layer.stored.bytes]
+    if (stored := checkpoint._stored(name)) is not None:
+        how, parts = "stored", [stored.bytes]
     else:
         indices = range(layer.shape[0] if layer.is_stack else 1)
         how, parts = "float32", (checkpoint._floats(name, layer, index) for index in indices)

@@ -16,6 +16,7 @@ from pyda8w4._filesystem import release
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
+from pyda8w4._safetensors import Tensor
 from pyda8w4.formats._layer import Layer
 from pyda8w4.formats._weight import QuantizedWeight
 
@@ -279,6 +280,8 @@ class Checkpoint:
         self._release()
         try:
             if layer.floats is not None:
+                if index == 0:  # of a stack, whose matrices come one after another: all of it has one checksum
+                    self._verify(layer)
                 # Scales that are not finite, and numbers beyond float32, give what such operations give.
                 with np.errstate(all="ignore"):
                     return np.require(layer.floats(index), np.float32, ["C", "W"])
@@ -298,6 +301,20 @@ class Checkpoint:
         except ValueError as error:
             raise self._refused(f"{name} of {layer.type} cannot be quantized: {error}") from None
         return packed, _relative_error(packed, w)
+
+    def _stored(self, name: str) -> Tensor | None:
+        """A tensor as it is in the file, where that can be, once it has its checksum."""
+        layer = self._layers[name]
+        self._release()
+        try:
+            self._verify(layer)
+        except ValueError as error:
+            raise self._refused(f"{name} of {layer.type} cannot be read: {error}") from None
+        return layer.stored
+
+    def _verify(self, layer: Layer) -> None:
+        if layer.verify is not None:
+            layer.verify()
 
     def _release(self) -> None:
         """What was read before is packed, or floats, by now."""

@@ -7,9 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from pyda8w4._filesystem import map_file
 from pyda8w4._format import Format
 from pyda8w4._packed import PackedWeight
@@ -47,10 +44,7 @@ def _layer(file: Reader, name: str, fields: dict[str, Any]) -> Layer:
         tensor = file.tensor(name)
         if tensor.shape != shape:
             raise ValueError(f"{name} must be of shape {shape}, got {tensor.shape}")
-        layer = replace(plain_layer(tensor), type=type_)
-        if layer.floats is not None:
-            layer = replace(layer, floats=partial(_floats, file, layer, fields))
-        return layer
+        return replace(plain_layer(tensor), type=type_, verify=partial(file.check_tensor, tensor, fields))
     if len(shape) == 2:
         return _weights(file, type_, shape, [name])
     if len(shape) != 3 or shape[0] < 1:
@@ -82,10 +76,3 @@ def _weights(file: Reader, type_: str, shape: tuple[int, ...], names: list[str])
 
 def _packed(file: Reader, names: list[str], formats: list[Format], index: int) -> PackedWeight:
     return file.weight(names[index], formats[index])
-
-
-def _floats(file: Reader, layer: Layer, fields: dict[str, Any], index: int) -> npt.NDArray[np.float32]:
-    assert layer.stored is not None and layer.floats is not None
-    if index == 0:  # of a stack, whose matrices are requested one after another: all of it has one checksum
-        file.check_tensor(layer.stored, fields)
-    return layer.floats(index)

@@ -39,6 +39,8 @@ class Layer:
         Why there is no `read`.
     stored : Tensor, optional
         Itself as it is in the file, where safetensors has its type.
+    verify : callable, optional
+        Raises ValueError unless `stored` has its checksum, where the file has one.
     packed : callable, optional
         ``packed(index)`` gives what `read` gives packed, where the file has it so.
     read_rows : callable, optional
@@ -54,6 +56,7 @@ class Layer:
     format: Format | None = None
     refusal: str | None = None
     stored: Tensor | None = None
+    verify: Callable[[], None] | None = None
     packed: Callable[[int], PackedWeight] | None = None
     read_rows: Callable[[int, slice], QuantizedWeight] | None = None
 

@@ -145,10 +145,9 @@ class _Floats:
 
     def __getitem__(self, everything: Any) -> torch.Tensor:
         name, rows, minus = self._part
-        stored = self._checkpoint._layers[name].stored
+        stored = self._checkpoint._stored(name)
         if stored is not None and stored.dtype in _STORED and not minus:
             # In the type that it has: the largest tensors of many models are embeddings, which stay float.
-            self._checkpoint._release()
             array = stored.array()
             array = np.array(array if rows is None else array[rows])
             return torch.from_numpy(array.view(np.int16)).view(_STORED[stored.dtype])

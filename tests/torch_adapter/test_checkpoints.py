@@ -586,6 +586,19 @@ def test_converted_folder_generates_as_the_folder(tmp_path: Path) -> None:
         assert from_checkpoint(tmp_path / name).generation_config.eos_token_id == [5, 6]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_damaged_floats_of_a_converted_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    write_folders(random_model("Llama").to(dtype), tmp_path, "gptq")
+    path = tmp_path / "out.safetensors"
+    pyda8w4.convert.run(pyda8w4.checkpoints.open(tmp_path / "quantized"), path)
+    tensor = pyda8w4.checkpoints.open(path)._layers["model.embed_tokens.weight"].stored
+    data = bytearray(path.read_bytes())
+    data[data.index(tensor.bytes.tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"out.safetensors: model.embed_tokens.weight .* does not have its checksum"):
+        from_checkpoint(path)
+
+
 @pytest.mark.parametrize("requantize", [False, True])
 def test_layers_without_floats_cannot_be_quantized_again(requantize: bool, tmp_path: Path) -> None:
     write_folders(random_model("Llama"), tmp_path, "gptq")
