@@ -285,12 +285,10 @@ class Checkpoint:
                 # Scales that are not finite, and numbers beyond float32, give what such operations give.
                 with np.errstate(all="ignore"):
                     return np.require(layer.floats(index), np.float32, ["C", "W"])
-            if layer.packed is not None:
-                return layer.packed(index).dequantize()
-            if layer.read is not None:
-                return layer.read(index).pack().dequantize()
         except ValueError as error:
             raise self._refused(f"{name} of {layer.type} cannot be dequantized: {error}") from None
+        if layer.read is not None:
+            return self._pack(name, layer, index, requantize=False)[0].dequantize()
         why = layer.refusal or "its elements are no floats"
         raise self._refused(f"{name} of {layer.type} cannot be dequantized: {why}")
 

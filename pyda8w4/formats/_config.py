@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 # What a config is called in messages, but for objects in it.
@@ -59,22 +59,23 @@ class Rule(NamedTuple):
     excludes: bool
 
 
-def dynamic(config: Mapping[str, Any]) -> list[Rule]:
-    """The first that matches counts, and those that exclude modules come first (GPTQModel's config.py)."""
-    found = []
+def by_module(config: Mapping[str, Any], modules: Iterable[str]) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
+    """-> a module, the config that holds for it, and why it cannot be read."""
+    # The first that matches counts, and those that exclude modules come first (GPTQModel's config.py).
+    found = sorted(_dynamic(config), key=lambda rule: not rule.excludes)
+    for name in modules:
+        rule = next((rule for rule in found if rule.pattern.match(name)), None)
+        if rule is None:
+            yield name, config, None
+        else:
+            why = f"dynamic has {rule.pattern.pattern!r}, which says that it is not quantized"
+            yield name, {**config, **rule.changes}, why if rule.excludes else None
+
+
+def _dynamic(config: Mapping[str, Any]) -> Iterator[Rule]:
     for key, changes in rules(config, "dynamic").items():
         text = key.removeprefix("-:").removeprefix("+:")
-        found.append(Rule(pattern(text, f"dynamic of {WHOLE}"), changes, key.startswith("-:")))
-    return sorted(found, key=lambda rule: not rule.excludes)
-
-
-def of_module(name: str, config: Mapping[str, Any], dynamic: list[Rule]) -> tuple[dict[str, Any], str | None]:
-    """-> what holds for a module, and why it cannot be read."""
-    rule = next((rule for rule in dynamic if rule.pattern.match(name)), None)
-    if rule is None:
-        return dict(config), None
-    refusal = f"dynamic has {rule.pattern.pattern!r}, which says that it is not quantized" if rule.excludes else None
-    return {**config, **rule.changes}, refusal
+        yield Rule(pattern(text, f"dynamic of {WHOLE}"), changes, key.startswith("-:"))
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...], kind: type, takes: str, default: Any, where: str) -> Any:

@@ -122,12 +122,8 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         If the config makes no sense: names the key.
     """
     scheme_of(config)
-    dynamic = _config.dynamic(config)
-    found = {}
-    for name in modules(tensors, ".qweight"):
-        of_module, refusal = _config.of_module(name, config, dynamic)
-        found[name] = layer(name, tensors, scheme_of(of_module, refusal))
-    return found
+    configs = _config.by_module(config, modules(tensors, ".qweight"))
+    return {name: layer(name, tensors, scheme_of(of_module, refusal)) for name, of_module, refusal in configs}
 
 
 class Scheme(NamedTuple):
