@@ -253,6 +253,8 @@ const char *da8w4_status_text(da8w4_status status) {
         case DA8W4_INEXACT_SCALE: return "a scale or offset of two levels is not exact in float32";
         case DA8W4_INT32_OVERFLOW: return "a group's dot product may not fit int32";
         case DA8W4_BAD_ACT_ZP: return "an activation zero point is out of range";
+        case DA8W4_BAD_EXPERT:
+            return "an expert's id is out of range, or the rows of all experts are not those of the call";
         case DA8W4_FACTORS_NEED_FLOATS: return "the weight multiplies activations by factors before they are quantized";
         case DA8W4_UNKNOWN_KERNEL: return "no kernel has this name";
         case DA8W4_KERNEL_UNAVAILABLE: return "this CPU cannot run the kernel";

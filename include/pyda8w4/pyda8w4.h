@@ -54,6 +54,8 @@ typedef enum da8w4_status DA8W4_INT {
     DA8W4_INEXACT_SCALE,       /* a scale or offset of two levels is not exact in float32 */
     DA8W4_INT32_OVERFLOW,      /* group * 128 * max|value of a code - zp| does not fit int32 */
     DA8W4_BAD_ACT_ZP,          /* an activation zero point is outside the activation's type */
+    DA8W4_BAD_EXPERT,          /* an expert's id is neither -1 nor below the number of experts, or rows_of_expert does
+                                  not add up to m */
     DA8W4_FACTORS_NEED_FLOATS, /* da8w4_gemm with a weight that has factors */
     DA8W4_UNKNOWN_KERNEL,      /* no kernel has this name */
     DA8W4_KERNEL_UNAVAILABLE,  /* this CPU or build cannot run the kernel; da8w4_kernel_reason says why */
@@ -192,6 +194,23 @@ DA8W4_API da8w4_status da8w4_quantize_rows(const char *kernel, const void *x, da
                                            size_t m, size_t k, da8w4_scheme scheme, void *act, size_t act_stride,
                                            float *act_scales, int32_t *act_zps);
 
+/* ---- gates ----------------------------------------------------------------------------------- */
+
+/* The function of a gate; docs/numbers.md has the operations, each rounded once. */
+typedef enum da8w4_activation DA8W4_INT {
+    DA8W4_SILU = 0,  /* gate / (1 + exp(-gate)) * up */
+    DA8W4_GELU,      /* gate / 2 * (1 + erf(gate / sqrt(2))) * up */
+    DA8W4_GELU_TANH, /* the same with its approximation by tanh */
+    DA8W4_SWIGLUOAI  /* of gpt-oss: gate / (1 + exp(-alpha * gate)) * (up + 1), both clamped by limit */
+} da8w4_activation;
+
+/* How the columns of a product become half as many outputs: activation(gate) * up. n is then even. */
+typedef struct da8w4_gating {
+    da8w4_activation activation;
+    int interleaved;    /* gates are the even columns and ups the odd ones; 0: gates are the first half */
+    float alpha, limit; /* of DA8W4_SWIGLUOAI */
+} da8w4_gating;
+
 /* ---- the product --------------------------------------------------------------------------- */
 
 typedef struct da8w4_call {
@@ -203,8 +222,9 @@ typedef struct da8w4_call {
     const int32_t *act_zps;  /* [m], gemm only; NULL: 0 */
     da8w4_scheme scheme;     /* linear only */
     const da8w4_packed *weight;
-    const float *bias; /* [n], or NULL */
-    void *out;         /* [m][n] */
+    const float *bias;          /* [n], or NULL */
+    const da8w4_gating *gating; /* NULL: none */
+    void *out;                  /* [m][n], or with gating [m][n / 2] */
     da8w4_type out_type;
     size_t out_stride;
     const char *kernel; /* NULL: the default one */
@@ -225,6 +245,70 @@ DA8W4_API da8w4_status da8w4_gemm(const da8w4_call *call);
 /* Quantizes each row and multiplies: by DA8W4_ACT_UINT8 and DA8W4_ACT_INT8, and a weight without factors, the bits of
  * da8w4_quantize_rows followed by da8w4_gemm. */
 DA8W4_API da8w4_status da8w4_linear(const da8w4_call *call);
+
+/* ---- experts --------------------------------------------------------------------------------- */
+
+/* Products of rows by weights of one n, k, group and kind, in which offsets, permutations and factors are all there or
+ * all missing. Those that the call has no rows for are neither read nor checked. */
+typedef struct da8w4_grouped_call {
+    size_t experts;
+    const da8w4_packed *weights;  /* [experts] */
+    const float *bias;            /* [experts][n], or NULL */
+    const size_t *rows_of_expert; /* [experts]: how many of the rows, which come expert by expert, are each one's */
+    size_t m;                     /* the sum of these */
+    const void *act;              /* [m][k]: F32, F16 or BF16 */
+    da8w4_type act_type;
+    size_t act_stride;
+    da8w4_scheme scheme;
+    const da8w4_gating *gating; /* NULL: none */
+    void *out;                  /* [m][n], or with gating [m][n / 2] */
+    da8w4_type out_type;
+    size_t out_stride;
+    const char *kernel; /* NULL: the default one */
+    size_t threads;     /* at most so many; 0: da8w4_get_num_threads() */
+    void *workspace;    /* aligned to 64 bytes */
+    size_t workspace_bytes;
+} da8w4_grouped_call;
+
+/* Reads all but act, out and rows_of_expert; 0 where one of them is not valid. */
+DA8W4_API size_t da8w4_grouped_workspace_bytes(const da8w4_grouped_call *call);
+
+/* The bits of da8w4_linear for each expert and its rows. */
+DA8W4_API da8w4_status da8w4_grouped_linear(const da8w4_grouped_call *call);
+
+/* A mixture of experts, of whose `experts` each token takes `slots`:
+ *
+ *     out[t] = sum over s of (weights[t][s] * scaling) * down[ids[t][s]](gating(gate_up[ids[t][s]](act[t])))
+ */
+typedef struct da8w4_moe_call {
+    size_t experts;
+    const da8w4_packed *gate_up, *down;    /* [experts]: of 2 * i columns, and of i rows and n columns */
+    const float *gate_up_bias, *down_bias; /* [experts][2 * i] and [experts][n], or NULL */
+    const da8w4_gating *gating;            /* not NULL */
+    size_t m, slots;
+    const void *act; /* [m][k]: F32, F16 or BF16 */
+    da8w4_type act_type;
+    size_t act_stride;
+    da8w4_scheme scheme;  /* of both products */
+    const int32_t *ids;   /* [m][slots]; -1: the slot adds nothing */
+    const float *weights; /* [m][slots] */
+    float scaling;        /* of all weights */
+    void *out;            /* [m][n] */
+    da8w4_type out_type;
+    size_t out_stride;
+    const char *kernel; /* NULL: the default one */
+    size_t threads;     /* at most so many; 0: da8w4_get_num_threads() */
+    void *workspace;    /* aligned to 64 bytes */
+    size_t workspace_bytes;
+} da8w4_moe_call;
+
+/* Reads all but act, ids, weights and out; 0 where one of them is not valid. */
+DA8W4_API size_t da8w4_moe_workspace_bytes(const da8w4_moe_call *call);
+
+/* Each row of act is quantized once where weights have neither a permutation nor factors. The results of a token are
+ * added in the order of its slots, each by one fma in float32. Nothing is written to out unless DA8W4_OK is returned.
+ */
+DA8W4_API da8w4_status da8w4_moe(const da8w4_moe_call *call);
 
 /* ---- kernels, CPU, threads ------------------------------------------------------------------ */
 

@@ -124,6 +124,30 @@ struct Epilogue {
     da8w4_type out_type;
 };
 
+// Gates and ups of some rows become half as many outputs: activation(gate) * up.
+struct GateJob {
+    da8w4_gating gating;
+    size_t rows, cols;         // cols: outputs of each row, 1..kBlock
+    const float *gates, *ups;  // of the first row; where gating.interleaved, every second float
+    size_t stride;             // elements from row to row, of both
+    void *out;
+    size_t out_stride;  // bytes
+    da8w4_type out_type;
+};
+
+// What experts gave for one token becomes its output: acc = 0; for each slot acc = fma(results[rows[slot]], weight,
+// acc).
+struct SlotSum {
+    size_t slots, cols;
+    const float *results;  // [row][stride]
+    size_t stride;         // elements
+    const int32_t *rows;   // [slots]; negative: the slot adds nothing
+    const float *weights;  // [slots], each of which is multiplied by `scaling` first, with one rounding
+    float scaling;
+    void *out;
+    da8w4_type out_type;
+};
+
 // One way in which micro-kernels read weights, with the blocking that suits it.
 struct WeightForm {
     size_t mr;           // most rows of a micro-tile; even
@@ -164,6 +188,8 @@ struct Kernel {
     void (*transform_row)(const void *x, da8w4_type x_type, size_t k, const int32_t *perm, const float *factors,
                           float *to);
     void (*epilogue)(const Epilogue &epilogue);
+    void (*gate)(const GateJob &job);
+    void (*sum_slots)(const SlotSum &sum);
     // Gives back what a thread's state says that it holds, at the end of its part of a product; or null.
     void (*release)(size_t state);
 };
