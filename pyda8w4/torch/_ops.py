@@ -92,13 +92,9 @@ class Product:
 
     def __init__(self, format: Format, tensors: Mapping[str, torch.Tensor | None], bias: torch.Tensor | None) -> None:
         self.format, self._n, self._k = format, format.n, format.k
-        addresses = {
-            name: _address(name, tensors.get(name), DTYPES[type], shape)
-            for name, (shape, type) in format.arrays.items()
-        }
+        addresses, self._bias = check_arrays(format, tensors, bias)
         self._view = format.view(addresses)
         self._perm = tensors["perm"] if format.has_perm else None
-        self._bias = None if bias is None else _address("bias", bias, torch.float32, (format.n,))
 
     def multiply(self, input: torch.Tensor, scheme: int) -> torch.Tensor:
         """`pyda8w4.linear` on tensors."""
@@ -174,6 +170,16 @@ def slice_outputs(out: torch.Tensor, within: slice) -> torch.Tensor:
     return out[..., within]
 
 
+def check_arrays(
+    format: Format, tensors: Mapping[str, torch.Tensor | None], bias: torch.Tensor | None
+) -> tuple[dict[str, int], int | None]:
+    """The addresses of the arrays of a weight, or of several, and of a bias. ValueError if tensors are not these."""
+    addresses = {
+        name: _address(name, tensors.get(name), DTYPES[type], shape) for name, (shape, type) in format.arrays.items()
+    }
+    return addresses, None if bias is None else _address("bias", bias, torch.float32, format.shape[:-1])
+
+
 def _address(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     if tensor is None:
         raise ValueError(f"{name} must be a tensor of {dtype} and shape {shape}, got none")
@@ -223,7 +229,7 @@ def _embedding_fake(
 _NO_GRADIENTS = "DA8W4 layers are for inference and have no gradients; run the model under torch.no_grad()"
 
 
-def _refuse_gradients(input: torch.Tensor) -> None:
+def refuse_gradients(input: torch.Tensor) -> None:
     """Raise NotImplementedError for an input that function transforms or forward mode differentiate.
 
     torch takes an output without a tangent for a constant, so without this derivatives would be zero.
@@ -258,7 +264,7 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
 
 def _autograd(keys: Any, input: torch.Tensor, *others: Any) -> torch.Tensor:
     # What torch.library.register_autograd does, which knows neither forward mode nor these nested tensors.
-    _refuse_gradients(input)
+    refuse_gradients(input)
     if _is_strided_nested(input):
         return _of_each(lambda part: torch.ops.pyda8w4.linear(part, *others), input)
     out: torch.Tensor = _reverse_mode(keys, input, *others)
