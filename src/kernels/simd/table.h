@@ -3,6 +3,7 @@
 
 #include "kernels/kernel.h"
 #include "kernels/simd/epilogue.h"
+#include "kernels/simd/gate.h"
 #include "kernels/simd/microkernel.h"
 #include "kernels/simd/quantize.h"
 #include "kernels/simd/unpack.h"
@@ -56,6 +57,8 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
         .quantize_int16 = quantize_int16<V>,
         .transform_row = transform_row<V>,
         .epilogue = epilogue<V>,
+        .gate = gate<V>,
+        .sum_slots = sum_slots<V>,
         .release = nullptr,
     };
 }

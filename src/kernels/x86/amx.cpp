@@ -226,6 +226,8 @@ constexpr Kernel amx_kernel() {
         .quantize_int16 = avx512vnni::quantize_int16,
         .transform_row = avx512vnni::transform_row,
         .epilogue = avx512vnni::epilogue,
+        .gate = avx512vnni::gate,
+        .sum_slots = avx512vnni::sum_slots,
         .release = release,
     };
 }
