@@ -19,8 +19,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from pyda8w4._concat import concat
+from pyda8w4._experts import PackedExperts, stack
 from pyda8w4._files import load, save
-from pyda8w4._linear import gemm, linear
+from pyda8w4._linear import gemm, linear, linear_gated
+from pyda8w4._moe import grouped_linear, moe
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_activation, quantize_weight
@@ -37,6 +39,7 @@ from pyda8w4._runtime import (
 __version__ = _version()
 
 __all__ = [
+    "PackedExperts",
     "PackedWeight",
     "concat",
     "cpu_info",
@@ -44,13 +47,17 @@ __all__ = [
     "get_include",
     "get_library",
     "get_num_threads",
+    "grouped_linear",
     "kernels",
     "linear",
+    "linear_gated",
     "load",
+    "moe",
     "prepack",
     "quantize_activation",
     "quantize_weight",
     "save",
     "set_num_threads",
+    "stack",
     "use_kernel",
 ]

@@ -16,6 +16,11 @@ INTEGERS = ("uint8", "int8")
 # Schemes of activations by name, as the C interface numbers them.
 SCHEMES = {"uint8": 0, "int8": 1, "int8_group": 2, "int16": 3}
 
+# Functions of gates by name, as the C interface numbers them.
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "swigluoai": 3}
+
+_MOST_FLOAT32 = float(np.finfo(np.float32).max)
+
 # Native dtypes by name, and names by the identity of the dtype, of which numpy has one each and whose hash
 # takes longer than all other checks together. ml_dtypes' bfloat16 joins when one is first seen.
 _dtypes: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("float32", "float16", "uint8", "int8")}
@@ -130,3 +135,53 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, np.bool_):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
     return bool(value)
+
+
+def check_number(name: str, value: Any) -> float:
+    """-> a number that float32 holds, up to its rounding."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not -_MOST_FLOAT32 <= value <= _MOST_FLOAT32:
+        raise ValueError(f"{name} must be finite in float32, got {value}")
+    return float(value)
+
+
+def operand(name: str, value: npt.ArrayLike, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    array = as_array(name, value)
+    if array.dtype != dtype:
+        raise wrong_type(name, (dtype,), str(array.dtype), value)
+    check_shape(name, array, shape)
+    return plain(array)
+
+
+def output(
+    out: npt.NDArray[Any] | None, out_dtype: npt.DTypeLike | None, default: str, shape: tuple[int, ...]
+) -> tuple[npt.NDArray[Any], str]:
+    """-> where to put the result, and its type."""
+    if out is None:
+        name = default if out_dtype is None else _out_type(out_dtype)
+        return np.empty(shape, dtype_of(name)), name
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
+    name = check_dtype("out", out, FLOATS if out_dtype is None else (_out_type(out_dtype),))
+    check_shape("out", out, shape)
+    flags = out.flags
+    if not flags.c_contiguous:
+        raise ValueError("out must be C-contiguous, got an array with other strides")
+    if not flags.aligned:
+        raise ValueError(f"out must be aligned to its {out.itemsize} bytes, got an array that is not")
+    if not flags.writeable:
+        raise ValueError("out must be writable, got a read-only array")
+    return out, name
+
+
+def _out_type(out_dtype: npt.DTypeLike) -> str:
+    if isinstance(out_dtype, str) and out_dtype == "bfloat16":
+        return out_dtype
+    try:
+        name = type_name(np.dtype(out_dtype))
+    except (TypeError, ValueError):
+        raise TypeError(f"out_dtype must be {one_of(FLOATS)}, got {out_dtype!r}") from None
+    if name not in FLOATS:
+        raise TypeError(f"out_dtype must be {one_of(FLOATS)}, got {name}")
+    return name

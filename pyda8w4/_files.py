@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 
 from pyda8w4._checks import check_flag
+from pyda8w4._experts import PackedExperts
 from pyda8w4._filesystem import check_path, map_file, replaced_file
 from pyda8w4._packed import PackedWeight
 from pyda8w4._packed_file import Reader, Writer, errors_of, expected_weight, header_room
 
 
-def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> None:
+def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight | PackedExperts]) -> None:
     """Write packed weights to a safetensors file.
 
     Parameters
@@ -19,7 +20,7 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     path : path-like
         Replaced only once the new file is complete and on the disk. A symbolic link stays: its target is
         replaced. A file that exists keeps its owner and permissions, and must be writable.
-    weights : mapping of str to PackedWeight
+    weights : mapping of str to PackedWeight or PackedExperts
         The layers of a model, by name.
 
     Raises
@@ -53,12 +54,15 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
     {'lm_head': PackedWeight(shape=(64, 128), bits=4, group_size=128, scales=float16, zero_point=8, nbytes=4480)}
     """
     if not isinstance(weights, Mapping):
-        raise TypeError(f"weights must be a mapping of names to PackedWeight, got {type(weights).__name__}")
+        raise TypeError(
+            f"weights must be a mapping of names to PackedWeight or PackedExperts, got {type(weights).__name__}"
+        )
     expected = {}
     for name, weight in weights.items():
-        if not isinstance(name, str) or not isinstance(weight, PackedWeight):
+        if not isinstance(name, str) or not isinstance(weight, (PackedWeight, PackedExperts)):
             raise TypeError(
-                f"weights must map str to PackedWeight, got {type(name).__name__} to {type(weight).__name__}"
+                "weights must map str to PackedWeight or PackedExperts, got "
+                f"{type(name).__name__} to {type(weight).__name__}"
             )
         expected[name] = expected_weight(name, weight.shape, weight._arrays)
     room = header_room(
@@ -72,7 +76,7 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight]) -> N
         writer.finish()
 
 
-def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, PackedWeight]:
+def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, PackedWeight | PackedExperts]:
     """Load packed weights from a file that `save` wrote, on this or another machine.
 
     Parameters
@@ -85,7 +89,7 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
 
     Returns
     -------
-    dict of str to PackedWeight
+    dict of str to PackedWeight or PackedExperts
         They are mapped: processes share their pages, and without `verify` each comes from the file
         when a kernel first needs it. The file must not be changed in place while they live.
 
@@ -119,4 +123,8 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
     data = map_file(path)
     with errors_of(path):
         file = Reader(path, data, verify)
-        return {name: file.weight(name, file.format(name)) for name in file.weights}
+        formats = {name: file.format(name) for name in file.weights}
+        return {
+            name: file.weight(name, format) if format.experts is None else file.experts(name, format)
+            for name, format in formats.items()
+        }

@@ -156,7 +156,9 @@ _SAME = ("k", "group_size", "bits", "has_table", "super_size", "sub_scale_dtype"
 class Format:
     """What kind of packed weight it is.
 
-    The attributes are those of `PackedWeight`. Values that no packed weight has raise ValueError.
+    The attributes are those of `PackedWeight`, and `experts`: of how many such weights the arrays hold the ones, with a
+    dimension for them that comes first; None is one weight, without it. Values that no packed weight has raise
+    ValueError.
     """
 
     n: int
@@ -172,6 +174,7 @@ class Format:
     sub_offset_dtype: str | None = None
     has_perm: bool = False
     has_factors: bool = False
+    experts: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("n", "k", "group_size"):
@@ -195,6 +198,8 @@ class Format:
             self._check_sums(self.zero_point, self.zero_point)
         if self.has_table and self.zero_point != 0:
             raise ValueError(f"zero_point must be 0 with a table, got {self.zero_point!r}")
+        if self.experts is not None and (type(self.experts) is not int or self.experts < 1):
+            raise ValueError(f"experts must be a positive int, or None, got {self.experts!r}")
 
     def _check_levels(self) -> None:
         if type(self.super_size) is not int or not 0 <= self.super_size <= self.groups:
@@ -208,6 +213,11 @@ class Format:
                 raise ValueError(f"{name} must be {one_of(INTEGERS)}, got {dtype!r}")
             if not needed and dtype is not None:
                 raise ValueError(f"{name} must be None where there is nothing of two levels, got {dtype!r}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, K), or (E, N, K)."""
+        return (self.n, self.k) if self.experts is None else (self.experts, self.n, self.k)
 
     @property
     def groups(self) -> int:
@@ -249,7 +259,14 @@ class Format:
             arrays["perm"] = ArraySpec((self.k,), "int32")
         if self.has_factors:
             arrays["factors"] = ArraySpec((self.k,), "float32")
+        if self.experts is not None:
+            return {name: ArraySpec((self.experts, *spec.shape), spec.type) for name, spec in arrays.items()}
         return arrays
+
+    @cached_property
+    def of_each(self) -> Format:
+        """That of each expert, or of the one weight."""
+        return replace(self, experts=None)
 
     @property
     def nbytes(self) -> int:
@@ -269,6 +286,10 @@ class Format:
 
     def check_values(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raise ValueError if numbers in those of the arrays that are given could lead a kernel astray."""
+        if self.experts is not None:
+            for i in range(self.experts):
+                self.of_each.check_values({name: array[i] for name, array in arrays.items()})
+            return
         if "zps" in arrays:
             columns = self._columns(arrays["zps"])  # those beyond N do not count
             self._check_sums(int(columns.min()), int(columns.max()))
@@ -310,24 +331,28 @@ class Format:
     @staticmethod
     def joined(formats: Sequence[Format]) -> Format:
         """Of weights joined along N. ValueError names what must be the same and is not."""
-        first = formats[0]
+        whole = formats[0]
         for i, part in enumerate(formats):
-            for field in _SAME:
-                wanted, found = getattr(first, field), getattr(part, field)
-                if found != wanted:
-                    name = "K" if field == "k" else field
-                    raise ValueError(f"weights[{i}] must have {name} = {wanted} like weights[0], got {found}")
-        with_offsets = [part for part in formats if part.has_offsets]
-        sub_offset_dtypes = {part.sub_offset_dtype for part in with_offsets}
-        if len(sub_offset_dtypes) > 1:
+            whole = whole.common(part, i)
+        return replace(whole, n=sum(part.n for part in formats))
+
+    def common(self, other: Format, i: int) -> Format:
+        """Of a weight like this, whose arrays can hold those of `weights[i]`, too. ValueError if no weight's can."""
+        if other == self:
+            return self
+        for field in _SAME:
+            wanted, found = getattr(self, field), getattr(other, field)
+            if found != wanted:
+                name = "K" if field == "k" else field
+                raise ValueError(f"weights[{i}] must have {name} = {wanted} like weights[0], got {found}")
+        if self.has_offsets and other.has_offsets and self.sub_offset_dtype != other.sub_offset_dtype:
             raise ValueError("weights must have sub_offsets of one type, got uint8 and int8")
         return replace(
-            first,
-            n=sum(part.n for part in formats),
-            scale_dtype=first.scale_dtype if len({part.scale_dtype for part in formats}) == 1 else "float32",
-            zero_point=first.zero_point if len({part.zero_point for part in formats}) == 1 else None,
-            has_offsets=bool(with_offsets),
-            sub_offset_dtype=with_offsets[0].sub_offset_dtype if with_offsets else None,
+            self,
+            scale_dtype=self.scale_dtype if self.scale_dtype == other.scale_dtype else "float32",
+            zero_point=self.zero_point if self.zero_point == other.zero_point else None,
+            has_offsets=self.has_offsets or other.has_offsets,
+            sub_offset_dtype=self.sub_offset_dtype or other.sub_offset_dtype,
         )
 
     def restored(self, arrays: Mapping[str, npt.NDArray[Any]], whole: Format) -> dict[str, npt.NDArray[Any]]:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4 import reference
 from pyda8w4._checks import (
+    ACTIVATIONS,
     FLOATS,
     SCHEMES,
     TYPES,
-    as_array,
     as_array_of,
     bits,
-    check_dtype,
+    check_flag,
+    check_number,
     check_scheme,
-    check_shape,
     dtype_of,
-    one_of,
+    operand,
+    output,
     plain,
-    type_name,
-    wrong_type,
 )
 from pyda8w4._core import CoreError
 from pyda8w4._packed import PackedWeight
@@ -91,11 +92,11 @@ def gemm(
     """
     a, a_type = as_array_of("a", a, ("uint8", "int8"))
     rows = _check_rows("a", a, packed)
-    scales = None if a_scales is None else _operand("a_scales", a_scales, "float32", rows)
-    zps = None if a_zps is None else _operand("a_zps", a_zps, "int32", rows)
+    scales = None if a_scales is None else operand("a_scales", a_scales, "float32", rows)
+    zps = None if a_zps is None else operand("a_zps", a_zps, "int32", rows)
     n = packed._format.n
-    bias = None if bias is None else _operand("bias", bias, "float32", (n,))
-    out, out_type = _output(out, out_dtype, "float32", (*rows, n))
+    bias = None if bias is None else operand("bias", bias, "float32", (n,))
+    out, out_type = output(out, out_dtype, "float32", (*rows, n))
     try:
         packed._view.gemm(
             m=prod(rows),
@@ -177,8 +178,8 @@ def linear(
     rows = _check_rows("x", x, packed)
     act = check_scheme("act", act, _SCHEMES)
     n = packed._format.n
-    bias = None if bias is None else _operand("bias", bias, "float32", (n,))
-    out, out_type = _output(out, out_dtype, x_type, (*rows, n))
+    bias = None if bias is None else operand("bias", bias, "float32", (n,))
+    out, out_type = output(out, out_dtype, x_type, (*rows, n))
     try:
         packed._view.linear(
             m=prod(rows),
@@ -195,51 +196,122 @@ def linear(
     return out
 
 
-def _check_rows(name: str, act: npt.NDArray[Any], packed: PackedWeight) -> tuple[int, ...]:
+def linear_gated(
+    x: npt.ArrayLike,
+    gate_up: PackedWeight,
+    bias: npt.ArrayLike | None = None,
+    *,
+    activation: str = "silu",
+    interleaved: bool = False,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    act: str = "uint8",
+    out: npt.NDArray[Any] | None = None,
+    out_dtype: npt.DTypeLike | None = None,
+) -> npt.NDArray[Any]:
+    """Multiply by gates and ups, and give ``activation(gate) * up``, in one call.
+
+    Parameters
+    ----------
+    x : (..., K) ndarray of float32, float16 or bfloat16
+        All dimensions but the last are rows; there may be none, or no rows.
+    gate_up : PackedWeight
+        Of shape (N, K) with an even N: half of its output features are gates, and half of them are ups.
+    bias : (N,) ndarray of float32, optional
+        Added to gates and ups.
+    activation : {'silu', 'gelu', 'gelu_tanh', 'swigluoai'}
+        The function of the gates. ``silu``: ``gate / (1 + exp(-gate)) * up``. ``gelu``:
+        ``gate / 2 * (1 + erf(gate / sqrt(2))) * up``, and ``gelu_tanh`` is its approximation by tanh.
+        ``swigluoai``, of gpt-oss: ``gate / (1 + exp(-alpha * gate)) * (up + 1)``, where gates are at most
+        `limit` and ups from ``-limit`` to `limit`.
+    interleaved : bool
+        Whether gates are the even output features and ups the odd ones; else gates are the first half.
+    alpha, limit : float
+        Of ``swigluoai``; `limit` is positive.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        To what `x` is quantized, as in `linear`.
+    out : (..., N / 2) ndarray of float32, float16 or bfloat16, optional
+        Where to put the result; C-contiguous, aligned, and apart from the inputs.
+    out_dtype : dtype-like, optional
+        One of float32, float16 and bfloat16; that of `out`, else that of `x`.
+
+    Returns
+    -------
+    (..., N / 2) ndarray
+        `out`, or a new array.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If shapes do not fit, there is no such activation or scheme, a number is out of range, or `out` cannot
+        be written as it is. Nothing has been written then.
+
+    Notes
+    -----
+    Gates and ups are the float32 results of `linear`. Each operation on them is rounded once
+    (docs/numbers.md): the same bits from every kernel, number of rows and number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyda8w4
+    >>> gate_up = pyda8w4.prepack(np.array([[9, 9, 8, 7], [10, 8, 8, 8]], np.uint8), np.ones(2, np.float32))
+    >>> pyda8w4.linear_gated(np.array([0.0, 0.0, 0.0, 255.0], np.float32), gate_up).shape
+    (1,)
+    """
+    x, x_type = as_array_of("x", x, FLOATS)
+    rows = _check_rows("x", x, gate_up, "gate_up")
+    n = gate_up._format.n
+    if n % 2:
+        raise ValueError(f"gate_up must have an even N, of which half are gates, got shape {gate_up.shape}")
+    gating = check_gating(activation, interleaved, alpha, limit)
+    act = check_scheme("act", act, _SCHEMES)
+    bias = None if bias is None else operand("bias", bias, "float32", (n,))
+    out, out_type = output(out, out_dtype, x_type, (*rows, n // 2))
+    out[...] = convert_to(gated(linear(x, gate_up, bias, act=act, out_dtype="f4"), *gating), out_type)
+    return out
+
+
+def gated(y: npt.NDArray[Any], activation: str, interleaved: bool, alpha: float, limit: float) -> npt.NDArray[Any]:
+    """Stands in for the kernels' gates until they are there."""
+    half = y.shape[-1] // 2
+    gates, ups = (y[..., ::2], y[..., 1::2]) if interleaved else (y[..., :half], y[..., half:])
+    one, two = np.float32(1), np.float32(2)
+    with np.errstate(all="ignore"):
+        if activation == "swigluoai":
+            gates, ups = np.minimum(gates, np.float32(limit)), np.clip(ups, np.float32(-limit), np.float32(limit)) + one
+        if activation in ("silu", "swigluoai"):
+            factor = np.float32(alpha if activation == "swigluoai" else 1)
+            h = gates / (one + np.exp(-factor * gates)) * ups
+        elif activation == "gelu_tanh":
+            inner = np.float32(0.7978845608028654) * (gates + np.float32(0.044715) * gates**3)
+            h = gates / two * (one + np.tanh(inner)) * ups
+        else:
+            erf = np.vectorize(math.erf, otypes=[np.float32])(gates / np.sqrt(two))
+            h = gates / two * (one + erf) * ups
+    return np.ascontiguousarray(h, np.float32)
+
+
+def convert_to(y: npt.NDArray[Any], out_type: str) -> npt.NDArray[Any]:
+    converted = reference.convert(y, out_type)
+    return converted.view(dtype_of(out_type)) if out_type == "bfloat16" else converted
+
+
+def check_gating(activation: str, interleaved: bool, alpha: float, limit: float) -> tuple[str, bool, float, float]:
+    activation = check_scheme("activation", activation, tuple(ACTIVATIONS))
+    interleaved = check_flag("interleaved", interleaved)
+    alpha, limit = check_number("alpha", alpha), check_number("limit", limit)
+    if limit <= 0:
+        raise ValueError(f"limit must be positive, got {limit}")
+    return activation, interleaved, alpha, limit
+
+
+def _check_rows(name: str, act: npt.NDArray[Any], packed: PackedWeight, packed_name: str = "packed") -> tuple[int, ...]:
     if type(packed) is not PackedWeight:
-        raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
+        raise TypeError(f"{packed_name} must be a PackedWeight, got {type(packed).__name__}")
     shape, k = act.shape, packed._format.k
     if not shape or shape[-1] != k:
-        raise ValueError(f"{name} must have shape (..., {k}) for packed of shape {packed.shape}, got {shape}")
+        raise ValueError(f"{name} must have shape (..., {k}) for {packed_name} of shape {packed.shape}, got {shape}")
     return shape[:-1]
-
-
-def _operand(name: str, value: npt.ArrayLike, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    array = as_array(name, value)
-    if array.dtype != dtype:
-        raise wrong_type(name, (dtype,), str(array.dtype), value)
-    check_shape(name, array, shape)
-    return plain(array)
-
-
-def _output(
-    out: npt.NDArray[Any] | None, out_dtype: npt.DTypeLike | None, default: str, shape: tuple[int, ...]
-) -> tuple[npt.NDArray[Any], str]:
-    """-> where to put the result, and its type."""
-    if out is None:
-        name = default if out_dtype is None else _out_type(out_dtype)
-        return np.empty(shape, dtype_of(name)), name
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
-    name = check_dtype("out", out, FLOATS if out_dtype is None else (_out_type(out_dtype),))
-    check_shape("out", out, shape)
-    flags = out.flags
-    if not flags.c_contiguous:
-        raise ValueError("out must be C-contiguous, got an array with other strides")
-    if not flags.aligned:
-        raise ValueError(f"out must be aligned to its {out.itemsize} bytes, got an array that is not")
-    if not flags.writeable:
-        raise ValueError("out must be writable, got a read-only array")
-    return out, name
-
-
-def _out_type(out_dtype: npt.DTypeLike) -> str:
-    if isinstance(out_dtype, str) and out_dtype == "bfloat16":
-        return out_dtype
-    try:
-        name = type_name(np.dtype(out_dtype))
-    except (TypeError, ValueError):
-        raise TypeError(f"out_dtype must be {one_of(FLOATS)}, got {out_dtype!r}") from None
-    if name not in FLOATS:
-        raise TypeError(f"out_dtype must be {one_of(FLOATS)}, got {name}")
-    return name

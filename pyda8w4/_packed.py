@@ -38,86 +38,35 @@ def empty_arrays(format: Format) -> dict[str, npt.NDArray[Any]]:
     return dict(zip(format.arrays, aligned_empty(*((spec.shape, spec.dtype) for spec in specs))))
 
 
-class PackedWeight:
-    """A weight matrix in the layout that the kernels read; immutable.
+class Packed:
+    """Arrays that are packed, and what their format says of them; immutable.
 
-    Made by `prepack`, `concat`, `load`, `shard` or slicing. The layout is the same for every CPU
-    (docs/packed-format.md), so a packed weight can be pickled or saved on one machine and used on
-    another.
-
-    Attributes
-    ----------
-    shape : (int, int)
-        (N, K): output and input features.
-    bits : int
-        Of a code: 4, 5, 6 or 8.
-    group_size : int
-        Elements of k that share a scale; K where there is one group per row.
-    scale_dtype : str
-        How scales and offsets are stored: ``float16`` or ``bfloat16`` where that loses nothing, else ``float32``.
-    zero_point : int or None
-        The one of all groups, or None where they differ.
-    has_offsets : bool
-        Whether there is a float offset per group.
-    groups : int
-        Groups of one row: ceil(K / group_size).
-    super_size : int
-        Groups that share a float scale where scales have two levels; else 0.
-    sub_scale_dtype, sub_offset_dtype : str or None
-        The types of the second level, ``uint8`` or ``int8``, where there is one.
-    table : (16,) ndarray of int8, or None
-        The values that codes stand for, where they do not stand for themselves.
-    perm : (K,) ndarray of int32, or None
-        Position k of the weight multiplies ``x[perm[k]]``.
-    factors : (K,) ndarray of float32, or None
-        What ``x[perm[k]]`` is multiplied by before it is quantized.
-    nbytes : int
-        Bytes of the packed arrays.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import pyda8w4
-    >>> packed = pyda8w4.prepack(np.zeros((64, 128), np.uint8), np.ones((64, 4), np.float32))
-    >>> packed
-    PackedWeight(shape=(64, 128), bits=4, group_size=32, scales=float16, zero_point=8, nbytes=4864)
-    >>> packed[32:].shape
-    (32, 128)
+    Where there are several weights, arrays have a dimension for them that comes first.
     """
 
-    __slots__ = ("_arrays", "_format", "_view")
+    __slots__ = ("_arrays", "_format")
 
     _format: Format
     _arrays: dict[str, npt.NDArray[Any]]  # bfloat16 as the bits, in uint16
-    _view: View
 
-    def __init__(self) -> None:
-        raise TypeError("a PackedWeight is made by pyda8w4.prepack, not by its constructor")
-
-    @classmethod
-    def _from_arrays(cls, format: Format, arrays: Mapping[str, npt.NDArray[Any]]) -> PackedWeight:
-        """From C-contiguous, aligned arrays that fit the format: `Format.check` tells."""
+    def _set(self, format: Format, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         read_only = {name: array.view() for name, array in arrays.items()}
         for array in read_only.values():
             array.flags.writeable = False
-        self = object.__new__(cls)
         object.__setattr__(self, "_format", format)
         object.__setattr__(self, "_arrays", read_only)
-        object.__setattr__(self, "_view", format.view(read_only))
-        return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"a PackedWeight is immutable; cannot set {name!r}")
+        raise AttributeError(f"a {type(self).__name__} is immutable; cannot set {name!r}")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a PackedWeight is immutable; cannot delete {name!r}")
+        raise AttributeError(f"a {type(self).__name__} is immutable; cannot delete {name!r}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        arrays = {name: np.asarray(array) for name, array in self._arrays.items()}
-        return _rebuild, (LAYOUT_VERSION, asdict(self._format), arrays)
+    def _pickled(self) -> tuple[int, dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        return LAYOUT_VERSION, asdict(self._format), {name: np.asarray(array) for name, array in self._arrays.items()}
 
     def __repr__(self) -> str:
-        parts = [f"shape={self.shape}", f"bits={self.bits}", f"group_size={self.group_size}"]
+        parts = [f"shape={self._format.shape}", f"bits={self.bits}", f"group_size={self.group_size}"]
         if self.super_size:
             parts.append(f"super_size={self.super_size}")
         for name, found, sub_dtype in (
@@ -128,12 +77,7 @@ class PackedWeight:
                 parts.append(f"{name}={self.scale_dtype}{f'*{sub_dtype}' if sub_dtype else ''}")
         parts.append(f"zero_point={'per group' if self.zero_point is None else self.zero_point}")
         parts += [name for name in SHARED if name in self._arrays]
-        return f"PackedWeight({', '.join(parts)}, nbytes={self.nbytes})"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K): output and input features."""
-        return self._format.n, self._format.k
+        return f"{type(self).__name__}({', '.join(parts)}, nbytes={self.nbytes})"
 
     @property
     def bits(self) -> int:
@@ -199,6 +143,77 @@ class PackedWeight:
     def nbytes(self) -> int:
         """Bytes of the packed arrays."""
         return sum(array.nbytes for array in self._arrays.values())
+
+
+class PackedWeight(Packed):
+    """A weight matrix in the layout that the kernels read; immutable.
+
+    Made by `prepack`, `concat`, `load`, `shard` or slicing. The layout is the same for every CPU
+    (docs/packed-format.md), so a packed weight can be pickled or saved on one machine and used on
+    another.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        (N, K): output and input features.
+    bits : int
+        Of a code: 4, 5, 6 or 8.
+    group_size : int
+        Elements of k that share a scale; K where there is one group per row.
+    scale_dtype : str
+        How scales and offsets are stored: ``float16`` or ``bfloat16`` where that loses nothing, else ``float32``.
+    zero_point : int or None
+        The one of all groups, or None where they differ.
+    has_offsets : bool
+        Whether there is a float offset per group.
+    groups : int
+        Groups of one row: ceil(K / group_size).
+    super_size : int
+        Groups that share a float scale where scales have two levels; else 0.
+    sub_scale_dtype, sub_offset_dtype : str or None
+        The types of the second level, ``uint8`` or ``int8``, where there is one.
+    table : (16,) ndarray of int8, or None
+        The values that codes stand for, where they do not stand for themselves.
+    perm : (K,) ndarray of int32, or None
+        Position k of the weight multiplies ``x[perm[k]]``.
+    factors : (K,) ndarray of float32, or None
+        What ``x[perm[k]]`` is multiplied by before it is quantized.
+    nbytes : int
+        Bytes of the packed arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pyda8w4
+    >>> packed = pyda8w4.prepack(np.zeros((64, 128), np.uint8), np.ones((64, 4), np.float32))
+    >>> packed
+    PackedWeight(shape=(64, 128), bits=4, group_size=32, scales=float16, zero_point=8, nbytes=4864)
+    >>> packed[32:].shape
+    (32, 128)
+    """
+
+    __slots__ = ("_view",)
+
+    _view: View
+
+    def __init__(self) -> None:
+        raise TypeError("a PackedWeight is made by pyda8w4.prepack, not by its constructor")
+
+    @classmethod
+    def _from_arrays(cls, format: Format, arrays: Mapping[str, npt.NDArray[Any]]) -> PackedWeight:
+        """From C-contiguous, aligned arrays that fit the format: `Format.check` tells."""
+        self = object.__new__(cls)
+        self._set(format, arrays)
+        object.__setattr__(self, "_view", format.view(self._arrays))
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._pickled()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K): output and input features."""
+        return self._format.n, self._format.k
 
     def __getitem__(self, rows: slice) -> PackedWeight:
         """Give output features `rows` without copying them.
@@ -506,7 +521,16 @@ def _indices(name: str, value: Any, count: int) -> npt.NDArray[np.uintp]:
 
 
 def _rebuild(layout_version: int, fields: dict[str, Any], arrays: dict[str, Any]) -> PackedWeight:
-    """From a pickle, whose contents are checked as those of a file are."""
+    format, places = unpickled(layout_version, fields, arrays)
+    if format.experts is not None:
+        raise ValueError(f"experts must be None for a PackedWeight, got {format.experts}")
+    return PackedWeight._from_arrays(format, places)
+
+
+def unpickled(
+    layout_version: int, fields: dict[str, Any], arrays: dict[str, Any]
+) -> tuple[Format, dict[str, npt.NDArray[Any]]]:
+    """What `Packed._pickled` gave, or another, which is checked as a file is; in memory for kernels."""
     if layout_version not in LAYOUT_VERSIONS:
         raise ValueError(f"layout_version must be {one_of(LAYOUT_VERSIONS)}, got {layout_version!r}")
     for name, mapping in (("fields", fields), ("arrays", arrays)):
@@ -520,4 +544,4 @@ def _rebuild(layout_version: int, fields: dict[str, Any], arrays: dict[str, Any]
     places = empty_arrays(format)
     for name, place in places.items():
         place[...] = arrays[name]
-    return PackedWeight._from_arrays(format, places)
+    return format, places

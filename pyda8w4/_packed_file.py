@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._checks import FLOATS, INTEGERS, one_of, plain
+from pyda8w4._experts import PackedExperts
 from pyda8w4._format import ARRAYS, LAYOUT, LAYOUT_VERSION, LAYOUT_VERSIONS, Format
-from pyda8w4._packed import PackedWeight
+from pyda8w4._packed import Packed, PackedWeight
 from pyda8w4._safetensors import MOST_HEADER_BYTES, Tensor, parse_json, read_header, tensor_of
 
 # Element types as safetensors names them.
@@ -44,19 +45,19 @@ class Expected(NamedTuple):
 
 
 def expected_weight(
-    name: str, shape: tuple[int, int], parts: Iterable[str] = ARRAYS
+    name: str, shape: tuple[int, ...], parts: Iterable[str] = ARRAYS
 ) -> tuple[dict[str, Any], list[Expected]]:
-    """The longest description of such a weight, and its tensors."""
+    """The longest description of such a weight or of experts, and its tensors."""
     fields = {
         "shape": shape,
         "bits": 4,
-        "group_size": shape[1],
+        "group_size": shape[-1],
         "zero_point": -128,
-        "super_size": shape[1],
+        "super_size": shape[-1],
         **dict.fromkeys(_OPTIONAL, True),
         "crc32": dict.fromkeys(parts, MOST_CRC32),
     }
-    return fields, [Expected(f"{name}.{part}", "BF16", [_MOST_BYTES] * 3) for part in parts]
+    return fields, [Expected(f"{name}.{part}", "BF16", [_MOST_BYTES] * (len(shape) + 1)) for part in parts]
 
 
 def header_room(
@@ -115,10 +116,10 @@ class Writer:
         self._rest: list[tuple[Any, ...]] = []
         file.seek(8 + room)
 
-    def add_weight(self, name: str, weight: PackedWeight) -> None:
-        """Write a packed weight."""
+    def add_weight(self, name: str, weight: Packed) -> None:
+        """Write a packed weight, or experts."""
         fields: dict[str, Any] = {
-            "shape": weight.shape,
+            "shape": weight._format.shape,
             "bits": weight.bits,
             "group_size": weight.group_size,
             "zero_point": weight.zero_point,
@@ -246,16 +247,17 @@ class Reader:
         """What kind of weight it is. All that its header says is checked."""
         fields, header = self.weights[name], self._header
         shape = fields["shape"]
-        if not isinstance(shape, list) or len(shape) != 2:
-            raise ValueError(f"{name} must have a shape [N, K], got {shape!r}")
+        if not isinstance(shape, list) or len(shape) not in (2, 3) or None in shape:
+            raise ValueError(f"{name} must have a shape [N, K] or [E, N, K], got {shape!r}")
         super_size, has = fields.get("super_size", 0), {part: fields.get(part, False) for part in _OPTIONAL}
         scale_dtype = _dtype(f"{name}.scales", header, FLOATS)
         sub_scale_dtype = _dtype(f"{name}.sub_scales", header, INTEGERS) if super_size else None
         sub_offset_dtype = _dtype(f"{name}.sub_offsets", header, INTEGERS) if super_size and has["offsets"] else None
         try:
             format = Format(
-                n=shape[0],
-                k=shape[1],
+                n=shape[-2],
+                k=shape[-1],
+                experts=shape[0] if len(shape) == 3 else None,
                 group_size=fields["group_size"],
                 scale_dtype=scale_dtype,
                 zero_point=fields["zero_point"],
@@ -278,14 +280,23 @@ class Reader:
         return format
 
     def weight(self, name: str, format: Format) -> PackedWeight:
-        """A weight of the format that it has."""
+        """A weight of the format that it has. ValueError where that is one of experts."""
+        if format.experts is not None:
+            raise ValueError(f"{name} must be one weight, got {format.experts} experts")
+        return mapped_weight(name, format, self._bytes(name, format))
+
+    def experts(self, name: str, format: Format) -> PackedExperts:
+        """Experts of the format that they have."""
+        return PackedExperts._from_arrays(format, _mapped(name, format, self._bytes(name, format)))
+
+    def _bytes(self, name: str, format: Format) -> dict[str, npt.NDArray[np.uint8]]:
         data = {}
         for part, spec in format.arrays.items():
             begin, end = self._header[f"{name}.{part}"]["data_offsets"]
             data[part] = self._data[begin:end]
             crc32s = self.weights[name].get("crc32")
             self._check(f"{name}.{part}", KINDS[spec.type], data[part], crc32s, part)
-        return mapped_weight(name, format, data)
+        return data
 
     def tensor(self, name: str) -> Tensor:
         """A tensor that is no part of a weight, of which only the header is checked."""
@@ -306,13 +317,17 @@ class Reader:
 
 def mapped_weight(name: str, format: Format, data: Mapping[str, npt.NDArray[np.uint8]]) -> PackedWeight:
     """A weight whose arrays have these bytes, as many as the format needs. ValueError names the array."""
+    return PackedWeight._from_arrays(format, _mapped(name, format, data))
+
+
+def _mapped(name: str, format: Format, data: Mapping[str, npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[Any]]:
     # A copy where the file has it at an odd place, which the writer never does.
     arrays = {part: plain(data[part].view(spec.dtype).reshape(spec.shape)) for part, spec in format.arrays.items()}
     try:
         format.check(arrays)
     except ValueError as error:
         raise ValueError(f"{name}.{error}") from None
-    return PackedWeight._from_arrays(format, arrays)
+    return arrays
 
 
 def _dtype(key: str, header: dict[str, Any], allowed: tuple[str, ...]) -> str:

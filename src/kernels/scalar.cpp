@@ -293,6 +293,7 @@ constexpr WeightForm kForm = {
     .mc = 256,
     .kc = 1024,
     .pass_blocks = 1,
+    .tiles_of_reading = 1,
     .panel_bytes = no_panel,
     .sum_row = sum_row,
     .prepare = prepare,

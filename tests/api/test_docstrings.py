@@ -123,7 +123,7 @@ def test_examples(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_attributes(name):
     kind = getattr(pyda8w4, name)
-    public = {key for key in (*kind.__annotations__, *vars(kind)) if not key.startswith("_")}
+    public = {key for base in kind.__mro__[:-1] for key in (*base.__annotations__, *vars(base)) if key[0] != "_"}
     attributes = {key for key in public if not inspect.isfunction(getattr(kind, key, None))}
     documented = ", ".join(attribute.name for attribute in get_doc_object(kind)["Attributes"])
     assert set(documented.split(", ")) == attributes

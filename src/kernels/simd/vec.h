@@ -26,8 +26,9 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
                              const int8_t *s8, const uint16_t *halves, uint8_t *bytes, const float *floats,
                              int32_t number, float value) {
     // Constants: 32-bit lanes of a register; rows of a micro-tile; how panels encode codes (see unpack.h); independent
-    // accumulators of a micro-tile of one and of two rows; the largest sum that a Part holds.
-    { V::kLanes + V::kRows + V::kSetsOneRow + V::kSetsTwoRows + V::kMostPart } -> Is<size_t>;
+    // accumulators of a micro-tile of one and of two rows; micro-tiles that take as long as reading their weights; the
+    // largest sum that a Part holds.
+    { V::kLanes + V::kRows + V::kSetsOneRow + V::kSetsTwoRows + V::kTilesOfReading + V::kMostPart } -> Is<size_t>;
     { V::kBiasedPanels } -> Is<const bool &>;
 
     // Integers of 32 bits, and registers of bytes.
