@@ -21,7 +21,6 @@ from pyda8w4.torch._ops import arguments_of
 from pyda8w4.torch._state import zeros_of
 from pyda8w4.torch._tensors import check_float
 
-
 STACKS = ("gate_up", "down")
 
 
@@ -266,8 +265,8 @@ class DA8W4Experts(nn.Module):
                 bias = bias.detach().to(torch.float32, copy=True)
             copies.append(bias)
         self = cls(
-            count, k, n // 2, down.shape[1],
-            activation=activation, interleaved=interleaved, alpha=alpha, limit=limit, act=act, device="meta", dtype=dtype,
+            count, k, n // 2, down.shape[1], activation=activation, interleaved=interleaved, alpha=alpha, limit=limit,
+            act=act, device="meta", dtype=dtype,
         )  # fmt: skip
         for stack_of, packed, copy in zip((self.gate_up, self.down), (gate_up, down), copies):
             stack_of._set_packed(packed, stack_of._weight.dtype)
@@ -355,7 +354,7 @@ class DA8W4Experts(nn.Module):
         try:
             return multiply(hidden_states, top_k_index, top_k_weights, self._gating, None, 1.0, self._scheme)
         except ValueError:
-            if not (top_k_index == self.num_experts).any():
+            if not (top_k_index.is_cpu and (top_k_index == self.num_experts).any()):
                 raise
         # Few models choose this none: the others need not wait until ids are mapped.
         return multiply(hidden_states, top_k_index, top_k_weights, self._gating, self._expert_map, 1.0, self._scheme)
@@ -372,7 +371,7 @@ class DA8W4Experts(nn.Module):
         return ids, torch.ones(ids.shape, dtype=torch.float32, device="cpu")
 
     def _mixture(self) -> Mixture:
-        gate_up, down = (self._modules[name].memory() for name in STACKS)  # type: ignore[union-attr, operator]
+        gate_up, down = (self._modules[name].memory() for name in STACKS)
         last = self._last
         if last is None or last[0] is not gate_up or last[1] is not down:
             stacks = (Stack(one.format, one.arrays, one.bias) for one in (gate_up, down))

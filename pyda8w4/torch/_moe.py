@@ -64,7 +64,9 @@ class Mixture:
     def __init__(self, gate_up: Stack, down: Stack) -> None:
         shape, down_shape = gate_up.format.shape, down.format.shape
         if len(shape) != 3 or len(down_shape) != 3 or shape[1] % 2 or down_shape[::2] != (shape[0], shape[1] // 2):
-            raise ValueError(f"gate_up and down must have shapes (E, 2 I, K) and (E, N, I), got {shape} and {down_shape}")
+            raise ValueError(
+                f"gate_up and down must have shapes (E, 2 I, K) and (E, N, I), got {shape} and {down_shape}"
+            )
         views, self._biases = [], []
         for format, arrays, bias in (gate_up, down):
             addresses, at_bias = check_arrays(format, arrays, bias)
@@ -108,6 +110,7 @@ class Mixture:
         out = input.new_empty(*tokens, self._n)
         if not out.numel():
             return out
+        assert kind is not None
         for perm, k in self._perms:
             check_perm(perm, k)
         ids = np.ascontiguousarray(ids)
@@ -254,7 +257,8 @@ def _vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[torch.Ten
 def _flops(input: object, topk_ids: Sequence[int], *others: Any, **more: Any) -> int:
     """As many as those of float experts: two for each weight and slot."""
     gate_up_layout, down_layout = others[3], others[6]
-    return 2 * prod(topk_ids) * sum(layout[1] * layout[2] for layout in (gate_up_layout, down_layout))
+    weights: int = gate_up_layout[1] * gate_up_layout[2] + down_layout[1] * down_layout[2]
+    return 2 * prod(topk_ids) * weights
 
 
 # As with `linear`, reloading the module finds the operator there.

@@ -247,7 +247,7 @@ def test_compile_and_export() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(experts, fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for rows in (3, 7, 19):
+        for rows in (4, 7, 19):
             operands = routed(rows)
             assert same(compiled(*operands), experts(*operands))
     ids = torch.tensor([[E, 0, 1]])
@@ -341,7 +341,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}, 2),
     "granitemoe": ("GraniteMoe", {"num_local_experts": 4}, 2),
     "llama4": ("Llama4", {"num_local_experts": 4, "head_dim": 16, "intermediate_size_mlp": 96}, 2),
-    "jamba": ("Jamba", {"num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 8, "attn_layer_period": 2}, 1),
+    "jamba": (
+        "Jamba",
+        {"num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
+        1,
+    ),
     "phimoe": ("Phimoe", {"num_local_experts": 4}, 2),
     "glm4_moe": ("Glm4Moe", {**SPARSE, "n_routed_experts": 4, "head_dim": 16, "first_k_dense_replace": 1}, 1),
     "minimax": ("MiniMax", {"num_local_experts": 4, "head_dim": 16}, 2),
@@ -413,7 +417,9 @@ def test_models(name: str, hf: Any, tmp_path: Any) -> None:
     model = model_of(hf, name)
     model.save_pretrained(tmp_path / "float")
     cls = type(model)
-    packed = cls.from_pretrained(tmp_path / "float", quantization_config=hf.C(32, act="int16", modules_to_not_convert=[]))
+    packed = cls.from_pretrained(
+        tmp_path / "float", quantization_config=hf.C(32, act="int16", modules_to_not_convert=[])
+    )
     quantize_(model, 32, act="int16")
     assert mixtures(packed).keys() == mixtures(model).keys() != set()
     want = packed(PROMPT, use_cache=False).logits
@@ -476,7 +482,7 @@ def test_compiled_model(hf: Any) -> None:
         (lambda module: module.register_forward_hook(lambda *_: None), "it has hooks"),
         (lambda module: module.register_buffer("more", torch.ones(1)), "it must have down_proj, gate_up_proj, got"),
         (lambda module: module.down_proj[1, 0, 0].fill_(float("nan")), "down_proj must be finite"),
-        (lambda module: setattr(module, "down_proj", nn.Parameter(torch.ones(4, 64, 32))), r"\(E, 2 I, K\)"),
+        (lambda module: setattr(module, "down_proj", nn.Parameter(torch.ones(4, 64, 32))), "its parameters must be"),
     ],
 )
 def test_experts_that_are_kept(change: Any, reason: str, hf: Any) -> None:
@@ -568,7 +574,7 @@ def test_damaged_checkpoints(hf: Any, tmp_path: Any) -> None:
     quantize_(model, 32)
     model.save_pretrained(tmp_path)
     load = type(model).from_pretrained
-    with pytest.raises(ValueError, match=r"experts.gate_up is \(4, 128, 64\) by the config of the model, \(4, 192, 64\)"):
+    with pytest.raises(ValueError, match=r"experts.down is \(4, 64, 64\) by the config of the model, \(4, 64, 96\)"):
         load(tmp_path, intermediate_size=64)
     tensors = load_file(tmp_path / "model.safetensors")
     left = {name: tensor for name, tensor in tensors.items() if ".experts.down." not in name}
