@@ -263,6 +263,7 @@ def stack(weights: _Weights) -> PackedExperts:
         for name, part in weight._format.restored(weight._arrays, common).items():
             arrays[name][found] = part
         found += 1
+        del weight, part  # before the next is made
     if found < count or format is None:
         raise ValueError(f"weights must have the length {count} that they say, got {found}")
     return PackedExperts._from_arrays(replace(format, experts=count), arrays)

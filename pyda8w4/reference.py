@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["convert", "dequantize", "fma", "gemm", "linear", "quantize_activation"]
+__all__ = ["convert", "dequantize", "fma", "gate", "gemm", "linear", "quantize_activation", "sum_slots"]
 
 _F32 = np.float32
 _LEAST_SCALE = _F32(2.0**-126)
@@ -345,6 +345,97 @@ def dequantize(
     restored = np.empty_like(floats)
     restored[:, perm] = floats
     return restored
+
+
+def gate(
+    gates: npt.NDArray[Any],
+    ups: npt.NDArray[Any],
+    activation: str = "silu",
+    *,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+) -> npt.NDArray[Any]:
+    """Return ``activation(gates) * ups`` in float32, each operation rounded once.
+
+    Parameters
+    ----------
+    gates, ups : ndarray of float32
+        Of one shape.
+    activation : {'silu', 'gelu', 'gelu_tanh', 'swigluoai'}
+        The function of the gates.
+    alpha, limit : float
+        Of 'swigluoai'.
+
+    Returns
+    -------
+    ndarray of float32
+        Of their shape, with one NaN.
+    """
+    gates, ups = gates.astype(_F32), ups.astype(_F32)
+    with np.errstate(all="ignore"):
+        return convert(_ACTIVATIONS[activation](gates) * ups, "float32")
+
+
+def _silu(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    x = np.maximum(x, _F32(-174))
+    return _times_sigmoid(x, x)
+
+
+_ACTIVATIONS = {"silu": _silu}
+_LOG2_E = _F32(1.4426950408889634)
+_LN2 = _F32(0.6931471805599453), _F32(-1.9046542600949e-09)
+_EXP = [
+    _F32(float.fromhex(c))
+    for c in ("0x1.6a504cp-10", "-0x1.123974p-7", "0x1.5558acp-5", "-0x1.555492p-3", "0x1.fffffcp-2", "-1")
+]
+
+
+def _exponential(z: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """-> r, slope, n: exp(-z) = (1 + r * slope) * 2**n."""
+    n = fma(-_LOG2_E, z, _F32(3 << 22)) - _F32(3 << 22)
+    r = fma(n, _LN2[1], fma(n, _LN2[0], z))
+    slope = np.zeros_like(r)
+    for c in _EXP:
+        slope = fma(r, slope, c)
+    return r, slope, np.nan_to_num(n).astype(int)
+
+
+def _times_sigmoid(x: npt.NDArray[Any], z: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    r, slope, n = _exponential(np.minimum(z, _F32(87)))
+    most = np.minimum(n, 126)
+    scale = np.ldexp(_F32(1), most - n)
+    power = np.ldexp(_F32(1), most)
+    return x * scale / (power + fma(r * slope, power, scale))
+
+
+def sum_slots(
+    results: npt.NDArray[Any], weights: npt.NDArray[Any], scaling: float = 1.0, *, ids: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
+    """Return what the results of a token's slots add up to, in float32, in the order of the slots.
+
+    Parameters
+    ----------
+    results : (..., T, K) ndarray of float32
+        What the experts of the slots gave.
+    weights : (..., T) ndarray of float32
+        What each is multiplied by, itself multiplied by `scaling`.
+    scaling : float
+        Of all weights.
+    ids : (..., T) ndarray of int, optional
+        A slot whose id is negative adds nothing.
+
+    Returns
+    -------
+    (..., K) ndarray of float32
+        With one NaN.
+    """
+    acc: npt.NDArray[Any] = np.zeros((*results.shape[:-2], results.shape[-1]), _F32)
+    for slot in range(results.shape[-2]):
+        with np.errstate(all="ignore"):
+            weight = weights[..., slot].astype(_F32) * _F32(scaling)
+        total = fma(results[..., slot, :], weight[..., None], acc)
+        acc = total if ids is None else np.where(ids[..., slot, None] < 0, acc, total)
+    return convert(acc, "float32")
 
 
 class _Weight:

@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "gemm/driver.h"
-#include "gemm/plan.h"
+#include "gemm/experts.h"
 #include "kernels/registry.h"
 #include "packing/layout.h"
 #include "packing/pack.h"
@@ -56,24 +56,60 @@ size_t row_bytes(const da8w4_weight &weight) {
     return nibbles ? ceil_div(weight.k, 2) : weight.k;
 }
 
-Problem problem_of(const da8w4_call &call) {
-    const da8w4_packed &weight = *call.weight;
+bool is_scheme(da8w4_scheme scheme) { return scheme >= DA8W4_ACT_UINT8 && scheme <= DA8W4_ACT_INT16; }
+
+bool is_activation(da8w4_activation activation) { return activation >= DA8W4_SILU && activation <= DA8W4_SWIGLUOAI; }
+
+// Whether the columns of a product can be gates and ups.
+bool fits(const da8w4_gating *gating, size_t n) { return !gating || (is_activation(gating->activation) && n % 2 == 0); }
+
+Product product_of(const da8w4_packed &weight, da8w4_type act_type, da8w4_scheme scheme, const da8w4_gating *gating) {
     return {
-        .m = call.m,
         .n = weight.n,
         .grouping = {.k = weight.k, .group = weight.group},
         .has_offsets = weight.offsets != nullptr,
-        .transforms = is_float(call.act_type) && (weight.perm || weight.factors),
-        .scheme = is_float(call.act_type) ? call.scheme : DA8W4_ACT_UINT8,
+        .transforms = is_float(act_type) && (weight.perm || weight.factors),
+        .scheme = is_float(act_type) ? scheme : DA8W4_ACT_UINT8,
+        .columns = !gating               ? Columns::outputs
+                   : gating->interleaved ? Columns::pairs
+                                         : Columns::halves,
     };
 }
 
-size_t threads_of(const da8w4_call &call) {
-    return useful_threads(problem_of(call), call.threads ? call.threads : num_threads());
+// What all weights of a call share, because one plan serves them.
+bool are_alike(const da8w4_packed &a, const da8w4_packed &b) {
+    return a.n == b.n && a.k == b.k && a.group == b.group && a.kind == b.kind && !a.offsets == !b.offsets &&
+           !a.perm == !b.perm && !a.factors == !b.factors;
 }
 
-size_t workspace_bytes(const ProblemPlan &plan, size_t threads) {
-    return plan.shared_bytes + threads * plan.thread_bytes;
+bool valid_product(const da8w4_packed *weight) { return valid(weight) && weight->sums; }
+
+// A call as its kernel and its plan see it.
+template <class Plan>
+struct Planned {
+    const Kernel *kernel;
+    Plan plan;
+    size_t threads;
+
+    size_t workspace_bytes() const { return plan.shared_bytes + threads * plan.thread_bytes; }
+};
+
+template <class Call>
+size_t threads_of(const Call &call, const Product &product, size_t rows) {
+    return useful_threads(product, rows, call.threads ? call.threads : num_threads());
+}
+
+template <class Call>
+Planned<GroupedPlan> plan_of(const Call &call, const Kernel *kernel, size_t weights, const da8w4_packed &weight) {
+    const Product product = product_of(weight, call.act_type, call.scheme, call.gating);
+    return {kernel, plan_grouped(product, *kernel, weights, call.m), threads_of(call, product, call.m)};
+}
+
+Planned<MoePlan> plan_of(const da8w4_moe_call &call, const Kernel *kernel) {
+    const Product gate_up = product_of(*call.gate_up, call.act_type, call.scheme, call.gating);
+    const Product down = product_of(*call.down, call.act_type, call.scheme, nullptr);
+    return {kernel, plan_moe(gate_up, down, *kernel, call.experts, call.m, call.slots),
+            threads_of(call, gate_up, call.m * call.slots)};
 }
 
 da8w4_status check_act_zps(const da8w4_call &call) {
@@ -84,19 +120,32 @@ da8w4_status check_act_zps(const da8w4_call &call) {
     return DA8W4_OK;
 }
 
-da8w4_status check_operands(const da8w4_call &call) {
-    const size_t act_bytes = call.weight->k * size_of(call.act_type),
-                 out_bytes = call.weight->n * size_of(call.out_type);
+// What every call has: rows of activations and of outputs, and a workspace.
+template <class Call>
+bool has_operands(const Call &call, size_t k, size_t outputs) {
     const bool aligned = reinterpret_cast<uintptr_t>(call.workspace) % 64 == 0;
-    if (!call.act || !call.out || !call.workspace || !aligned) return DA8W4_BAD_ARGUMENT;
-    if (call.m > 1 && (call.act_stride < act_bytes || call.out_stride < out_bytes)) return DA8W4_BAD_ARGUMENT;
-    return is_float(call.act_type) ? DA8W4_OK : check_act_zps(call);
+    if (!call.act || !call.out || !call.workspace || !aligned) return false;
+    return call.m <= 1 ||
+           (call.act_stride >= k * size_of(call.act_type) && call.out_stride >= outputs * size_of(call.out_type));
 }
 
-bool is_scheme(da8w4_scheme scheme) { return scheme >= DA8W4_ACT_UINT8 && scheme <= DA8W4_ACT_INT16; }
-
 bool valid(const da8w4_call *call) {
-    return call && valid(call->weight) && call->weight->sums && is_scheme(call->scheme);
+    return call && valid_product(call->weight) && is_scheme(call->scheme) && fits(call->gating, call->weight->n);
+}
+
+template <class Call>
+Source source_of(const Call &call) {
+    return {.act = call.act, .type = call.act_type, .stride = call.act_stride, .scales = nullptr, .zps = nullptr};
+}
+
+template <class Call>
+Operands operands_of(const Call &call, const da8w4_packed *weights) {
+    return {.weights = weights,
+            .bias = call.bias,
+            .gating = call.gating,
+            .out = call.out,
+            .out_type = call.out_type,
+            .out_stride = call.out_stride};
 }
 
 da8w4_status execute(const da8w4_call *call, bool (*takes)(da8w4_type)) {
@@ -105,13 +154,43 @@ da8w4_status execute(const da8w4_call *call, bool (*takes)(da8w4_type)) {
     const Kernel *kernel;
     da8w4_status status = find_kernel(call->kernel, &kernel);
     if (status != DA8W4_OK || call->m == 0) return status;
-    status = check_operands(*call);
+    const Planned<GroupedPlan> planned = plan_of(*call, kernel, 1, *call->weight);
+    if (!has_operands(*call, call->weight->k, planned.plan.product.product.outputs())) return DA8W4_BAD_ARGUMENT;
+    status = is_float(call->act_type) ? DA8W4_OK : check_act_zps(*call);
     if (status != DA8W4_OK) return status;
-    const ProblemPlan plan = plan_problem(problem_of(*call), *kernel);
-    const size_t threads = threads_of(*call);
-    if (call->workspace_bytes < workspace_bytes(plan, threads)) return DA8W4_WORKSPACE_TOO_SMALL;
-    multiply(*call, *kernel, plan, threads);
+    if (call->workspace_bytes < planned.workspace_bytes()) return DA8W4_WORKSPACE_TOO_SMALL;
+    GroupedCall grouped = {.weights = 1,
+                           .rows = call->m,
+                           .rows_of_weight = &call->m,
+                           .source = source_of(*call),
+                           .operands = operands_of(*call, call->weight)};
+    grouped.source.scales = call->act_scales;
+    grouped.source.zps = call->act_zps;
+    multiply_grouped(grouped, *kernel, planned.plan, static_cast<char *>(call->workspace), planned.threads);
     return DA8W4_OK;
+}
+
+// ---- experts
+
+bool valid(const da8w4_grouped_call *call) {
+    return call && call->experts && valid_product(call->weights) && is_scheme(call->scheme) &&
+           is_float(call->act_type) && is_float(call->out_type) && fits(call->gating, call->weights->n);
+}
+
+bool valid(const da8w4_moe_call *call) {
+    return call && call->experts && call->experts <= INT32_MAX && valid_product(call->gate_up) &&
+           valid_product(call->down) && call->gating && fits(call->gating, call->gate_up->n) &&
+           call->gate_up->n == 2 * call->down->k && is_scheme(call->scheme) && is_float(call->act_type) &&
+           is_float(call->out_type);
+}
+
+// Whether the weights that have rows are like the first one.
+template <class HasRows>
+bool valid_experts(const da8w4_packed *weights, size_t count, HasRows has_rows) {
+    for (size_t expert = 1; expert < count; expert++)
+        if (has_rows(expert) && !(valid_product(weights + expert) && are_alike(weights[expert], *weights)))
+            return false;
+    return true;
 }
 
 }  // namespace
@@ -200,7 +279,7 @@ da8w4_status da8w4_quantize_rows(const char *name, const void *x, da8w4_type x_t
 size_t da8w4_workspace_bytes(const da8w4_call *call) {
     const Kernel *kernel;
     if (!valid(call) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
-    return workspace_bytes(plan_problem(problem_of(*call), *kernel), threads_of(*call));
+    return plan_of(*call, kernel, 1, *call->weight).workspace_bytes();
 }
 
 da8w4_status da8w4_gemm(const da8w4_call *call) {
@@ -208,6 +287,64 @@ da8w4_status da8w4_gemm(const da8w4_call *call) {
 }
 
 da8w4_status da8w4_linear(const da8w4_call *call) { return execute(call, is_float); }
+
+// ---- experts ---------------------------------------------------------------------------------
+
+size_t da8w4_grouped_workspace_bytes(const da8w4_grouped_call *call) {
+    const Kernel *kernel;
+    if (!valid(call) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
+    return plan_of(*call, kernel, call->experts, *call->weights).workspace_bytes();
+}
+
+da8w4_status da8w4_grouped_linear(const da8w4_grouped_call *call) {
+    if (!valid(call) || !call->rows_of_expert) return DA8W4_BAD_ARGUMENT;
+    size_t left = call->m;
+    for (size_t expert = 0; expert < call->experts; left -= call->rows_of_expert[expert++])
+        if (call->rows_of_expert[expert] > left) return DA8W4_BAD_EXPERT;
+    if (left) return DA8W4_BAD_EXPERT;
+    const auto has_rows = [&](size_t expert) { return call->rows_of_expert[expert] != 0; };
+    if (!valid_experts(call->weights, call->experts, has_rows)) return DA8W4_BAD_ARGUMENT;
+    const Kernel *kernel;
+    const da8w4_status status = find_kernel(call->kernel, &kernel);
+    if (status != DA8W4_OK || call->m == 0) return status;
+    const Planned<GroupedPlan> planned = plan_of(*call, kernel, call->experts, *call->weights);
+    if (!has_operands(*call, call->weights->k, planned.plan.product.product.outputs())) return DA8W4_BAD_ARGUMENT;
+    if (call->workspace_bytes < planned.workspace_bytes()) return DA8W4_WORKSPACE_TOO_SMALL;
+    const GroupedCall grouped = {.weights = call->experts,
+                                 .rows = call->m,
+                                 .rows_of_weight = call->rows_of_expert,
+                                 .source = source_of(*call),
+                                 .operands = operands_of(*call, call->weights)};
+    multiply_grouped(grouped, *kernel, planned.plan, static_cast<char *>(call->workspace), planned.threads);
+    return DA8W4_OK;
+}
+
+size_t da8w4_moe_workspace_bytes(const da8w4_moe_call *call) {
+    const Kernel *kernel;
+    if (!valid(call) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
+    return plan_of(*call, kernel).workspace_bytes();
+}
+
+da8w4_status da8w4_moe(const da8w4_moe_call *call) {
+    if (!valid(call)) return DA8W4_BAD_ARGUMENT;
+    const Kernel *kernel;
+    const da8w4_status status = find_kernel(call->kernel, &kernel);
+    if (status != DA8W4_OK || call->m == 0) return status;
+    if (call->slots && (!call->ids || !call->weights)) return DA8W4_BAD_ARGUMENT;
+    for (size_t i = 0; i < call->m * call->slots; i++) {
+        const int32_t id = call->ids[i];
+        if (id < -1 || (id >= 0 && static_cast<size_t>(id) >= call->experts)) return DA8W4_BAD_EXPERT;
+        const auto is_valid = [&](const da8w4_packed *weights) {
+            return valid_product(weights + id) && are_alike(weights[id], *weights);
+        };
+        if (id > 0 && !(is_valid(call->gate_up) && is_valid(call->down))) return DA8W4_BAD_ARGUMENT;
+    }
+    if (!has_operands(*call, call->gate_up->k, call->down->n)) return DA8W4_BAD_ARGUMENT;
+    const Planned<MoePlan> planned = plan_of(*call, kernel);
+    if (call->workspace_bytes < planned.workspace_bytes()) return DA8W4_WORKSPACE_TOO_SMALL;
+    mix_experts(*call, *kernel, planned.plan, planned.threads);
+    return DA8W4_OK;
+}
 
 // ---- kernels, CPU ----------------------------------------------------------------------------
 

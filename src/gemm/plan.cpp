@@ -3,8 +3,6 @@
 namespace da8w4 {
 namespace {
 
-// Up to this many rows, every thread quantizes them all for itself.
-constexpr size_t kPrivateRows = 4;
 // Multiplications that are worth a thread: a few microseconds, like the hand-over itself.
 constexpr size_t kMinWorkPerThread = 1 << 17;
 // As many as large machines have CPUs. Each thread that a call may use takes scratch memory, whether it runs or not.
@@ -15,10 +13,28 @@ constexpr size_t kUnitsPerThread = 4;
 // An odd number of cache lines, so that rows do not compete for the same sets of L1.
 size_t row_stride(size_t k) { return (ceil_div(k, 64) | 1) * 64; }
 
-// Row blocks of nearly equal size in whole micro-tiles: each one reads all weights again.
-size_t row_block_of(size_t m, size_t mr, size_t mc) {
-    const size_t count = ceil_div(m, mc);
-    return count <= 1 ? m : lesser(mc, round_up(ceil_div(m, count), mr));
+Blocking plan_blocking(const Product &product, const WeightForm &form, size_t rows, ScratchLayout *own) {
+    const Grouping &grouping = product.grouping;
+    const size_t parts = product.act_parts(), of_output = product.blocks_of_output();
+    Blocking blocking = {
+        .form = &form,
+        .mr = form.mr / parts,
+        .mc = form.mc / parts,
+        .pass_outputs = form.pass_blocks > of_output ? form.pass_blocks / of_output : 1,
+        .k_blocks = KBlocks(grouping, form.kc),
+        .tiles = {},
+    };
+    const size_t most_rows = lesser(rows, blocking.mc) * parts;
+    const size_t accumulators = blocking.pass_outputs * of_output * most_rows * kBlock;
+    const size_t values = blocking.k_blocks.most_groups() * kBlock;
+    TileScratch &tiles = blocking.tiles;
+    tiles.acc = own->add<float>(accumulators);
+    tiles.carried = own->add<int32_t>(grouping.group > form.kc ? accumulators : 0);
+    tiles.codes = own->add<uint8_t>(form.panel_bytes(blocking.k_blocks.longest(), grouping.group));
+    tiles.scales = own->add<float>(values);
+    tiles.offsets = own->add<float>(product.has_offsets ? values : 0);
+    tiles.zp_terms = own->add<int32_t>(values);
+    return blocking;
 }
 
 }  // namespace
@@ -45,86 +61,106 @@ KBlock KBlocks::at(size_t begin, size_t group, size_t chunk) const {
     return {.begin = begin, .end = end, .group = group, .chunk = chunk, .whole_groups = whole};
 }
 
-ProblemPlan plan_problem(const Problem &problem, const Kernel &kernel) {
-    const Grouping &grouping = problem.grouping;
-    const size_t parts = problem.act_parts();
-    const bool packed = problem.m <= kernel.packed_max / parts;
-    const WeightForm &form = packed ? kernel.packed : kernel.unpacked;
-    const size_t mr = form.mr / parts, mc = row_block_of(problem.m, mr, form.mc / parts), rows = mc * parts;
-    ProblemPlan plan = {
-        .problem = problem,
-        .form = &form,
-        .mr = mr,
-        .mc = mc,
-        .private_rows = problem.m <= kPrivateRows,
-        .k_blocks = KBlocks(grouping, form.kc),
-        .act_stride = row_stride(grouping.k),
-        .sums_stride = round_up(rows, 16),
-        .rows = {},
-        .quantize = {},
-        .tiles = {},
-        .shared_bytes = 0,
-        .thread_bytes = 0,
-    };
+size_t Product::blocks_of_output() const {
+    if (columns == Columns::outputs) return 1;
+    return columns == Columns::halves && outputs() % kBlock ? 3 : 2;
+}
 
-    ScratchLayout shared, own;
-    ScratchLayout &for_rows = plan.private_rows ? own : shared;
-    const bool group_scales = problem.scheme == DA8W4_ACT_INT8_GROUP;
-    plan.rows.act = for_rows.add<int8_t>(rows * plan.act_stride);
-    plan.rows.chunk_sums = for_rows.add<int32_t>(grouping.chunks() * plan.sums_stride);
-    plan.rows.group_sums = for_rows.add<float>(problem.has_offsets ? grouping.groups() * plan.sums_stride : 0);
-    plan.rows.group_scales = for_rows.add<float>(group_scales ? grouping.groups() * plan.sums_stride : 0);
-    plan.rows.scales = for_rows.add<float>(mc);
-    plan.rows.zps = for_rows.add<float>(mc);
-    plan.quantize.transformed = own.add<float>(problem.transforms ? grouping.k : 0);
-    plan.quantize.group_sums = own.add<int32_t>(problem.has_offsets ? parts * grouping.groups() : 0);
+BlocksOfOutput Product::blocks_at(size_t output_block) const {
+    if (columns == Columns::outputs) return {.count = 1, .blocks = {output_block, 0, 0}};
+    const size_t first = output_block * kBlock, last = lesser(first + kBlock, outputs()) - 1;
+    if (columns == Columns::pairs) {
+        const size_t block = 2 * output_block;
+        return {.count = block == (2 * last + 1) / kBlock ? size_t{1} : 2, .blocks = {block, block + 1, 0}};
+    }
+    const size_t ups = (outputs() + first) / kBlock, last_ups = (outputs() + last) / kBlock;
+    return {.count = last_ups > ups ? size_t{3} : 2, .blocks = {output_block, ups, last_ups}};
+}
 
-    const size_t accumulators = form.pass_blocks * rows * kBlock;
-    const size_t values = plan.k_blocks.most_groups() * kBlock;
-    plan.tiles.acc = own.add<float>(accumulators);
-    plan.tiles.carried = own.add<int32_t>(grouping.group > form.kc ? accumulators : 0);
-    plan.tiles.codes = own.add<uint8_t>(form.panel_bytes(plan.k_blocks.longest(), grouping.group));
-    plan.tiles.scales = own.add<float>(values);
-    plan.tiles.offsets = own.add<float>(problem.has_offsets ? values : 0);
-    plan.tiles.zp_terms = own.add<int32_t>(values);
-
-    plan.shared_bytes = shared.bytes();
-    plan.thread_bytes = own.bytes();
+RowsPlan plan_rows(const Product &product, size_t rows, ScratchLayout &layout) {
+    const Grouping &grouping = product.grouping;
+    const size_t parts = product.act_parts(), act_rows = rows * parts;
+    RowsPlan plan = {};
+    plan.parts = parts;
+    plan.groups = grouping.groups();
+    plan.act_stride = row_stride(grouping.k);
+    plan.sums_stride = round_up(act_rows, 16);
+    plan.act = layout.add<int8_t>(act_rows * plan.act_stride);
+    plan.chunk_sums = layout.add<int32_t>(grouping.chunks() * plan.sums_stride);
+    plan.group_sums = layout.add<float>(product.has_offsets ? plan.groups * plan.sums_stride : 0);
+    const bool group_scales = product.scheme == DA8W4_ACT_INT8_GROUP;
+    plan.group_scales = layout.add<float>(group_scales ? plan.groups * plan.sums_stride : 0);
+    plan.scales = layout.add<float>(rows);
+    plan.zps = layout.add<float>(rows);
     return plan;
 }
 
-size_t useful_threads(const Problem &problem, size_t threads) {
+QuantizeScratch plan_quantize(const Product &product, ScratchLayout &layout) {
+    const size_t sums = product.has_offsets ? product.act_parts() * product.grouping.groups() : 0;
+    return {
+        .transformed = layout.add<float>(product.transforms ? product.grouping.k : 0),
+        .group_sums = layout.add<int32_t>(sums),
+    };
+}
+
+ProductPlan plan_product(const Product &product, const Kernel &kernel, size_t rows, ScratchLayout &own) {
+    // A thread multiplies in one form at a time, so the two share their memory.
+    const size_t packed_max = kernel.packed_max / product.act_parts();
+    ScratchLayout packed = own, unpacked = own;
+    const ProductPlan plan = {
+        .product = product,
+        .packed_max = packed_max,
+        .packed = plan_blocking(product, kernel.packed, lesser(rows, packed_max), &packed),
+        .unpacked = plan_blocking(product, kernel.unpacked, rows > packed_max ? rows : 0, &unpacked),
+    };
+    own = rows <= packed_max || packed.bytes() > unpacked.bytes() ? packed : unpacked;
+    return plan;
+}
+
+size_t ProductPlan::row_block(size_t rows) const {
+    const Blocking &blocking = of(rows);
+    const size_t count = ceil_div(rows, blocking.mc);
+    return count <= 1 ? rows : lesser(blocking.mc, round_up(ceil_div(rows, count), blocking.mr));
+}
+
+size_t useful_threads(const Product &product, size_t rows, size_t threads) {
     // In integers: floating point would leave its exception flags with the caller.
-    const size_t busy =
-        problem.m * problem.act_parts() * problem.n / ceil_div(kMinWorkPerThread, problem.grouping.k) + 1;
+    const size_t busy = rows * product.act_parts() * product.n / ceil_div(kMinWorkPerThread, product.grouping.k) + 1;
     return lesser(lesser(threads, kMostThreads), busy);
 }
 
-WorkItems::WorkItems(const ProblemPlan *plans, const size_t *rows, size_t count, size_t thread, size_t threads)
-    : plans_(plans), rows_(rows), count_(count) {
-    size_t blocks = 0, cost = 0;
-    for (size_t i = 0; i < count; i++) blocks += plans[i].column_blocks();
-    if (threads > 1 && blocks > 0) most_parts_ = ceil_div(kUnitsPerThread * threads, blocks);
-    for (size_t i = 0; i < count; i++) cost += units_of(i).cost();
+WorkItems::WorkItems(const Product &product, const Problem *problems, size_t count, size_t thread, size_t threads)
+    : problems_(problems), count_(count), outputs_(product.output_blocks()) {
+    if (threads > 1 && count > 0) most_parts_ = ceil_div(kUnitsPerThread * threads, count * outputs_);
+    size_t cost = 0;
+    for (size_t i = 0; i < count; i++) cost += units_of(problems[i]).cost();
     const size_t each = cost / threads, more = cost % threads;
     begin_ = each * thread + ceil_div(more * thread, threads);
     end_ = each * (thread + 1) + ceil_div(more * (thread + 1), threads);
 }
 
-WorkItems::Units WorkItems::units_of(size_t problem) const {
-    const ProblemPlan &plan = plans_[problem];
-    const size_t tiles = ceil_div(rows_[problem], plan.mr), parts = lesser(most_parts_, tiles);
-    return {
-        .blocks = plan.column_blocks(),
+WorkItems::Units WorkItems::units_of(const Problem &problem) const {
+    const size_t tiles = ceil_div(problem.rows, problem.blocking->mr), parts = lesser(most_parts_, tiles);
+    // A problem of few rows waits for its weights: so its tiles are not the measure.
+    const auto cost_of = [&](size_t tiles) {
+        const size_t reading = problem.blocking->form->tiles_of_reading;
+        return tiles > reading ? tiles : reading;
+    };
+    Units units = {
+        .outputs = outputs_,
         .parts = parts,
-        .quads = quads_of(plan.problem.grouping.k),
         .tiles = parts ? tiles / parts : 0,
         .higher = parts ? tiles % parts : 0,
+        .low_cost = 0,
+        .high_cost = 0,
     };
+    units.low_cost = cost_of(units.tiles);
+    units.high_cost = cost_of(units.tiles + 1);
+    return units;
 }
 
 size_t WorkItems::Units::before(size_t cost) const {
-    const size_t high_cost = (tiles + 1) * quads, low_cost = tiles * quads, all_high = higher * blocks;
+    const size_t all_high = higher * outputs;
     if (cost <= all_high * high_cost) return ceil_div(cost, high_cost);
     return all_high + ceil_div(cost - all_high * high_cost, low_cost);
 }
@@ -132,23 +168,24 @@ size_t WorkItems::Units::before(size_t cost) const {
 // A unit belongs to the thread in whose costs it begins.
 bool WorkItems::next(WorkItem *item) {
     for (; problem_ < count_ && cost_before_ < end_; problem_++, unit_ = 0) {
-        const Units units = units_of(problem_);
+        const Problem &problem = problems_[problem_];
+        const Units units = units_of(problem);
         const size_t cost = units.cost();
         const size_t first = begin_ > cost_before_ ? units.before(lesser(cost, begin_ - cost_before_)) : 0;
         const size_t last = units.before(lesser(cost, end_ - cost_before_));
         if (unit_ < first) unit_ = first;
         if (unit_ < last) {
-            const size_t part = unit_ / units.blocks, block = unit_ % units.blocks;
-            const size_t end = lesser(units.blocks, block + (last - unit_));
-            const RowTiles tiles({.begin = 0, .end = rows_[problem_]}, plans_[problem_].mr);
+            const size_t part = unit_ / units.outputs, output = unit_ % units.outputs;
+            const size_t end = lesser(units.outputs, output + (last - unit_));
+            const RowTiles tiles({.begin = 0, .end = problem.rows}, problem.blocking->mr);
             const size_t tile = part * units.tiles + lesser(part, units.higher);
             const size_t tile_end = tile + units.tiles + (part < units.higher);
             *item = {
                 .problem = problem_,
                 .rows = {.begin = tiles.first_row(tile), .end = tiles.first_row(tile_end)},
-                .blocks = {.begin = block, .end = end},
+                .outputs = {.begin = output, .end = end},
             };
-            unit_ += end - block;
+            unit_ += end - output;
             return true;
         }
         cost_before_ += cost;
@@ -156,11 +193,14 @@ bool WorkItems::next(WorkItem *item) {
     return false;
 }
 
-Steps::Steps(const ProblemPlan &plan, Range blocks)
-    : k_blocks_(plan.k_blocks),
-      blocks_(blocks),
-      pass_blocks_(plan.form->pass_blocks),
-      now_{.block = blocks.begin, .turn = 0, .k = plan.k_blocks.first()},
+Steps::Steps(const Product &product, const Blocking &blocking, Range outputs)
+    : product_(product),
+      k_blocks_(blocking.k_blocks),
+      pass_outputs_(blocking.pass_outputs),
+      end_(outputs.end),
+      pass_(outputs.begin),
+      parts_{},
+      now_(begin_of(outputs.begin, 0, k_blocks_.first())),
       next_(after(now_)) {}
 
 void Steps::advance() {
@@ -168,12 +208,19 @@ void Steps::advance() {
     if (more()) next_ = after(now_);
 }
 
-Step Steps::after(const Step &step) const {
-    const size_t pass = step.block - step.turn;
-    if (step.block + 1 < lesser(pass + pass_blocks_, blocks_.end))
-        return {.block = step.block + 1, .turn = step.turn + 1, .k = step.k};
-    if (!k_blocks_.is_last(step.k)) return {.block = pass, .turn = 0, .k = k_blocks_.after(step.k)};
-    return {.block = step.block + 1, .turn = 0, .k = k_blocks_.first()};
+Step Steps::begin_of(size_t output, size_t turn, const KBlock &k) {
+    if (output < end_) parts_ = product_.blocks_at(output);
+    return {.output = output, .part = 0, .block = parts_.blocks[0], .turn = turn, .k = k};
+}
+
+Step Steps::after(const Step &step) {
+    const size_t part = step.part + 1, pass_end = lesser(pass_ + pass_outputs_, end_);
+    if (part < parts_.count)
+        return {.output = step.output, .part = part, .block = parts_.blocks[part], .turn = step.turn + 1, .k = step.k};
+    if (step.output + 1 < pass_end) return begin_of(step.output + 1, step.turn + 1, step.k);
+    if (!k_blocks_.is_last(step.k)) return begin_of(pass_, 0, k_blocks_.after(step.k));
+    pass_ = pass_end;
+    return begin_of(pass_end, 0, k_blocks_.first());
 }
 
 }  // namespace da8w4

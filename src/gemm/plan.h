@@ -7,16 +7,31 @@
 
 namespace da8w4 {
 
-// One weight and the rows that it multiplies. A call is a list of problems.
-struct Problem {
-    size_t m, n;
+// What the columns of a product are: its outputs, or gates and ups, of which two make one output.
+enum class Columns { outputs, halves, pairs };  // gates are the first half, or the even ones
+
+// The column blocks that make one output block (32 outputs): its own; or that of its gates and those of its ups, of
+// which there are two where the ups do not begin at a block; or two of pairs.
+struct BlocksOfOutput {
+    size_t count;
+    size_t blocks[3];
+};
+
+// What all weights that one call multiplies by have in common.
+struct Product {
+    size_t n;
     Grouping grouping;
     bool has_offsets;
     bool transforms;  // activations are permuted or multiplied by factors before they are quantized
     da8w4_scheme scheme;
+    Columns columns;
 
     // Rows of int8 for each row of activations.
     size_t act_parts() const { return scheme == DA8W4_ACT_INT16 ? 2 : 1; }
+    size_t outputs() const { return columns == Columns::outputs ? n : n / 2; }
+    size_t output_blocks() const { return blocks_of(outputs()); }
+    size_t blocks_of_output() const;  // the most
+    BlocksOfOutput blocks_at(size_t output_block) const;
 };
 
 // Cuts k into K blocks of at most kc: whole groups where they fit, else whole chunks of one group. Without a division
@@ -61,49 +76,70 @@ private:
     size_t bytes_ = 0;
 };
 
-// Quantized rows of one row block: see ActRows.
-struct RowScratch {
+// Quantized rows: how they lie, and where in scratch memory. See ActRows.
+struct RowsPlan {
+    size_t parts, groups;
+    size_t act_stride, sums_stride;
     Scratch<int8_t> act;
     Scratch<int32_t> chunk_sums;
     Scratch<float> group_sums, group_scales;
     Scratch<float> scales, zps;  // [row of activations]; zps: z_a - c
 };
+RowsPlan plan_rows(const Product &product, size_t rows, ScratchLayout &layout);
 
 // What one thread quantizes a row in.
 struct QuantizeScratch {
     Scratch<float> transformed;   // [k]
     Scratch<int32_t> group_sums;  // [act_parts][groups]
 };
+QuantizeScratch plan_quantize(const Product &product, ScratchLayout &layout);
 
 // What one thread multiplies in.
 struct TileScratch {
-    Scratch<float> acc;        // [pass_blocks][rows][kBlock]
+    Scratch<float> acc;        // [column blocks of a pass][rows][kBlock]
     Scratch<int32_t> carried;  // the same
     Scratch<uint8_t> codes;
     Scratch<float> scales, offsets;
     Scratch<int32_t> zp_terms;
 };
 
-// The blocking of one problem. Its rows are those of activations, of each of which the kernel may see two: of int8.
-struct ProblemPlan {
-    Problem problem;
+// How a product is blocked where a problem has few rows, or many. Rows are those of activations, of each of which the
+// kernel may see two: of int8.
+struct Blocking {
     const WeightForm *form;
-    size_t mr, mc;      // rows of a micro-tile and of a row block; the last may have fewer
-    bool private_rows;  // each thread quantizes the rows for itself: cheaper than meeting first
+    size_t mr, mc;        // most rows of a micro-tile and of a row block
+    size_t pass_outputs;  // output blocks of a pass
     KBlocks k_blocks;
-    size_t act_stride, sums_stride;  // see ActRows
-    RowScratch rows;                 // in the thread's memory if private, else in the shared one
-    QuantizeScratch quantize;        // this and what follows: in the thread's memory
     TileScratch tiles;
-    size_t shared_bytes, thread_bytes;
-
-    size_t column_blocks() const { return blocks_of(problem.n); }
 };
 
-ProblemPlan plan_problem(const Problem &problem, const Kernel &kernel);
+struct ProductPlan {
+    Product product;
+    size_t packed_max;  // rows
+    Blocking packed, unpacked;
 
-// Threads that a call is worth, of those that it may use.
-size_t useful_threads(const Problem &problem, size_t threads);
+    const Blocking &of(size_t rows) const { return rows <= packed_max ? packed : unpacked; }
+    // Rows of each row block of so many, but for the last: nearly equal, since each one reads all weights again.
+    size_t row_block(size_t rows) const;
+    // The largest row block of up to so many rows.
+    size_t most_row_block(size_t rows) const { return lesser(rows, packed.mc > unpacked.mc ? packed.mc : unpacked.mc); }
+};
+
+// A plan for problems of up to so many rows, with the scratch memory of one thread that multiplies by it.
+ProductPlan plan_product(const Product &product, const Kernel &kernel, size_t rows, ScratchLayout &own);
+
+// Threads that a product of so many rows is worth, of those that it may use.
+size_t useful_threads(const Product &product, size_t rows, size_t threads);
+
+// Up to this many rows, every thread that needs them quantizes them for itself: cheaper than meeting first.
+constexpr size_t kPrivateRows = 4;
+
+// One weight and the rows that it multiplies: a row block, or less. A call is a list of problems.
+struct Problem {
+    const Blocking *blocking;
+    size_t weight;
+    size_t first, rows;  // of all that the list has
+};
 
 // Rows as micro-tiles of nearly equal height, the higher ones first: 7 rows by tiles of 6 are 4 and 3, not 6 and 1. A
 // run of up to kEpilogueTiles of them, given to a kernel by itself, is cut at the same rows.
@@ -125,63 +161,69 @@ private:
 // Tiles whose rows go through the epilogue together: the lines of their outputs arrive while they are multiplied.
 constexpr size_t kEpilogueTiles = 4;
 
-// A part of one problem for one thread: these rows of the row block by these column blocks.
+// A part of one problem for one thread: these of its rows by these output blocks.
 struct WorkItem {
     size_t problem;
-    Range rows, blocks;
+    Range rows, outputs;
 };
 
-// What thread `thread` of `threads` multiplies of a list of problems, `rows` of whose rows are given: an even part of
-// all micro-tiles, weighted by k. Rows are split only where column blocks alone are too few.
+// What thread `thread` of `threads` multiplies of a list of problems: an even part of all work. Rows are split only
+// where output blocks alone are too few.
 class WorkItems {
 public:
-    WorkItems(const ProblemPlan *plans, const size_t *rows, size_t count, size_t thread, size_t threads);
+    WorkItems(const Product &product, const Problem *problems, size_t count, size_t thread, size_t threads);
     bool next(WorkItem *item);
 
 private:
-    // A unit is one column block by one part of the rows. A problem's units are numbered part by part; the first parts
+    // A unit is one output block by one part of the rows. A problem's units are numbered part by part; the first parts
     // may have one micro-tile more than the others.
     struct Units {
-        size_t blocks, parts, quads;
-        size_t tiles, higher;  // of a part: one more in the first `higher` parts
+        size_t outputs, parts;
+        size_t tiles, higher;        // of a part: one more in the first `higher` parts
+        size_t low_cost, high_cost;  // of a unit of those parts, and of the first ones
 
-        size_t count() const { return parts * blocks; }
-        size_t cost() const { return (parts * tiles + higher) * blocks * quads; }
+        size_t count() const { return parts * outputs; }
+        size_t cost() const { return (higher * high_cost + (parts - higher) * low_cost) * outputs; }
         size_t before(size_t cost) const;  // how many units begin before the cost of those before them is this
     };
-    Units units_of(size_t problem) const;
+    Units units_of(const Problem &problem) const;
 
-    const ProblemPlan *plans_;
-    const size_t *rows_;
+    const Problem *problems_;
     size_t count_;
+    size_t outputs_;
     size_t most_parts_ = 1;
     size_t begin_ = 0, end_ = 0;  // the thread's costs, of all
     size_t problem_ = 0, unit_ = 0;
     size_t cost_before_ = 0;  // of the problems before
 };
 
-// The order in which a thread multiplies a run of column blocks: passes of a few; in a pass, for each K block, each
-// column block in turn.
+// The order in which a thread multiplies a run of output blocks: passes of a few; in a pass, for each K block, each
+// column block of each output block in turn.
 struct Step {
-    size_t block;
-    size_t turn;  // of the block within its pass
+    size_t output;  // block
+    size_t part;    // which of its column blocks
+    size_t block;   // that column block
+    size_t turn;    // of the column block within its pass
     KBlock k;
 };
 
 class Steps {
 public:
-    Steps(const ProblemPlan &plan, Range blocks);
-    bool more() const { return now_.block < blocks_.end; }
+    Steps(const Product &product, const Blocking &blocking, Range outputs);
+    bool more() const { return now_.output < end_; }
     const Step &now() const { return now_; }
-    const Step *next() const { return next_.block < blocks_.end ? &next_ : nullptr; }
+    const Step *next() const { return next_.output < end_ ? &next_ : nullptr; }
     void advance();
 
 private:
-    Step after(const Step &step) const;
+    Step after(const Step &step);
+    Step begin_of(size_t output, size_t turn, const KBlock &k);
 
+    const Product &product_;
     const KBlocks &k_blocks_;
-    Range blocks_;
-    size_t pass_blocks_;
+    size_t pass_outputs_, end_;
+    size_t pass_;           // first output block of the pass that next_ is in
+    BlocksOfOutput parts_;  // of next_
     Step now_, next_;
 };
 

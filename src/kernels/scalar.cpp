@@ -3,6 +3,7 @@
 // Exact because D is summed in int64 and std::fma rounds once.
 #include <math.h>
 
+#include "kernels/gate_constants.h"
 #include "kernels/kernel.h"
 
 namespace da8w4 {
@@ -182,6 +183,60 @@ void epilogue(const Epilogue &epilogue) {
         }
 }
 
+// The second where one is NaN, as vector instructions have it.
+float least(float a, float b) { return a < b ? a : b; }
+float most(float a, float b) { return a > b ? a : b; }
+
+// exp(-z) = (1 + r * slope) * 2^n
+struct Exponential {
+    float r, slope;
+    uint32_t shifted;  // n << 23: what is added to the bits of a float to multiply it by 2^n
+};
+
+Exponential exponential(float z) {
+    const float rounded = fmaf(z, kMinusLog2E, kRound), n = rounded - kRound;
+    const float r = fmaf(n, kLn2Low, fmaf(n, kLn2, z));
+    float slope = kExp[4];
+    for (size_t i = 4; i-- > 0;) slope = fmaf(r, slope, kExp[i]);
+    return {.r = r, .slope = fmaf(r, slope, -1), .shifted = bits_of(rounded) << 23};
+}
+
+// x * sigmoid(z), with numerator and denominator scaled by a power of two where the latter would overflow.
+float times_sigmoid(float x, float z) {
+    const Exponential e = exponential(least(z, kHighestZ));
+    const uint32_t sum = e.shifted + kOneBits, power = sum < kMostBits ? sum : kMostBits;
+    const float scale = float_of(power - e.shifted);
+    return x * scale / (float_of(power) + fmaf(e.r * e.slope, float_of(power), scale));
+}
+
+float silu(float x) {
+    x = most(kLowestZ, x);
+    return times_sigmoid(x, x);
+}
+
+void gate(const GateJob &job) {
+    const size_t step = job.gating.interleaved ? 2 : 1;
+    for (size_t row = 0; row < job.rows; row++)
+        for (size_t n = 0; n < job.cols; n++) {
+            const size_t at = row * job.stride + n * step;
+            const float y = silu(job.gates[at]) * job.ups[at];
+            char *out = static_cast<char *>(job.out) + row * job.out_stride;
+            store_float(out, job.out_type, n, y != y ? float_of(kNanF32) : y);
+        }
+}
+
+void sum_slots(const SlotSum &sum) {
+    for (size_t n = 0; n < sum.cols; n++) {
+        float acc = 0;
+        for (size_t slot = 0; slot < sum.slots; slot++) {
+            if (sum.rows[slot] < 0) continue;
+            const float result = sum.results[static_cast<size_t>(sum.rows[slot]) * sum.stride + n];
+            acc = fmaf(result, sum.weights[slot] * sum.scaling, acc);
+        }
+        store_float(sum.out, sum.out_type, n, acc != acc ? float_of(kNanF32) : acc);
+    }
+}
+
 size_t no_panel(size_t, size_t) { return 0; }
 
 constexpr WeightForm kForm = {
@@ -189,6 +244,7 @@ constexpr WeightForm kForm = {
     .mc = 256,
     .kc = 1024,
     .pass_blocks = 1,
+    .tiles_of_reading = 1,
     .panel_bytes = no_panel,
     .sum_row = sum_row,
     .prepare = prepare,
@@ -209,6 +265,8 @@ extern constexpr Kernel kernel_scalar = {
     .quantize_int16 = quantize_int16,
     .transform_row = transform_row,
     .epilogue = epilogue,
+    .gate = gate,
+    .sum_slots = sum_slots,
     .release = nullptr,
 };
 

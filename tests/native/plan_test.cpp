@@ -1,5 +1,5 @@
 // The plan of a product, over millions of shapes: K blocks cover k once, in whole groups where they can; scratch arrays
-// do not overlap; work items cover every row of every column block of every problem once, evenly; steps come in order.
+// do not overlap; work items cover every row of every output block of every problem once, evenly; steps come in order.
 //
 //     plan_test [SHAPES]
 #include "gemm/plan.h"
@@ -47,26 +47,27 @@ Kernel random_kernel(Random &random) {
         form->mc = random.between(form->mr, 300);
         form->kc = kChunk * random.between(1, 4);
         form->pass_blocks = random.between(1, 4);
+        form->tiles_of_reading = random.between(1, 4);
         form->panel_bytes = random.bits() % 2 ? a_line_a_quad : nothing;
     }
     return kernel;
 }
 
-Problem random_problem(Random &random) {
+Product random_product(Random &random) {
     const size_t k = random.up_to(5000);
     const size_t group = random.bits() % 8 ? lesser(k, 4 * random.up_to(600)) : k;
+    const Columns columns = static_cast<Columns>(random.bits() % 3);
     return {
-        .m = random.up_to(900),
-        .n = random.up_to(3000),
+        .n = random.up_to(columns == Columns::outputs ? 3000 : 1500) * (columns == Columns::outputs ? 1 : 2),
         .grouping = {.k = k, .group = group % kQuad ? k : group},
         .has_offsets = random.bits() % 2 != 0,
         .transforms = random.bits() % 4 == 0,
         .scheme = static_cast<da8w4_scheme>(random.bits() % 4),
+        .columns = columns,
     };
 }
 
-void check_k_blocks(const ProblemPlan &plan) {
-    const Grouping &grouping = plan.problem.grouping;
+void check_k_blocks(const Grouping &grouping, const Blocking &plan) {
     const KBlocks &blocks = plan.k_blocks;
     size_t k = 0, groups = 0;
     for (KBlock block = blocks.first();; block = blocks.after(block)) {
@@ -105,45 +106,62 @@ public:
 };
 
 // Rows of int8 for each row of activations: the upper and the lower bytes of 16 bits.
-size_t parts_of(const ProblemPlan &plan) { return plan.problem.scheme == DA8W4_ACT_INT16 ? 2 : 1; }
+size_t parts_of(const Product &product) { return product.scheme == DA8W4_ACT_INT16 ? 2 : 1; }
 
-void check_scratch(const ProblemPlan &plan) {
-    const Grouping &grouping = plan.problem.grouping;
-    const size_t parts = parts_of(plan), all_rows = plan.mc * parts, groups = grouping.groups();
-    const bool has_offsets = plan.problem.has_offsets, by_group = plan.problem.scheme == DA8W4_ACT_INT8_GROUP;
-    Arrays shared, own;
-    Arrays &rows = plan.private_rows ? own : shared;
-    CHECK(plan.act_stride >= grouping.k && plan.act_stride % 64 == 0 && plan.act_stride / 64 % 2 == 1);
-    CHECK(plan.sums_stride >= all_rows);
-    rows.next(plan.rows.act, all_rows * plan.act_stride);
-    rows.next(plan.rows.chunk_sums, grouping.chunks() * plan.sums_stride);
-    rows.next(plan.rows.group_sums, has_offsets ? groups * plan.sums_stride : 0);
-    rows.next(plan.rows.group_scales, by_group ? groups * plan.sums_stride : 0);
-    rows.next(plan.rows.scales, plan.mc);
-    rows.next(plan.rows.zps, plan.mc);
-    own.next(plan.quantize.transformed, plan.problem.transforms ? grouping.k : 0);
-    own.next(plan.quantize.group_sums, has_offsets ? parts * groups : 0);
-    const size_t outputs = plan.form->pass_blocks * all_rows * kBlock;
-    const size_t values = plan.k_blocks.most_groups() * kBlock;
-    own.next(plan.tiles.acc, outputs);
-    own.next(plan.tiles.carried, grouping.group > plan.form->kc ? outputs : 0);
-    own.next(plan.tiles.codes, plan.form->panel_bytes(plan.k_blocks.longest(), grouping.group));
-    own.next(plan.tiles.scales, values);
-    own.next(plan.tiles.offsets, has_offsets ? values : 0);
-    own.next(plan.tiles.zp_terms, values);
-    CHECK(shared.end_ <= plan.shared_bytes && own.end_ <= plan.thread_bytes);
-    CHECK(plan.shared_bytes % 64 == 0 && plan.thread_bytes % 64 == 0);
+void check_rows(const Product &product, size_t count) {
+    const Grouping &grouping = product.grouping;
+    const size_t all_rows = count * parts_of(product), groups = grouping.groups();
+    const bool by_group = product.scheme == DA8W4_ACT_INT8_GROUP;
+    ScratchLayout layout;
+    const RowsPlan rows = plan_rows(product, count, layout);
+    CHECK(rows.parts == parts_of(product) && rows.groups == groups);
+    CHECK(rows.act_stride >= grouping.k && rows.act_stride % 64 == 0 && rows.act_stride / 64 % 2 == 1);
+    CHECK(rows.sums_stride >= all_rows);
+    Arrays arrays;
+    arrays.next(rows.act, all_rows * rows.act_stride);
+    arrays.next(rows.chunk_sums, grouping.chunks() * rows.sums_stride);
+    arrays.next(rows.group_sums, product.has_offsets ? groups * rows.sums_stride : 0);
+    arrays.next(rows.group_scales, by_group ? groups * rows.sums_stride : 0);
+    arrays.next(rows.scales, count);
+    arrays.next(rows.zps, count);
+    const QuantizeScratch quantize = plan_quantize(product, layout);
+    arrays.next(quantize.transformed, product.transforms ? grouping.k : 0);
+    arrays.next(quantize.group_sums, product.has_offsets ? parts_of(product) * groups : 0);
+    CHECK(arrays.end_ <= layout.bytes() && layout.bytes() % 64 == 0);
+}
+
+// Each form has memory for the largest row block that it gets.
+void check_tiles(const ProductPlan &plan, const Blocking &blocking, size_t rows, size_t bytes) {
+    const Product &product = plan.product;
+    const size_t all_rows = lesser(rows, blocking.mc) * parts_of(product);
+    size_t of_output = 1;
+    for (size_t output = 0; output < product.output_blocks(); output++)
+        of_output =
+            lesser(3, product.blocks_at(output).count > of_output ? product.blocks_at(output).count : of_output);
+    CHECK(of_output <= product.blocks_of_output());
+    const size_t outputs = blocking.pass_outputs * of_output * all_rows * kBlock;
+    const size_t values = blocking.k_blocks.most_groups() * kBlock;
+    Arrays own;
+    own.next(blocking.tiles.acc, outputs);
+    own.next(blocking.tiles.carried, product.grouping.group > blocking.form->kc ? outputs : 0);
+    own.next(blocking.tiles.codes, blocking.form->panel_bytes(blocking.k_blocks.longest(), product.grouping.group));
+    own.next(blocking.tiles.scales, values);
+    own.next(blocking.tiles.offsets, product.has_offsets ? values : 0);
+    own.next(blocking.tiles.zp_terms, values);
+    CHECK(own.end_ <= bytes);
 }
 
 // A kernel gets micro-tiles and row blocks of at most its own sizes, in rows of int8.
-void check_row_blocks(const ProblemPlan &plan, const Kernel &kernel) {
-    const size_t m = plan.problem.m, parts = parts_of(plan), blocks = ceil_div(m, plan.mc);
-    const size_t most = plan.form->mc / parts;
-    CHECK(plan.form == (m * parts <= kernel.packed_max ? &kernel.packed : &kernel.unpacked));
-    CHECK(plan.mr == plan.form->mr / parts && plan.mc <= most && plan.mc <= m);
-    CHECK(blocks == 1 || plan.mc % plan.mr == 0 || plan.mc == most);
+void check_row_blocks(const ProductPlan &plan, const Kernel &kernel, size_t m) {
+    const size_t parts = parts_of(plan.product), row_block = plan.row_block(m), blocks = ceil_div(m, row_block);
+    const Blocking &blocking = plan.of(m);
+    const size_t most = blocking.form->mc / parts;
+    CHECK(blocking.form == (m * parts <= kernel.packed_max ? &kernel.packed : &kernel.unpacked));
+    CHECK(blocking.mr == blocking.form->mr / parts && blocking.mc == most);
+    CHECK(row_block <= most && row_block <= m && row_block <= plan.most_row_block(m));
+    CHECK(blocks == 1 || row_block % blocking.mr == 0 || row_block == most);
     // No more passes over the weights than whole micro-tiles of the largest row block make necessary.
-    CHECK(blocks <= ceil_div(m, most - most % plan.mr));
+    CHECK(blocks <= ceil_div(m, most - most % blocking.mr));
 }
 
 // A batch of micro-tiles that a kernel gets by itself is cut where the whole was.
@@ -161,55 +179,80 @@ void check_row_tiles(size_t rows, size_t mr) {
     }
 }
 
-void check_steps(const ProblemPlan &plan, Range blocks) {
-    const size_t pass_blocks = plan.form->pass_blocks;
-    size_t block = blocks.begin;
-    Steps steps(plan, blocks);
-    while (block < blocks.end) {
-        const size_t pass_end = lesser(block + pass_blocks, blocks.end);
-        for (KBlock k = plan.k_blocks.first();; k = plan.k_blocks.after(k)) {
-            for (size_t turn = 0; block + turn < pass_end; turn++, steps.advance()) {
-                CHECK(steps.more());
-                const Step &now = steps.now();
-                CHECK(now.block == block + turn && now.turn == turn && now.k.begin == k.begin && now.k.end == k.end);
-                const bool last = now.block + 1 == blocks.end && plan.k_blocks.is_last(k);
-                CHECK((steps.next() == nullptr) == last);
-                if (!last && turn + 1 < pass_end - block) CHECK(steps.next()->block == now.block + 1);
-            }
-            if (plan.k_blocks.is_last(k)) break;
+// The columns of all column blocks of an output block have its gates and its ups.
+void check_columns(const Product &product) {
+    const size_t outputs = product.outputs();
+    for (size_t output = 0; output < product.output_blocks(); output++) {
+        const BlocksOfOutput parts = product.blocks_at(output);
+        const auto has = [&](size_t column) {
+            for (size_t part = 0; part < parts.count; part++)
+                if (column / kBlock == parts.blocks[part]) return true;
+            return false;
+        };
+        for (size_t i = output * kBlock; i < lesser(outputs, (output + 1) * kBlock); i++) {
+            if (product.columns == Columns::outputs) CHECK(has(i));
+            if (product.columns == Columns::halves) CHECK(has(i) && has(outputs + i));
+            if (product.columns == Columns::pairs) CHECK(has(2 * i) && has(2 * i + 1));
         }
-        block = pass_end;
+        for (size_t part = 0; part < parts.count; part++) CHECK(parts.blocks[part] < blocks_of(product.n));
+    }
+}
+
+void check_steps(const Product &product, const Blocking &blocking, Range outputs) {
+    size_t output = outputs.begin;
+    Steps steps(product, blocking, outputs);
+    while (output < outputs.end) {
+        const size_t pass_end = lesser(output + blocking.pass_outputs, outputs.end);
+        for (KBlock k = blocking.k_blocks.first();; k = blocking.k_blocks.after(k)) {
+            size_t turn = 0;
+            for (size_t at = output; at < pass_end; at++) {
+                const BlocksOfOutput parts = product.blocks_at(at);
+                for (size_t part = 0; part < parts.count; part++, turn++, steps.advance()) {
+                    CHECK(steps.more());
+                    const Step &now = steps.now();
+                    CHECK(now.output == at && now.part == part && now.block == parts.blocks[part]);
+                    CHECK(now.turn == turn && now.k.begin == k.begin && now.k.end == k.end);
+                    const bool last = at + 1 == outputs.end && part + 1 == parts.count && blocking.k_blocks.is_last(k);
+                    CHECK((steps.next() == nullptr) == last);
+                    if (part + 1 < parts.count) CHECK(steps.next()->block == parts.blocks[part + 1]);
+                }
+            }
+            CHECK(turn <= blocking.pass_outputs * product.blocks_of_output());
+            if (blocking.k_blocks.is_last(k)) break;
+        }
+        output = pass_end;
     }
     CHECK(!steps.more());
 }
 
-// Every row of every column block of every problem, once; and no thread does much more than its part.
-void check_work(const std::vector<ProblemPlan> &plans, const std::vector<size_t> &rows, size_t threads) {
-    std::vector<std::vector<size_t>> done(plans.size());  // rows done of each column block
+// Every row of every output block of every problem, once; and no thread does much more than its part.
+void check_work(const Product &product, const std::vector<Problem> &problems, size_t threads) {
+    std::vector<std::vector<size_t>> done(problems.size());  // rows done of each output block
     size_t all = 0, largest_unit = 0;
-    for (size_t i = 0; i < plans.size(); i++) done[i].resize(plans[i].column_blocks());
+    for (auto &each : done) each.resize(product.output_blocks());
     std::vector<size_t> costs(threads);
     for (size_t thread = 0; thread < threads; thread++) {
-        WorkItems items(plans.data(), rows.data(), plans.size(), thread, threads);
+        WorkItems items(product, problems.data(), problems.size(), thread, threads);
         for (WorkItem item; items.next(&item);) {
-            CHECK(item.problem < plans.size());
-            const ProblemPlan &plan = plans[item.problem];
-            CHECK(item.rows.begin < item.rows.end && item.rows.end <= rows[item.problem]);
-            CHECK(item.blocks.begin < item.blocks.end && item.blocks.end <= plan.column_blocks());
-            const size_t height = item.rows.end - item.rows.begin;
-            const size_t unit = ceil_div(height, plan.mr) * quads_of(plan.problem.grouping.k);
+            CHECK(item.problem < problems.size());
+            const Problem &problem = problems[item.problem];
+            CHECK(item.rows.begin < item.rows.end && item.rows.end <= problem.rows);
+            CHECK(item.outputs.begin < item.outputs.end && item.outputs.end <= product.output_blocks());
+            const size_t tiles = ceil_div(item.rows.end - item.rows.begin, problem.blocking->mr);
+            const size_t reading = problem.blocking->form->tiles_of_reading;
+            const size_t unit = tiles > reading ? tiles : reading;
             largest_unit = unit > largest_unit ? unit : largest_unit;
-            for (size_t block = item.blocks.begin; block < item.blocks.end; block++) {
+            for (size_t output = item.outputs.begin; output < item.outputs.end; output++) {
                 // Threads and items come in order, so rows of a block are done from the top down.
-                CHECK(done[item.problem][block] == item.rows.begin);
-                done[item.problem][block] = item.rows.end;
+                CHECK(done[item.problem][output] == item.rows.begin);
+                done[item.problem][output] = item.rows.end;
                 costs[thread] += unit;
                 all += unit;
             }
         }
     }
-    for (size_t i = 0; i < plans.size(); i++)
-        for (const size_t count : done[i]) CHECK(count == rows[i]);
+    for (size_t i = 0; i < problems.size(); i++)
+        for (const size_t count : done[i]) CHECK(count == problems[i].rows);
     for (const size_t cost : costs) CHECK(cost <= all / threads + largest_unit);
 }
 
@@ -220,22 +263,30 @@ int main(int count, char **arguments) {
     for (shape_at = 0; shape_at < shapes; shape_at++) {
         Random random = {shape_at};
         const Kernel kernel = random_kernel(random);
-        const ProblemPlan plan = plan_problem(random_problem(random), kernel);
-        check_k_blocks(plan);
-        check_scratch(plan);
-        check_row_blocks(plan, kernel);
-        check_row_tiles(plan.mc, plan.mr);
-        const size_t begin = random.between(0, plan.column_blocks() - 1);
-        if (shape_at % 4 == 0) check_steps(plan, {begin, random.between(begin + 1, plan.column_blocks())});
-        CHECK(useful_threads(plan.problem, 3) >= 1 && useful_threads(plan.problem, 3) <= 3);
-        if (shape_at % 16) continue;
-        std::vector<ProblemPlan> plans(random.bits() % 2 ? 1 : random.between(1, 9), plan);
-        std::vector<size_t> rows;
-        for (ProblemPlan &each : plans) {
-            if (&each != &plans[0]) each = plan_problem(random_problem(random), kernel);
-            rows.push_back(random.bits() % 4 ? random.between(1, each.mc) : plans.size() > 1 ? 0 : each.mc);
+        const Product product = random_product(random);
+        const size_t m = random.up_to(900);
+        ScratchLayout own;
+        const ProductPlan plan = plan_product(product, kernel, m, own);
+        const Blocking &blocking = plan.of(random.between(1, m));
+        check_k_blocks(product.grouping, blocking);
+        check_rows(product, m);
+        if (m > plan.packed_max) check_tiles(plan, plan.unpacked, m, own.bytes());
+        check_tiles(plan, plan.packed, lesser(m, plan.packed_max), own.bytes());
+        check_row_blocks(plan, kernel, m);
+        check_row_tiles(m, blocking.mr);
+        if (shape_at % 4 == 0) {
+            check_columns(product);
+            const size_t begin = random.between(0, product.output_blocks() - 1);
+            check_steps(product, blocking, {begin, random.between(begin + 1, product.output_blocks())});
         }
-        check_work(plans, rows, random.up_to(70));
+        CHECK(useful_threads(product, m, 3) >= 1 && useful_threads(product, m, 3) <= 3);
+        if (shape_at % 16) continue;
+        std::vector<Problem> problems(random.bits() % 2 ? 1 : random.between(1, 9));
+        for (Problem &problem : problems) {
+            const size_t rows = random.bits() % 4 ? random.between(1, m) : m;
+            problem = {.blocking = &plan.of(rows), .weight = 0, .first = 0, .rows = rows};
+        }
+        check_work(product, problems, random.up_to(70));
     }
     printf("%zu shapes\n", shapes);
     return 0;

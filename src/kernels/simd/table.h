@@ -3,6 +3,7 @@
 
 #include "kernels/kernel.h"
 #include "kernels/simd/epilogue.h"
+#include "kernels/simd/gate.h"
 #include "kernels/simd/microkernel.h"
 #include "kernels/simd/quantize.h"
 #include "kernels/simd/unpack.h"
@@ -33,6 +34,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
                 .mc = kMc,
                 .kc = kPackedKc,
                 .pass_blocks = 1,
+                .tiles_of_reading = V::kTilesOfReading,
                 .panel_bytes = no_panel,
                 .sum_row = sum_row<V, Encoding::plain>,
                 .prepare = prepare_packed<V>,
@@ -44,6 +46,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
                 .mc = kMc,
                 .kc = kPanelKc,
                 .pass_blocks = kPassBlocks,
+                .tiles_of_reading = V::kTilesOfReading,
                 .panel_bytes = panel_bytes<1>,
                 .sum_row = sum_row<V, panel_encoding<V>>,
                 .prepare = prepare_panel<V, kPanelKc>,
@@ -54,6 +57,8 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
         .quantize_int16 = quantize_int16<V>,
         .transform_row = transform_row<V>,
         .epilogue = epilogue<V>,
+        .gate = gate<V>,
+        .sum_slots = sum_slots<V>,
         .release = nullptr,
     };
 }

@@ -23,10 +23,12 @@ concept Is = is_same<Found, Wanted>;
 
 template <class V>
 concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V::Part part, void *to, const void *from,
-                             const int8_t *s8, const uint16_t *halves, uint8_t *bytes, int32_t number, float value) {
+                             const int8_t *s8, const uint16_t *halves, uint8_t *bytes, const float *floats,
+                             int32_t number, float value) {
     // Constants: 32-bit lanes of a register; rows of a micro-tile; how panels encode codes (see unpack.h); independent
-    // accumulators of a micro-tile of one and of two rows; the largest sum that a Part holds.
-    { V::kLanes + V::kRows + V::kSetsOneRow + V::kSetsTwoRows + V::kMostPart } -> Is<size_t>;
+    // accumulators of a micro-tile of one and of two rows; micro-tiles that take as long as reading their weights; the
+    // largest sum that a Part holds.
+    { V::kLanes + V::kRows + V::kSetsOneRow + V::kSetsTwoRows + V::kTilesOfReading + V::kMostPart } -> Is<size_t>;
     { V::kBiasedPanels } -> Is<const bool &>;
 
     // Integers of 32 bits, and registers of bytes.
@@ -47,6 +49,7 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     { V::insert_bits(i, i, i) } -> Is<typename V::Int>;
     { V::add(i, i) } -> Is<typename V::Int>;
     { V::sub(i, i) } -> Is<typename V::Int>;
+    { V::min_unsigned(i, i) } -> Is<typename V::Int>;
     { V::add_bytes(i, i) } -> Is<typename V::Int>;
     { V::replicate_byte(i) } -> Is<typename V::Int>;
     { V::low_int16(i) } -> Is<typename V::Int>;
@@ -65,7 +68,13 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     { V::load_f32(from) } -> Is<typename V::Float>;
     { V::load_f16(halves) } -> Is<typename V::Float>;
     { V::load_bf16(halves) } -> Is<typename V::Float>;
+    { V::load_pairs(floats, f, f) } -> Is<void>;
     { V::to_float(i) } -> Is<typename V::Float>;
+    { V::bits_of(f) } -> Is<typename V::Int>;
+    { V::float_of(i) } -> Is<typename V::Float>;
+    { V::add_float(f, f) } -> Is<typename V::Float>;
+    { V::sub_float(f, f) } -> Is<typename V::Float>;
+    { V::div(f, f) } -> Is<typename V::Float>;
     { V::mul(f, f) } -> Is<typename V::Float>;
     { V::fma(f, f, f) } -> Is<typename V::Float>;
     { V::min(f, f) } -> Is<typename V::Float>;

@@ -20,6 +20,7 @@ namespace {
 constexpr size_t kTileRows = 16, kTileK = 64, kTileQuads = kTileK / kQuad;
 // One tile of avx512vnni: beyond, its dot products alone take longer than unpacking the panel for AMX.
 constexpr size_t kAmxPackedMax = 6;
+constexpr size_t kAmxTilesOfReading = 4;
 
 // The thread's state is the number of rows that its configuration is for; 0 if it has none. Other code of the process
 // may use tiles in between, so they are released at the end of each thread's part.
@@ -202,6 +203,7 @@ constexpr Kernel amx_kernel() {
                 .mc = kMc,
                 .kc = kPackedKc,
                 .pass_blocks = 1,
+                .tiles_of_reading = Vec512::kTilesOfReading,
                 .panel_bytes = no_panel,
                 .sum_row = avx512vnni::sum_row,
                 .prepare = avx512vnni::prepare_packed,
@@ -213,6 +215,7 @@ constexpr Kernel amx_kernel() {
                 .mc = kMc,
                 .kc = kPanelKc,
                 .pass_blocks = kPassBlocks,
+                .tiles_of_reading = kAmxTilesOfReading,
                 .panel_bytes = panel_bytes<kTileQuads>,
                 .sum_row = avx512vnni::sum_panel_row,
                 .prepare = prepare_panel_amx,
@@ -223,6 +226,8 @@ constexpr Kernel amx_kernel() {
         .quantize_int16 = avx512vnni::quantize_int16,
         .transform_row = avx512vnni::transform_row,
         .epilogue = avx512vnni::epilogue,
+        .gate = avx512vnni::gate,
+        .sum_slots = avx512vnni::sum_slots,
         .release = release,
     };
 }

@@ -16,6 +16,7 @@ struct VecAvx2 : Vec256 {
     using Part = Int;
     static constexpr bool kBiasedPanels = false;
     static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
+    static constexpr size_t kTilesOfReading = 1;
     static constexpr size_t kMostPart = INT16_MAX;
 
     static Part open(Int) { return zero(); }

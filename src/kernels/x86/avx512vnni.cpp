@@ -47,6 +47,8 @@ Panel prepare_panel(const PanelJob &job) { return kernel_avx512vnni.unpacked.pre
 void run_packed(const MicroTiles &tiles, Panel &panel) { kernel_avx512vnni.packed.run(tiles, panel); }
 void run_panel(const MicroTiles &tiles, Panel &panel) { kernel_avx512vnni.unpacked.run(tiles, panel); }
 void epilogue(const Epilogue &epilogue) { kernel_avx512vnni.epilogue(epilogue); }
+void gate(const GateJob &job) { kernel_avx512vnni.gate(job); }
+void sum_slots(const SlotSum &sum) { kernel_avx512vnni.sum_slots(sum); }
 
 }  // namespace avx512vnni
 }  // namespace da8w4

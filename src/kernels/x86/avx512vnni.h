@@ -19,5 +19,7 @@ Panel prepare_panel(const PanelJob &job);
 void run_packed(const MicroTiles &tiles, Panel &panel);
 void run_panel(const MicroTiles &tiles, Panel &panel);
 void epilogue(const Epilogue &epilogue);
+void gate(const GateJob &job);
+void sum_slots(const SlotSum &sum);
 
 }  // namespace da8w4::avx512vnni

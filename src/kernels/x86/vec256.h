@@ -48,6 +48,7 @@ struct Vec256 {
     }
     static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
     static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
+    static Int min_unsigned(Int a, Int b) { return _mm256_min_epu32(a, b); }
 
     static Int low_int16(Int value) { return _mm256_and_si256(value, broadcast(0xffff)); }
     // sum + a * b of int16, where the upper half of each lane of a is zero.
@@ -78,7 +79,19 @@ struct Vec256 {
         Int wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
         return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
     }
+    static void load_pairs(const float *p, Float &even, Float &odd) {
+        const Float low = load_f32(p), high = load_f32(p + kLanes);
+        const __m256d evens = _mm256_castps_pd(_mm256_shuffle_ps(low, high, 0x88));
+        const __m256d odds = _mm256_castps_pd(_mm256_shuffle_ps(low, high, 0xdd));
+        even = _mm256_castpd_ps(_mm256_permute4x64_pd(evens, 0xd8));
+        odd = _mm256_castpd_ps(_mm256_permute4x64_pd(odds, 0xd8));
+    }
     static Float to_float(Int value) { return _mm256_cvtepi32_ps(value); }
+    static Int bits_of(Float value) { return _mm256_castps_si256(value); }
+    static Float float_of(Int bits) { return _mm256_castsi256_ps(bits); }
+    static Float add_float(Float a, Float b) { return _mm256_add_ps(a, b); }
+    static Float sub_float(Float a, Float b) { return _mm256_sub_ps(a, b); }
+    static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
     static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }

@@ -19,6 +19,7 @@ struct Vec512 {
     static constexpr size_t kLanes = 16;
     static constexpr bool kBiasedPanels = true;
     static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
+    static constexpr size_t kTilesOfReading = 3;
     static constexpr size_t kMostPart = SIZE_MAX;  // sums modulo 2^32 do for any number of products
 
     static Int zero() { return _mm512_setzero_si512(); }
@@ -53,6 +54,7 @@ struct Vec512 {
     }
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
     static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
+    static Int min_unsigned(Int a, Int b) { return _mm512_min_epu32(a, b); }
 
     static Part open(Int sum) { return sum; }
     // In inline assembly, because GCC would copy the sums that it passes to the intrinsic from register to register.
@@ -83,7 +85,18 @@ struct Vec512 {
         Int wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
         return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
     }
+    static void load_pairs(const float *p, Float &even, Float &odd) {
+        const Int evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        const Float low = load_f32(p), high = load_f32(p + kLanes);
+        even = _mm512_permutex2var_ps(low, evens, high);
+        odd = _mm512_permutex2var_ps(low, add(evens, broadcast(1)), high);
+    }
     static Float to_float(Int value) { return _mm512_cvtepi32_ps(value); }
+    static Int bits_of(Float value) { return _mm512_castps_si512(value); }
+    static Float float_of(Int bits) { return _mm512_castsi512_ps(bits); }
+    static Float add_float(Float a, Float b) { return _mm512_add_ps(a, b); }
+    static Float sub_float(Float a, Float b) { return _mm512_sub_ps(a, b); }
+    static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
     static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
