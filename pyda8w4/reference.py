@@ -16,13 +16,24 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["convert", "dequantize", "fma", "gate", "gemm", "linear", "quantize_activation", "sum_slots"]
+__all__ = [
+    "convert",
+    "dequantize",
+    "fma",
+    "gate",
+    "gemm",
+    "linear",
+    "linear_gated",
+    "moe",
+    "quantize_activation",
+    "sum_slots",
+]
 
 _F32 = np.float32
 _LEAST_SCALE = _F32(2.0**-126)
@@ -509,6 +520,122 @@ def sum_slots(
         total = fma(results[..., slot, :], weight[..., None], acc)
         acc = total if ids is None else np.where(ids[..., slot, None] < 0, acc, total)
     return convert(acc, "float32")
+
+
+def linear_gated(
+    x: npt.NDArray[Any],
+    gate_up: Mapping[str, Any],
+    bias: npt.NDArray[Any] | None = None,
+    *,
+    activation: str = "silu",
+    interleaved: bool = False,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    act: str = "uint8",
+    out_dtype: str = "float32",
+) -> npt.NDArray[Any]:
+    """Return what `pyda8w4.linear_gated` returns, for a matrix.
+
+    Parameters
+    ----------
+    x : (M, K) ndarray of float32, float16 or bfloat16
+        Activations.
+    gate_up : mapping of str to ndarray or int
+        The weight: `codes`, `scales`, `zps`, `group_size` and what else it has, as `linear` takes them.
+    bias : (N,) ndarray of float32, optional
+        Added to each row of gates and ups.
+    activation : {'silu', 'gelu', 'gelu_tanh', 'swigluoai'}
+        The function of the gates.
+    interleaved : bool
+        Whether gates are the even columns and ups the odd ones; else gates are the first half.
+    alpha, limit : float
+        Of 'swigluoai'.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        To what activations are quantized.
+    out_dtype : {'float32', 'float16', 'bfloat16'}
+        What the result is rounded to.
+
+    Returns
+    -------
+    (M, N / 2) ndarray
+        Of `out_dtype`; bfloat16 as the bits, uint16.
+    """
+    y = linear(x, bias=bias, act=act, **gate_up)
+    half = y.shape[1] // 2
+    gates, ups = (y[:, ::2], y[:, 1::2]) if interleaved else (y[:, :half], y[:, half:])
+    return convert(gate(gates, ups, activation, alpha=alpha, limit=limit), out_dtype)
+
+
+def moe(
+    x: npt.NDArray[Any],
+    gate_up: Sequence[Mapping[str, Any]],
+    down: Sequence[Mapping[str, Any]],
+    topk_ids: npt.NDArray[Any],
+    topk_weights: npt.NDArray[Any],
+    *,
+    activation: str = "silu",
+    interleaved: bool = False,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    gate_up_bias: npt.NDArray[Any] | None = None,
+    down_bias: npt.NDArray[Any] | None = None,
+    expert_map: npt.NDArray[Any] | None = None,
+    routed_scaling: float = 1.0,
+    act: str = "uint8",
+    out_dtype: str = "float32",
+) -> npt.NDArray[Any]:
+    """Return what `pyda8w4.moe` returns, for a matrix.
+
+    Parameters
+    ----------
+    x : (M, K) ndarray of float32, float16 or bfloat16
+        One row per token.
+    gate_up, down : sequence of mappings of str to ndarray or int
+        The weights of each expert, as `linear_gated` takes one.
+    topk_ids : (M, T) ndarray of int
+        The experts of each token; -1 adds nothing.
+    topk_weights : (M, T) ndarray of float32
+        What their results are multiplied by.
+    activation : {'silu', 'gelu', 'gelu_tanh', 'swigluoai'}
+        The function of the gates.
+    interleaved : bool
+        Whether gates are the even columns and ups the odd ones; else gates are the first half.
+    alpha, limit : float
+        Of 'swigluoai'.
+    gate_up_bias : (E, 2 I) ndarray of float32, optional
+        Added to gates and ups.
+    down_bias : (E, N) ndarray of float32, optional
+        Added to the results of the experts.
+    expert_map : (E_global,) ndarray of int, optional
+        The expert of each id, or -1.
+    routed_scaling : float
+        What all weights are multiplied by.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        To what the inputs of both products are quantized.
+    out_dtype : {'float32', 'float16', 'bfloat16'}
+        What the result is rounded to.
+
+    Returns
+    -------
+    (M, N) ndarray
+        Of `out_dtype`; bfloat16 as the bits, uint16.
+    """
+    ids = topk_ids if expert_map is None else np.where(topk_ids < 0, -1, expert_map[topk_ids])
+    results = np.zeros((*ids.shape, len(down[0]["codes"])), _F32)
+    for expert in set(ids[ids >= 0].tolist()):
+        chosen = ids == expert
+        h = linear_gated(
+            x[np.nonzero(chosen)[0]],
+            gate_up[expert],
+            None if gate_up_bias is None else gate_up_bias[expert],
+            activation=activation,
+            interleaved=interleaved,
+            alpha=alpha,
+            limit=limit,
+            act=act,
+        )
+        results[chosen] = linear(h, bias=None if down_bias is None else down_bias[expert], act=act, **down[expert])
+    return convert(sum_slots(results, topk_weights, routed_scaling, ids=ids), out_dtype)
 
 
 class _Weight:
