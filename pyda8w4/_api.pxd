@@ -7,6 +7,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         DA8W4_INEXACT_SCALE
         DA8W4_INT32_OVERFLOW
         DA8W4_BAD_ACT_ZP
+        DA8W4_BAD_EXPERT
         DA8W4_FACTORS_NEED_FLOATS
         DA8W4_UNKNOWN_KERNEL
         DA8W4_KERNEL_UNAVAILABLE
@@ -24,6 +25,9 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         pass
 
     ctypedef enum da8w4_scheme:
+        pass
+
+    ctypedef enum da8w4_activation:
         pass
 
     ctypedef struct da8w4_weight:
@@ -78,6 +82,12 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         void *sub_offsets
         void *sums
 
+    ctypedef struct da8w4_gating:
+        da8w4_activation activation
+        int interleaved
+        float alpha
+        float limit
+
     ctypedef struct da8w4_call:
         size_t m
         const void *act
@@ -88,6 +98,50 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         da8w4_scheme scheme
         const da8w4_packed *weight
         const void *bias
+        const da8w4_gating *gating
+        void *out
+        da8w4_type out_type
+        size_t out_stride
+        const char *kernel
+        size_t threads
+        void *workspace
+        size_t workspace_bytes
+
+    ctypedef struct da8w4_grouped_call:
+        size_t experts
+        const da8w4_packed *weights
+        const void *bias
+        const void *rows_of_expert
+        size_t m
+        const void *act
+        da8w4_type act_type
+        size_t act_stride
+        da8w4_scheme scheme
+        const da8w4_gating *gating
+        void *out
+        da8w4_type out_type
+        size_t out_stride
+        const char *kernel
+        size_t threads
+        void *workspace
+        size_t workspace_bytes
+
+    ctypedef struct da8w4_moe_call:
+        size_t experts
+        const da8w4_packed *gate_up
+        const da8w4_packed *down
+        const void *gate_up_bias
+        const void *down_bias
+        const da8w4_gating *gating
+        size_t m
+        size_t slots
+        const void *act
+        da8w4_type act_type
+        size_t act_stride
+        da8w4_scheme scheme
+        const void *ids
+        const void *weights
+        float scaling
         void *out
         da8w4_type out_type
         size_t out_stride
@@ -111,6 +165,10 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     size_t da8w4_workspace_bytes(const da8w4_call *call)
     da8w4_status da8w4_gemm(const da8w4_call *call)
     da8w4_status da8w4_linear(const da8w4_call *call)
+    size_t da8w4_grouped_workspace_bytes(const da8w4_grouped_call *call)
+    da8w4_status da8w4_grouped_linear(const da8w4_grouped_call *call)
+    size_t da8w4_moe_workspace_bytes(const da8w4_moe_call *call)
+    da8w4_status da8w4_moe(const da8w4_moe_call *call)
     size_t da8w4_kernel_count()
     const char *da8w4_kernel_name(size_t index)
     const char *da8w4_kernel_description(size_t index)

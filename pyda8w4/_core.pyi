@@ -44,6 +44,9 @@ class Source:
         sub_offsets: npt.NDArray[Any] | None = None,
     ) -> None: ...
 
+class Gating:
+    def __init__(self, activation: int, interleaved: bool, alpha: float, limit: float) -> None: ...
+
 class View:
     def __init__(
         self,
@@ -77,6 +80,7 @@ class View:
         out: _Memory,
         out_type: int,
         kernel: bytes | None,
+        gating: Gating | None = None,
     ) -> None: ...
     def gemm(
         self,
@@ -98,6 +102,40 @@ class View:
         offsets: npt.NDArray[Any] | None,
     ) -> None: ...
     def dequantize(self, columns: npt.NDArray[Any], out: npt.NDArray[Any]) -> None: ...
+
+class ExpertsView:
+    def __init__(self, whole: View, count: int, sizes: tuple[int, ...]) -> None: ...
+    def grouped_linear(
+        self,
+        m: int,
+        x: _Memory,
+        x_type: int,
+        scheme: int,
+        rows_of_expert: _Memory,
+        bias: _Memory | None,
+        out: _Memory,
+        out_type: int,
+        kernel: bytes | None,
+        gating: Gating | None = None,
+    ) -> None: ...
+    def moe(
+        self,
+        down: ExpertsView,
+        m: int,
+        slots: int,
+        x: _Memory,
+        x_type: int,
+        scheme: int,
+        ids: _Memory,
+        weights: _Memory,
+        scaling: float,
+        gating: Gating,
+        gate_up_bias: _Memory | None,
+        down_bias: _Memory | None,
+        out: _Memory,
+        out_type: int,
+        kernel: bytes | None,
+    ) -> None: ...
 
 def quantize_rows(
     m: int,

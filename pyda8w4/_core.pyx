@@ -5,6 +5,7 @@ Private and unchecked: callers pass C-contiguous arrays of the right types and s
 import threading
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from pyda8w4._api cimport *
 from pyda8w4._buffers cimport Extent, address, extent, overlaps, target, type_bytes
 
@@ -14,6 +15,7 @@ _NAMES = {
     DA8W4_INEXACT_SCALE: "INEXACT_SCALE",
     DA8W4_INT32_OVERFLOW: "INT32_OVERFLOW",
     DA8W4_BAD_ACT_ZP: "BAD_ACT_ZP",
+    DA8W4_BAD_EXPERT: "BAD_EXPERT",
     DA8W4_FACTORS_NEED_FLOATS: "FACTORS_NEED_FLOATS",
     DA8W4_UNKNOWN_KERNEL: "UNKNOWN_KERNEL",
     DA8W4_KERNEL_UNAVAILABLE: "KERNEL_UNAVAILABLE",
@@ -96,6 +98,57 @@ cdef class Source:
 _workspaces = threading.local()
 
 
+ctypedef fused Call:
+    da8w4_call
+    da8w4_grouped_call
+    da8w4_moe_call
+
+
+cdef int run(Call *call) except -1:
+    cdef da8w4_status status = DA8W4_WORKSPACE_TOO_SMALL
+    cdef Memory workspace = getattr(_workspaces, "memory", None)
+    cdef size_t size
+    while status == DA8W4_WORKSPACE_TOO_SMALL:
+        if workspace is None:
+            if Call is da8w4_call:
+                size = da8w4_workspace_bytes(call)
+            elif Call is da8w4_grouped_call:
+                size = da8w4_grouped_workspace_bytes(call)
+            else:
+                size = da8w4_moe_workspace_bytes(call)
+            workspace = _workspaces.memory = Memory(<Py_ssize_t>size)
+        call.workspace, call.workspace_bytes = workspace.start, <size_t>workspace.size
+        with nogil:
+            if Call is da8w4_call:
+                status = da8w4_linear(call) if call.act_type <= DA8W4_BF16 else da8w4_gemm(call)
+            elif Call is da8w4_grouped_call:
+                status = da8w4_grouped_linear(call)
+            else:
+                status = da8w4_moe(call)
+        workspace = None
+    return check(status)
+
+
+cdef Extent output_of(out, Extent *inputs, int count) except *:
+    cdef Extent output = extent(out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+    if overlaps(output, inputs, count):
+        raise ValueError("out must not overlap the inputs, got memory that does")
+    return output
+
+
+cdef class Gating:
+    """The function of gates, and where gates and ups are."""
+
+    cdef da8w4_gating gating
+
+    def __init__(self, int activation, bint interleaved, float alpha, float limit):
+        self.gating = da8w4_gating(<da8w4_activation>activation, interleaved, alpha, limit)
+
+
+cdef const da8w4_gating *gating_of(Gating gating):
+    return NULL if gating is None else &gating.gating
+
+
 cdef class View:
     """A da8w4_packed over arrays that it keeps alive, or over addresses, which it does not."""
 
@@ -117,37 +170,33 @@ cdef class View:
             sub_scales=self.extents[5].start, sub_offsets=self.extents[6].start,
             table=self.extents[7].start, perm=self.extents[8].start, factors=self.extents[9].start)
 
-    def linear(self, size_t m, x, int x_type, int scheme, bias, out, int out_type, bytes kernel):
+    def linear(self, size_t m, x, int x_type, int scheme, bias, out, int out_type, bytes kernel, Gating gating=None):
         """Multiply rows of floats."""
-        self.multiply(True, m, x, x_type, None, None, scheme, bias, out, out_type, kernel)
+        self.multiply(m, x, x_type, None, None, scheme, bias, gating, out, out_type, kernel)
 
     def gemm(self, size_t m, a, int a_type, a_scales, a_zps, bias, out, int out_type, bytes kernel):
         """Multiply rows that are quantized already."""
-        self.multiply(False, m, a, a_type, a_scales, a_zps, 0, bias, out, out_type, kernel)
+        self.multiply(m, a, a_type, a_scales, a_zps, 0, bias, None, out, out_type, kernel)
 
-    cdef int multiply(self, bint quantize, size_t m, act, int act_type, act_scales, act_zps, int scheme, bias, out,
+    cdef int multiply(self, size_t m, act, int act_type, act_scales, act_zps, int scheme, bias, Gating gating, out,
                       int out_type, bytes kernel) except -1:
         cdef Extent[4] inputs = [extent(act), extent(act_scales), extent(act_zps), extent(bias)]
-        cdef Extent output = extent(out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
-        if overlaps(output, inputs, 4) or overlaps(output, self.extents, 10):
-            raise ValueError("out must not overlap the inputs, got memory that does")
+        cdef Extent output = output_of(out, inputs, 4)
+        self.check_apart(output)
+        cdef size_t columns = self.packed.n if gating is None else self.packed.n // 2
         cdef da8w4_call call = da8w4_call(
             m=m, weight=&self.packed, scheme=<da8w4_scheme>scheme, threads=0, kernel=name_of(kernel),
             act=inputs[0].start, act_type=<da8w4_type>act_type, act_stride=self.packed.k * type_bytes(act_type),
             act_scales=inputs[1].start, act_zps=inputs[2].start,
-            bias=inputs[3].start,
-            out=output.start, out_type=<da8w4_type>out_type, out_stride=self.packed.n * type_bytes(out_type),
+            bias=inputs[3].start, gating=gating_of(gating),
+            out=output.start, out_type=<da8w4_type>out_type, out_stride=columns * type_bytes(out_type),
             workspace=NULL, workspace_bytes=0)
-        cdef da8w4_status status = DA8W4_WORKSPACE_TOO_SMALL
-        cdef Memory workspace = getattr(_workspaces, "memory", None)
-        while status == DA8W4_WORKSPACE_TOO_SMALL:
-            if workspace is None:
-                workspace = _workspaces.memory = Memory(da8w4_workspace_bytes(&call))
-            call.workspace, call.workspace_bytes = workspace.start, <size_t>workspace.size
-            with nogil:
-                status = da8w4_linear(&call) if quantize else da8w4_gemm(&call)
-            workspace = None
-        return check(status)
+        return run(&call)
+
+    cdef int check_apart(self, Extent output) except -1:
+        if overlaps(output, self.extents, 10):
+            raise ValueError("out must not overlap the inputs, got memory that does")
+        return 0
 
     def unpack(self, codes, scales, zps, offsets):
         cdef address to_codes = target(codes), to_scales = target(scales)
@@ -161,6 +210,75 @@ cdef class View:
         cdef size_t count = len(columns), stride = self.packed.k * type_bytes(DA8W4_F32)
         with nogil:
             check(da8w4_dequantize(&self.packed, <const size_t *>wanted, count, to, stride))
+
+
+cdef inline const void *after(const void *array, size_t size):
+    return NULL if array == NULL else <const char *>array + size
+
+
+cdef class ExpertsView:
+    """A da8w4_packed for each expert. `whole` has the arrays of all, and `sizes` their bytes for one expert."""
+
+    cdef View whole
+    cdef size_t count
+    cdef da8w4_packed *packed
+
+    def __cinit__(self, View whole, size_t count, tuple sizes):
+        cdef size_t[10] bytes_of = sizes
+        cdef da8w4_packed *each
+        cdef size_t i
+        self.whole, self.count = whole, count
+        self.packed = <da8w4_packed *>PyMem_Calloc(count, sizeof(da8w4_packed))
+        if self.packed == NULL:
+            raise MemoryError(f"cannot allocate {count} descriptions of weights")
+        for i in range(count):
+            each = self.packed + i
+            each[0] = whole.packed
+            each.codes = after(each.codes, i * bytes_of[0])
+            each.scales = after(each.scales, i * bytes_of[1])
+            each.sums = after(each.sums, i * bytes_of[2])
+            each.zps = after(each.zps, i * bytes_of[3])
+            each.offsets = after(each.offsets, i * bytes_of[4])
+            each.sub_scales = after(each.sub_scales, i * bytes_of[5])
+            each.sub_offsets = after(each.sub_offsets, i * bytes_of[6])
+            each.table = after(each.table, i * bytes_of[7])
+            each.perm = after(each.perm, i * bytes_of[8])
+            each.factors = after(each.factors, i * bytes_of[9])
+
+    def __dealloc__(self):
+        PyMem_Free(self.packed)
+
+    def grouped_linear(self, size_t m, x, int x_type, int scheme, rows_of_expert, bias, out, int out_type,
+                       bytes kernel, Gating gating=None):
+        """Multiply rows of floats, which come expert by expert."""
+        cdef Extent[3] inputs = [extent(x), extent(rows_of_expert), extent(bias)]
+        cdef Extent output = output_of(out, inputs, 3)
+        self.whole.check_apart(output)
+        cdef da8w4_packed *first = self.packed
+        cdef size_t columns = first.n if gating is None else first.n // 2
+        cdef da8w4_grouped_call call = da8w4_grouped_call(
+            experts=self.count, weights=first, bias=inputs[2].start, rows_of_expert=inputs[1].start, m=m,
+            act=inputs[0].start, act_type=<da8w4_type>x_type, act_stride=first.k * type_bytes(x_type),
+            scheme=<da8w4_scheme>scheme, gating=gating_of(gating),
+            out=output.start, out_type=<da8w4_type>out_type, out_stride=columns * type_bytes(out_type),
+            kernel=name_of(kernel), threads=0, workspace=NULL, workspace_bytes=0)
+        run(&call)
+
+    def moe(self, ExpertsView down, size_t m, size_t slots, x, int x_type, int scheme, ids, weights, float scaling,
+            Gating gating, gate_up_bias, down_bias, out, int out_type, bytes kernel):
+        """Multiply rows of floats by these, which are gates and ups, and by `down`, of as many experts."""
+        cdef Extent[5] inputs = [extent(x), extent(ids), extent(weights), extent(gate_up_bias), extent(down_bias)]
+        cdef Extent output = output_of(out, inputs, 5)
+        self.whole.check_apart(output)
+        down.whole.check_apart(output)
+        cdef da8w4_moe_call call = da8w4_moe_call(
+            experts=self.count, gate_up=self.packed, down=down.packed,
+            gate_up_bias=inputs[3].start, down_bias=inputs[4].start, gating=gating_of(gating), m=m, slots=slots,
+            act=inputs[0].start, act_type=<da8w4_type>x_type, act_stride=self.packed.k * type_bytes(x_type),
+            scheme=<da8w4_scheme>scheme, ids=inputs[1].start, weights=inputs[2].start, scaling=scaling,
+            out=output.start, out_type=<da8w4_type>out_type, out_stride=down.packed.n * type_bytes(out_type),
+            kernel=name_of(kernel), threads=0, workspace=NULL, workspace_bytes=0)
+        run(&call)
 
 
 def quantize_rows(size_t m, size_t k, x, int x_type, int scheme, act, act_scales, act_zps, bytes kernel):

@@ -9,6 +9,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4._core import ExpertsView
 from pyda8w4._format import Format
 from pyda8w4._packed import Packed, PackedWeight, aligned_empty, unpickled
 
@@ -65,7 +66,9 @@ class PackedExperts(Packed):
     (8, (64, 128), (2, 64, 128))
     """
 
-    __slots__ = ()
+    __slots__ = ("_view",)
+
+    _view: ExpertsView
 
     def __init__(self) -> None:
         raise TypeError("PackedExperts are made by pyda8w4.stack, not by their constructor")
@@ -75,6 +78,7 @@ class PackedExperts(Packed):
         """From C-contiguous, aligned arrays that fit the format: `Format.check` tells."""
         self = object.__new__(cls)
         self._set(format, arrays)
+        object.__setattr__(self, "_view", format.experts_view(self._arrays))
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

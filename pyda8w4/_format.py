@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._checks import FLOATS, INTEGERS, TYPES, ceil_div, one_of
-from pyda8w4._core import View
+from pyda8w4._core import ExpertsView, View
 
 # A reader refuses every other. Weights of version 1 are those of version 2 that have 4 bits and one level of scales,
 # no table, no permutation and no factors.
@@ -138,6 +138,11 @@ class ArraySpec(NamedTuple):
     def dtype(self) -> np.dtype[Any]:
         """Of the numpy array that holds it."""
         return _DTYPES[self.type]
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
         return f"{self.type} of shape {self.shape}"
@@ -271,7 +276,7 @@ class Format:
     @property
     def nbytes(self) -> int:
         """Of all arrays."""
-        return sum(prod(spec.shape) * spec.dtype.itemsize for spec in self.arrays.values())
+        return sum(spec.nbytes for spec in self.arrays.values())
 
     def check(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raise ValueError unless these are the arrays of such a weight."""
@@ -402,3 +407,13 @@ class Format:
             zp=self.zero_point or 0,
             **memory,
         )
+
+    def experts_view(self, arrays: Mapping[str, Any]) -> ExpertsView:
+        """The same of experts."""
+        return ExpertsView(self.view(arrays), self.experts or 1, self._sizes)
+
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        """Bytes of each of `ARRAYS` that are one expert's."""
+        specs = self.of_each.arrays
+        return tuple(specs[name].nbytes if name in specs else 0 for name in ARRAYS)

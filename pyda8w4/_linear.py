@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from math import prod
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from pyda8w4 import reference
 from pyda8w4._checks import (
     ACTIVATIONS,
     FLOATS,
@@ -20,16 +17,15 @@ from pyda8w4._checks import (
     check_flag,
     check_number,
     check_scheme,
-    dtype_of,
     operand,
     output,
     plain,
 )
-from pyda8w4._core import CoreError
+from pyda8w4._core import CoreError, Gating
 from pyda8w4._packed import PackedWeight
 from pyda8w4._runtime import forced_kernel, translate
 
-_SCHEMES = tuple(SCHEMES)
+_SCHEMES, _ACTIVATIONS = tuple(SCHEMES), tuple(ACTIVATIONS)
 
 
 def gemm(
@@ -270,42 +266,30 @@ def linear_gated(
     act = check_scheme("act", act, _SCHEMES)
     bias = None if bias is None else operand("bias", bias, "float32", (n,))
     out, out_type = output(out, out_dtype, x_type, (*rows, n // 2))
-    out[...] = convert_to(gated(linear(x, gate_up, bias, act=act, out_dtype="f4"), *gating), out_type)
+    try:
+        gate_up._view.linear(
+            m=prod(rows),
+            x=bits(plain(x), x_type),
+            x_type=TYPES[x_type],
+            scheme=SCHEMES[act],
+            bias=bias,
+            gating=gating,
+            out=bits(out, out_type),
+            out_type=TYPES[out_type],
+            kernel=forced_kernel(),
+        )
+    except CoreError as error:
+        raise translate(error) from None
     return out
 
 
-def gated(y: npt.NDArray[Any], activation: str, interleaved: bool, alpha: float, limit: float) -> npt.NDArray[Any]:
-    """Stands in for the kernels' gates until they are there."""
-    half = y.shape[-1] // 2
-    gates, ups = (y[..., ::2], y[..., 1::2]) if interleaved else (y[..., :half], y[..., half:])
-    one, two = np.float32(1), np.float32(2)
-    with np.errstate(all="ignore"):
-        if activation == "swigluoai":
-            gates, ups = np.minimum(gates, np.float32(limit)), np.clip(ups, np.float32(-limit), np.float32(limit)) + one
-        if activation in ("silu", "swigluoai"):
-            factor = np.float32(alpha if activation == "swigluoai" else 1)
-            h = gates / (one + np.exp(-factor * gates)) * ups
-        elif activation == "gelu_tanh":
-            inner = np.float32(0.7978845608028654) * (gates + np.float32(0.044715) * gates**3)
-            h = gates / two * (one + np.tanh(inner)) * ups
-        else:
-            erf = np.vectorize(math.erf, otypes=[np.float32])(gates / np.sqrt(two))
-            h = gates / two * (one + erf) * ups
-    return np.ascontiguousarray(h, np.float32)
-
-
-def convert_to(y: npt.NDArray[Any], out_type: str) -> npt.NDArray[Any]:
-    converted = reference.convert(y, out_type)
-    return converted.view(dtype_of(out_type)) if out_type == "bfloat16" else converted
-
-
-def check_gating(activation: str, interleaved: bool, alpha: float, limit: float) -> tuple[str, bool, float, float]:
-    activation = check_scheme("activation", activation, tuple(ACTIVATIONS))
+def check_gating(activation: str, interleaved: bool, alpha: float, limit: float) -> Gating:
+    activation = check_scheme("activation", activation, _ACTIVATIONS)
     interleaved = check_flag("interleaved", interleaved)
     alpha, limit = check_number("alpha", alpha), check_number("limit", limit)
     if limit <= 0:
         raise ValueError(f"limit must be positive, got {limit}")
-    return activation, interleaved, alpha, limit
+    return Gating(ACTIVATIONS[activation], interleaved, alpha, limit)
 
 
 def _check_rows(name: str, act: npt.NDArray[Any], packed: PackedWeight, packed_name: str = "packed") -> tuple[int, ...]:

@@ -8,20 +8,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4 import reference
 from pyda8w4._checks import (
     FLOATS,
     SCHEMES,
+    TYPES,
     as_array,
     as_array_of,
+    bits,
     check_number,
     check_scheme,
     check_shape,
     operand,
     output,
+    plain,
 )
+from pyda8w4._core import CoreError
 from pyda8w4._experts import PackedExperts
-from pyda8w4._linear import check_gating, convert_to, gated, linear
+from pyda8w4._linear import check_gating
+from pyda8w4._runtime import forced_kernel, translate
 
 _SCHEMES = tuple(SCHEMES)
 
@@ -88,10 +92,20 @@ def grouped_linear(
     act = check_scheme("act", act, _SCHEMES)
     bias = None if bias is None else operand("bias", bias, "float32", (count, n))
     out, out_type = output(out, out_dtype, x_type, (len(x), n))
-    ends = np.cumsum(rows)
-    for i, end in enumerate(ends.tolist()):
-        part = slice(end - int(rows[i]), end)
-        out[part] = linear(x[part], experts[i], None if bias is None else bias[i], act=act, out_dtype=out_type)
+    try:
+        experts._view.grouped_linear(
+            m=len(x),
+            x=bits(plain(x), x_type),
+            x_type=TYPES[x_type],
+            scheme=SCHEMES[act],
+            rows_of_expert=rows,
+            bias=bias,
+            out=bits(out, out_type),
+            out_type=TYPES[out_type],
+            kernel=forced_kernel(),
+        )
+    except CoreError as error:
+        raise translate(error) from None
     return out
 
 
@@ -215,22 +229,28 @@ def moe(
     routed_scaling = check_number("routed_scaling", routed_scaling)
     act = check_scheme("act", act, _SCHEMES)
     out, out_type = output(out, out_dtype, x_type, (*tokens, n))
-
-    m, slots = prod(tokens), ids.shape[-1]
-    rows, ids, weights = x.reshape(m, k), ids.reshape(m, slots), weights.reshape(m, slots)
-    results = np.zeros((m, slots, n), np.float32)
-    for i in range(count):
-        chosen = ids == i
-        part = rows[np.nonzero(chosen)[0]]
-        if len(part):
-            y = linear(part, gate_up[i], gate_up_bias[i] if gate_up_bias is not None else None, act=act, out_dtype="f4")
-            h = gated(y, *gating)
-            results[chosen] = linear(h, down[i], down_bias[i] if down_bias is not None else None, act=act)
-    acc: npt.NDArray[Any] = np.zeros((m, n), np.float32)
-    for slot in range(slots):
-        factor = weights[:, slot, None] * np.float32(routed_scaling)
-        acc = np.where(ids[:, slot, None] >= 0, reference.fma(results[:, slot], factor, acc), acc)
-    out[...] = convert_to(acc, out_type).reshape(out.shape)
+    try:
+        gate_up._view.moe(
+            down=down._view,
+            m=prod(tokens),
+            slots=ids.shape[-1],
+            x=bits(plain(x), x_type),
+            x_type=TYPES[x_type],
+            scheme=SCHEMES[act],
+            ids=plain(ids),
+            weights=weights,
+            scaling=routed_scaling,
+            gating=gating,
+            gate_up_bias=gate_up_bias,
+            down_bias=down_bias,
+            out=bits(out, out_type),
+            out_type=TYPES[out_type],
+            kernel=forced_kernel(),
+        )
+    except CoreError as error:
+        if error.args[0] == "BAD_EXPERT":
+            _check_ids("topk_ids", ids, count)
+        raise translate(error) from None
     return out
 
 
@@ -270,8 +290,10 @@ def _ids(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
 def _local_ids(ids: npt.NDArray[Any], count: int, expert_map: npt.ArrayLike | None) -> npt.NDArray[np.int32]:
     """The experts that are here, or -1."""
     if expert_map is None:
+        if ids.dtype == np.int32:  # the C interface finds those out of range
+            return ids
         _check_ids("topk_ids", ids, count)
-        return ids.astype(np.int32, order="C", copy=False)
+        return ids.astype(np.int32)
     local = _ids("expert_map", expert_map)
     if local.ndim != 1:
         raise ValueError(f"expert_map must have shape (E_global,), got {local.shape}")

@@ -6,7 +6,6 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -275,7 +274,7 @@ class Reader:
             if entry["dtype"] != kind or entry["shape"] != size:
                 raise ValueError(f"{name}.{part} must be {kind} {size}, got {entry['dtype']} {entry['shape']}")
             begin, end = entry["data_offsets"]
-            if end - begin != prod(size) * spec.dtype.itemsize:
+            if end - begin != spec.nbytes:
                 raise ValueError(f"{name}.{part} must be {kind} {size}, got {end - begin} bytes")
         return format
 
