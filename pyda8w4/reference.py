@@ -16,12 +16,24 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["convert", "dequantize", "fma", "gate", "gemm", "linear", "quantize_activation", "sum_slots"]
+__all__ = [
+    "convert",
+    "dequantize",
+    "fma",
+    "gate",
+    "gemm",
+    "linear",
+    "linear_gated",
+    "moe",
+    "quantize_activation",
+    "sum_slots",
+]
 
 _F32 = np.float32
 _LEAST_SCALE = _F32(2.0**-126)
@@ -373,39 +385,111 @@ def gate(
     """
     gates, ups = gates.astype(_F32), ups.astype(_F32)
     with np.errstate(all="ignore"):
-        return convert(_ACTIVATIONS[activation](gates) * ups, "float32")
+        if activation != "swigluoai":
+            return convert({"silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh}[activation](gates) * ups, "float32")
+        most = _F32(limit)
+        y = _swish(_least(most, gates), _F32(alpha)) * (_most(-most, _least(most, ups)) + _F32(1))
+        return convert(y, "float32")
+
+
+def _least(a: Any, b: Any) -> npt.NDArray[Any]:
+    """The second where one is NaN or both are zeros."""
+    return np.where(a < b, a, b)
+
+
+def _most(a: Any, b: Any) -> npt.NDArray[Any]:
+    """Likewise."""
+    return np.where(a > b, a, b)
 
 
 def _silu(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    x = np.maximum(x, _F32(-174))
-    return _times_sigmoid(x, x)
+    x = _most(_F32(-150), x)
+    return _times_sigmoid(x, *_reduce(_least(x, _F32(87))))
 
 
-_ACTIVATIONS = {"silu": _silu}
-_LOG2_E = _F32(1.4426950408889634)
-_LN2 = _F32(0.6931471805599453), _F32(-1.9046542600949e-09)
-_EXP = [
-    _F32(float.fromhex(c))
-    for c in ("0x1.6a504cp-10", "-0x1.123974p-7", "0x1.5558acp-5", "-0x1.555492p-3", "0x1.fffffcp-2", "-1")
-]
+def _gelu(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    t = _least(np.abs(x), _F32(14.37))
+    piece = (t + _F32(1)).view(np.uint32) >> 22 & 7
+    centers, *coefficients = _GELU
+    m = _polynomial(t - centers[piece], [c[piece] for c in coefficients])
+    kt = t * np.where(piece < 6, _F32(0.5), _F32(0))
+    r, n = _reduce(t * kt, fma(t, kt, -(t * kt)))
+    m = -np.ldexp(m, n)
+    return fma(m, r * _polynomial(r, _EXP), _most(_F32(-0.0), x) + m)
 
 
-def _exponential(z: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    """-> r, slope, n: exp(-z) = (1 + r * slope) * 2**n."""
-    n = fma(-_LOG2_E, z, _F32(3 << 22)) - _F32(3 << 22)
+def _gelu_tanh(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    (c, c_low), (d, d_low) = _TANH_C, _TANH_D
+    x = _most(_F32(-11), x)
+    y = _least(x, _F32(9.5))
+    square = y * y
+    factor = fma(square, d, c)
+    low = fma(fma(y, y, -square), d, fma(square, d_low, c_low))
+    low = fma(square, d, c - factor) + low
+    z = y * factor
+    return _times_sigmoid(x, *_reduce(z, fma(y, low, fma(y, factor, -z))))
+
+
+def _swish(x: npt.NDArray[Any], alpha: np.float32) -> npt.NDArray[Any]:
+    x = _most(_F32(-(2.0**60)), x)
+    z = x * alpha
+    low = _most(_least(fma(x, alpha, -z), _F32(2.0**-16)), _F32(-(2.0**-16)))
+    return _times_sigmoid(x, *_reduce(_least(_most(z, _F32(-150)), _F32(87)), low))
+
+
+def _times_sigmoid(x: npt.NDArray[Any], r: npt.NDArray[Any], n: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """x / (1 + exp(-z)), where z = r - n * ln 2."""
+    least = np.minimum(n, 100)
+    power, scale = np.ldexp(_F32(1), least), np.ldexp(_F32(1), least - n)
+    return x * scale / (power + fma(r * _polynomial(r, _EXP), power, scale))
+
+
+def _reduce(z: npt.NDArray[Any], low: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """-> r, n: z + low = r - n * ln 2."""
+    n = fma(-_LOG2_E, z, _F32(3 << 22)) - _F32(3 << 22)  # next to -z / ln 2
     r = fma(n, _LN2[1], fma(n, _LN2[0], z))
-    slope = np.zeros_like(r)
-    for c in _EXP:
-        slope = fma(r, slope, c)
-    return r, slope, np.nan_to_num(n).astype(int)
+    return r if low is None else r + low, n.astype(int)
 
 
-def _times_sigmoid(x: npt.NDArray[Any], z: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    r, slope, n = _exponential(np.minimum(z, _F32(87)))
-    most = np.minimum(n, 126)
-    scale = np.ldexp(_F32(1), most - n)
-    power = np.ldexp(_F32(1), most)
-    return x * scale / (power + fma(r * slope, power, scale))
+def _polynomial(x: npt.NDArray[Any], coefficients: Sequence[Any]) -> npt.NDArray[Any]:
+    y = coefficients[0]
+    for c in coefficients[1:]:
+        y = fma(x, y, c)
+    return np.asarray(y)
+
+
+def _hex(*numbers: str) -> npt.NDArray[Any]:
+    return np.array([float.fromhex(number) for number in numbers], _F32)
+
+
+# src/kernels/gate_constants.h says what they are.
+_LOG2_E = _F32(1.4426950408889634)
+_LN2 = _hex("0x1.62e43p-1", "-0x1.05c61p-29")
+_EXP = _hex("0x1.6a504cp-10", "-0x1.123974p-7", "0x1.5558acp-5", "-0x1.555492p-3", "0x1.fffffcp-2", "-1")
+_TANH_C = _hex("0x1.98846p+0", "-0x1.985794p-21")
+_TANH_D = _hex("0x1.2444f2p-4", "0x1.49b16ap-29")
+# fmt: off
+_GELU = [
+    _hex("0x1.8000f8p+0", "0x1.400134p+1", "0x1.00029cp+2", "0x1.800172p+2",
+         "0x1.2002cap+3", "0x1.9ccf4p+3", "0", "0x1.800236p-1"),
+    _hex("0x1.de18e2p-13", "0x1.c3539p-16", "0x1.14a492p-19", "0x1.090cecp-23",
+         "0x1.85f4fcp-28", "0x1.2441acp-32", "0x1.f0fa6ap-10", "0x1.67cea6p-9"),
+    _hex("-0x1.85ece2p-11", "-0x1.b6bc76p-14", "-0x1.4bbcb8p-17", "-0x1.9e758ap-21",
+         "-0x1.9d0836p-25", "-0x1.ac1dfcp-29", "-0x1.6f4b64p-7", "0x1.34b36ep-9"),
+    _hex("0x1.21643ep-9", "0x1.880ba2p-12", "0x1.63e0e6p-15", "0x1.2cd148p-18",
+         "0x1.85bedap-22", "0x1.262962p-25", "0x1.a70a0cp-12", "-0x1.75fa4cp-6"),
+    _hex("-0x1.9ea416p-8", "-0x1.514898p-10", "-0x1.88a48cp-13", "-0x1.b5fb64p-16",
+         "-0x1.8b5106p-19", "-0x1.9b70c4p-22", "0x1.1011bcp-4", "0x1.37a2dcp-8"),
+    _hex("0x1.0d5facp-6", "0x1.0abee2p-8", "0x1.94331cp-11", "0x1.2ca778p-13",
+         "0x1.7daf56p-16", "0x1.12d13ap-18", "0x1.5a4dbcp-18", "0x1.090064p-3"),
+    _hex("-0x1.331f1cp-5", "-0x1.7899e6p-7", "-0x1.78f1dp-9", "-0x1.7b54dp-11",
+         "-0x1.54a2aap-13", "-0x1.560354p-15", "-0x1.98845cp-2", "-0x1.bb42cep-3"),
+    _hex("0x1.203f0ep-4", "0x1.bf3614p-6", "0x1.2dd24cp-7", "0x1.a0ea9ap-9",
+         "0x1.0b668ep-10", "0x1.784232p-12", "0x1p-1", "0x1.921ddap-11"),
+    _hex("0x1.3c1486p-2", "0x1.69cf2ap-2", "0x1.82b51ep-2", "0x1.8e012p-2",
+         "0x1.93a666p-2", "0x1.961ae8p-2", "0", "0x1.5c1982p-3"),
+]
+# fmt: on
 
 
 def sum_slots(
@@ -436,6 +520,122 @@ def sum_slots(
         total = fma(results[..., slot, :], weight[..., None], acc)
         acc = total if ids is None else np.where(ids[..., slot, None] < 0, acc, total)
     return convert(acc, "float32")
+
+
+def linear_gated(
+    x: npt.NDArray[Any],
+    gate_up: Mapping[str, Any],
+    bias: npt.NDArray[Any] | None = None,
+    *,
+    activation: str = "silu",
+    interleaved: bool = False,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    act: str = "uint8",
+    out_dtype: str = "float32",
+) -> npt.NDArray[Any]:
+    """Return what `pyda8w4.linear_gated` returns, for a matrix.
+
+    Parameters
+    ----------
+    x : (M, K) ndarray of float32, float16 or bfloat16
+        Activations.
+    gate_up : mapping of str to ndarray or int
+        The weight: `codes`, `scales`, `zps`, `group_size` and what else it has, as `linear` takes them.
+    bias : (N,) ndarray of float32, optional
+        Added to each row of gates and ups.
+    activation : {'silu', 'gelu', 'gelu_tanh', 'swigluoai'}
+        The function of the gates.
+    interleaved : bool
+        Whether gates are the even columns and ups the odd ones; else gates are the first half.
+    alpha, limit : float
+        Of 'swigluoai'.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        To what activations are quantized.
+    out_dtype : {'float32', 'float16', 'bfloat16'}
+        What the result is rounded to.
+
+    Returns
+    -------
+    (M, N / 2) ndarray
+        Of `out_dtype`; bfloat16 as the bits, uint16.
+    """
+    y = linear(x, bias=bias, act=act, **gate_up)
+    half = y.shape[1] // 2
+    gates, ups = (y[:, ::2], y[:, 1::2]) if interleaved else (y[:, :half], y[:, half:])
+    return convert(gate(gates, ups, activation, alpha=alpha, limit=limit), out_dtype)
+
+
+def moe(
+    x: npt.NDArray[Any],
+    gate_up: Sequence[Mapping[str, Any]],
+    down: Sequence[Mapping[str, Any]],
+    topk_ids: npt.NDArray[Any],
+    topk_weights: npt.NDArray[Any],
+    *,
+    activation: str = "silu",
+    interleaved: bool = False,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    gate_up_bias: npt.NDArray[Any] | None = None,
+    down_bias: npt.NDArray[Any] | None = None,
+    expert_map: npt.NDArray[Any] | None = None,
+    routed_scaling: float = 1.0,
+    act: str = "uint8",
+    out_dtype: str = "float32",
+) -> npt.NDArray[Any]:
+    """Return what `pyda8w4.moe` returns, for a matrix.
+
+    Parameters
+    ----------
+    x : (M, K) ndarray of float32, float16 or bfloat16
+        One row per token.
+    gate_up, down : sequence of mappings of str to ndarray or int
+        The weights of each expert, as `linear_gated` takes one.
+    topk_ids : (M, T) ndarray of int
+        The experts of each token; -1 adds nothing.
+    topk_weights : (M, T) ndarray of float32
+        What their results are multiplied by.
+    activation : {'silu', 'gelu', 'gelu_tanh', 'swigluoai'}
+        The function of the gates.
+    interleaved : bool
+        Whether gates are the even columns and ups the odd ones; else gates are the first half.
+    alpha, limit : float
+        Of 'swigluoai'.
+    gate_up_bias : (E, 2 I) ndarray of float32, optional
+        Added to gates and ups.
+    down_bias : (E, N) ndarray of float32, optional
+        Added to the results of the experts.
+    expert_map : (E_global,) ndarray of int, optional
+        The expert of each id, or -1.
+    routed_scaling : float
+        What all weights are multiplied by.
+    act : {'uint8', 'int8', 'int8_group', 'int16'}
+        To what the inputs of both products are quantized.
+    out_dtype : {'float32', 'float16', 'bfloat16'}
+        What the result is rounded to.
+
+    Returns
+    -------
+    (M, N) ndarray
+        Of `out_dtype`; bfloat16 as the bits, uint16.
+    """
+    ids = topk_ids if expert_map is None else np.where(topk_ids < 0, -1, expert_map[topk_ids])
+    results = np.zeros((*ids.shape, len(down[0]["codes"])), _F32)
+    for expert in set(ids[ids >= 0].tolist()):
+        chosen = ids == expert
+        h = linear_gated(
+            x[np.nonzero(chosen)[0]],
+            gate_up[expert],
+            None if gate_up_bias is None else gate_up_bias[expert],
+            activation=activation,
+            interleaved=interleaved,
+            alpha=alpha,
+            limit=limit,
+            act=act,
+        )
+        results[chosen] = linear(h, bias=None if down_bias is None else down_bias[expert], act=act, **down[expert])
+    return convert(sum_slots(results, topk_weights, routed_scaling, ids=ids), out_dtype)
 
 
 class _Weight:

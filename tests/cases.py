@@ -203,6 +203,47 @@ def pack(weight: Weight) -> pyda8w4.PackedWeight:
     return pyda8w4.prepack(**given(weight), bits=weight.bits, group_size=weight.group_size)
 
 
+@cache
+def given_experts(weight: Weight, count: int) -> tuple[dict[str, np.ndarray], ...]:
+    """What is packed for each of so many experts, which differ in all arrays and have one format."""
+    experts = []
+    for i in range(count):
+        rng = np.random.default_rng([i, weight.n, weight.k])
+        changed = {}
+        for name, array in given(weight).items():
+            if name in ("table", "perm"):
+                changed[name] = rng.permutation(array)
+            elif name == "factors":
+                changed[name] = array[::-1] * np.float32(i + 1)
+            else:
+                changed[name] = array[rng.permutation(len(array))]
+        experts.append(changed)
+    return tuple(experts)
+
+
+@cache
+def pack_each(weight: Weight, count: int) -> tuple[pyda8w4.PackedWeight, ...]:
+    return tuple(
+        pyda8w4.prepack(**found, bits=weight.bits, group_size=weight.group_size)
+        for found in given_experts(weight, count)
+    )
+
+
+@cache
+def pack_experts(weight: Weight, count: int) -> pyda8w4.PackedExperts:
+    return pyda8w4.stack(pack_each(weight, count))
+
+
+@cache
+def reference_experts(weight: Weight, count: int) -> tuple[dict, ...]:
+    """As `reference.moe` takes them."""
+    return tuple(
+        {name: array.astype(np.float32) if name in ("scales", "offsets") else array for name, array in found.items()}
+        | {"group_size": weight.group_size}
+        for found in given_experts(weight, count)
+    )
+
+
 def prepack(codes, zps=None, scales=None, offsets=None, **more):
     """From lists as well as arrays, with scales of 1."""
     codes = np.asarray(codes)

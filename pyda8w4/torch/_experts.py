@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyda8w4._checks import ACTIVATIONS, SCHEMES, check_flag, check_number, check_scheme
+from pyda8w4._checks import SCHEMES, check_flag, check_scheme
 from pyda8w4._experts import PackedExperts, stack
 from pyda8w4._format import Format, check_group_size
+from pyda8w4._linear import check_gating
 from pyda8w4._packed import PackedWeight
 from pyda8w4.torch._float_experts import float_experts
 from pyda8w4.torch._layer import LayerMemory, PackedLayer, is_compiling, needs_operator, refuse_script
@@ -19,7 +20,6 @@ from pyda8w4.torch._moe import Gating, Mixture, Stack
 from pyda8w4.torch._ops import arguments_of
 from pyda8w4.torch._state import zeros_of
 from pyda8w4.torch._tensors import check_float
-
 
 STACKS = ("gate_up", "down")
 
@@ -167,12 +167,8 @@ class DA8W4Experts(nn.Module):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
             setattr(self, name, value)
-        self._gating = Gating(
-            check_scheme("activation", activation, tuple(ACTIVATIONS)),
-            check_flag("interleaved", interleaved),
-            check_number("alpha", alpha),
-            check_number("limit", limit),
-        )
+        check_gating(activation, interleaved, alpha, limit)
+        self._gating = Gating(activation, bool(interleaved), float(alpha), float(limit))
         self.act = act
         check_flag("bias", bias)
         for name, n, k in (
@@ -269,8 +265,8 @@ class DA8W4Experts(nn.Module):
                 bias = bias.detach().to(torch.float32, copy=True)
             copies.append(bias)
         self = cls(
-            count, k, n // 2, down.shape[1],
-            activation=activation, interleaved=interleaved, alpha=alpha, limit=limit, act=act, device="meta", dtype=dtype,
+            count, k, n // 2, down.shape[1], activation=activation, interleaved=interleaved, alpha=alpha, limit=limit,
+            act=act, device="meta", dtype=dtype,
         )  # fmt: skip
         for stack_of, packed, copy in zip((self.gate_up, self.down), (gate_up, down), copies):
             stack_of._set_packed(packed, stack_of._weight.dtype)
@@ -305,6 +301,7 @@ class DA8W4Experts(nn.Module):
     @act.setter
     def act(self, act: str) -> None:
         self._act = check_scheme("act", act, tuple(SCHEMES))
+        self._scheme = SCHEMES[act]
 
     def forward(
         self,
@@ -353,9 +350,14 @@ class DA8W4Experts(nn.Module):
                 *self._gating, self._expert_map, 1.0, self._act,
             )  # fmt: skip
             return out
-        return self._mixture().multiply(
-            hidden_states, top_k_index, top_k_weights, self._gating, self._expert_map, 1.0, self._act
-        )
+        multiply = self._mixture().multiply
+        try:
+            return multiply(hidden_states, top_k_index, top_k_weights, self._gating, None, 1.0, self._scheme)
+        except ValueError:
+            if not (top_k_index.is_cpu and (top_k_index == self.num_experts).any()):
+                raise
+        # Few models choose this none: the others need not wait until ids are mapped.
+        return multiply(hidden_states, top_k_index, top_k_weights, self._gating, self._expert_map, 1.0, self._scheme)
 
     def _route_sorted(self, rows: torch.Tensor, *given: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if any(one is not None for one in given):
@@ -369,7 +371,7 @@ class DA8W4Experts(nn.Module):
         return ids, torch.ones(ids.shape, dtype=torch.float32, device="cpu")
 
     def _mixture(self) -> Mixture:
-        gate_up, down = self.gate_up.memory(), self.down.memory()
+        gate_up, down = (self._modules[name].memory() for name in STACKS)
         last = self._last
         if last is None or last[0] is not gate_up or last[1] is not down:
             stacks = (Stack(one.format, one.arrays, one.bias) for one in (gate_up, down))

@@ -64,8 +64,10 @@ def float_experts(module: Any) -> FloatExperts:
         gate_up, down = gate_up.mT, down.mT
     if len(gate_up) != len(down) or gate_up.shape[1] != 2 * down.shape[2]:
         raise ValueError(f"its parameters must be (E, 2 I, K) and (E, N, I), got {gate_up.shape} and {down.shape}")
-    biases = (module.gate_up_proj_bias, module.down_proj_bias) if has_bias else (None, None)
-    return FloatExperts(gate_up, down, *biases, _gating(module, gate, gate_up.shape[1]))
+    gating = _gating(module, gate, gate_up.shape[1])
+    if not has_bias:
+        return FloatExperts(gate_up, down, None, None, gating)
+    return FloatExperts(gate_up, down, module.gate_up_proj_bias, module.down_proj_bias, gating)
 
 
 def _gate_of_llama4(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -89,12 +91,13 @@ def _gating(module: Any, gate: Callable[[torch.Tensor], torch.Tensor], columns: 
             raise ValueError(f"its gate raises {type(error).__name__}: {error}") from None
     alpha, limit = _number(module, "alpha", "swiglu_alpha"), _number(module, "limit", "swiglu_limit")
     for interleaved in (False, True):
-        parts = (gate_up[:, ::2], gate_up[:, 1::2]) if interleaved else gate_up.chunk(2, dim=-1)
+        gates, ups = (gate_up[:, ::2], gate_up[:, 1::2]) if interleaved else gate_up.chunk(2, dim=-1)
         for activation, compute in _ACTIVATIONS.items():
-            want = compute(*parts, alpha, limit)
+            want = compute(gates, ups, alpha, limit)
             # GELU and its approximation differ by 3e-4; what rounding makes is far less.
             if found.shape == want.shape and torch.allclose(found.float(), want, rtol=1e-5, atol=1e-5):
-                return Gating(activation, interleaved, *((alpha, limit) if activation == "swigluoai" else ()))
+                gating = Gating(activation, interleaved)
+                return gating._replace(alpha=alpha, limit=limit) if activation == "swigluoai" else gating
     function = type(getattr(module, "act_fn", None)).__name__
     with_function = "" if function == "NoneType" else f" with {function}"
     raise ValueError(f"its gate{with_function} is none of {', '.join(_ACTIVATIONS)}")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from pyda8w4._format import ARRAYS
-from pyda8w4._packed import PackedWeight
+from pyda8w4._packed import Packed, PackedWeight
 from pyda8w4.torch._ops import Product, check_arrays
 from pyda8w4.torch._state import check_found, format_of, tensors_of
 from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, tensor_of
@@ -64,7 +64,7 @@ class PackedLayer(nn.Module):
             dtype = torch.get_default_dtype() if torch.get_default_dtype() in FLOATS else torch.float32
         self._set_weight(dtype)
 
-    def _set_packed(self, packed: PackedWeight, dtype: torch.dtype | None) -> None:
+    def _set_packed(self, packed: Packed, dtype: torch.dtype | None) -> None:
         """Take the arrays of a weight, which has N and K of this layer."""
         format = packed._format
         arrays = {name: tensor_of(packed._arrays[name], spec.type) for name, spec in format.arrays.items()}

@@ -27,7 +27,7 @@ from pyda8w4.torch._state import format_of
 from pyda8w4.torch._tensors import DTYPES, FLOATS
 
 # Looked up once: a small product waits for them.
-_KINDS = {dtype: kind for dtype, (_, kind) in FLOATS.items()}
+KINDS = {dtype: kind for dtype, (_, kind) in FLOATS.items()}
 _strided = torch.strided
 
 # Graphs that were exported hold this, so it names nothing that another layout version could have otherwise:
@@ -102,7 +102,7 @@ class Product:
             shape, k = input.shape, self._k
         except RuntimeError:  # a nested tensor of strided layout has none; to ask every input would take longer
             return _of_each(lambda part: self.multiply(part, scheme), input)
-        kind = _KINDS.get(input.dtype)
+        kind = KINDS.get(input.dtype)
         if kind is None or not shape or shape[-1] != k or not input.is_cpu:
             check_input(input, k)
         if input.layout is not _strided or not input.is_contiguous():
@@ -118,7 +118,7 @@ class Product:
             return out
         assert kind is not None
         if self._perm is not None:
-            self._check_perm(self._perm)
+            check_perm(self._perm, self._k)
         try:
             self._view.linear(
                 m=rows,
@@ -143,15 +143,16 @@ class Product:
             if least < 0 or most >= self._n:
                 raise IndexError(f"input must be 0 to {self._n - 1}, got {int(least)} to {int(most)}")
             if self._perm is not None:
-                self._check_perm(self._perm)
+                check_perm(self._perm, self._k)
             self._view.dequantize(input.detach().numpy().reshape(-1).astype(np.uintp), out.numpy())
         return out.to(dtype)
 
-    def _check_perm(self, perm: torch.Tensor) -> None:
-        # Kernels read and write where it tells them to, and a tensor can be changed in place.
-        least, most = torch.aminmax(perm)
-        if least < 0 or most >= self._k:
-            raise ValueError(f"perm must have each of 0 to {self._k - 1} once, got {int(least)} to {int(most)}")
+
+def check_perm(perm: torch.Tensor, k: int) -> None:
+    """Raise ValueError where kernels would read beyond a row, as a tensor can be changed in place."""
+    least, most = torch.aminmax(perm)
+    if least < 0 or most >= k:
+        raise ValueError(f"perm must have each of 0 to {k - 1} once, got {int(least)} to {int(most)}")
 
 
 def _is_strided_nested(input: torch.Tensor) -> bool:

@@ -245,22 +245,18 @@ def replace_layers(
             report.kept[name] = reason
         del layer
     progress.end()
-    _count_floats(model, report)
+    count_floats(model, report)
     return report
 
 
 def layers_of(model: nn.Module) -> list[str]:
     """Names of the modules that may be replaced."""
     return [
-        name
-        for name, module in model.named_modules(remove_duplicate=False)
-        if is_linear(module) or is_experts(module)
+        name for name, module in model.named_modules(remove_duplicate=False) if is_linear(module) or is_experts(module)
     ]
 
 
-def chooser(
-    model: nn.Module, keep: Callable[[nn.Module, str], str | None]
-) -> Callable[[nn.Module, str], str | None]:
+def chooser(model: nn.Module, keep: Callable[[nn.Module, str], str | None]) -> Callable[[nn.Module, str], str | None]:
     """What tells why a layer is kept: None if it is not. The model must be as it was."""
     foreign, readers, routers = _weights_of_others(model), weight_readers(model), _routers(model)
 
@@ -361,7 +357,7 @@ def _weights(layer: Any) -> list[torch.Tensor]:
     return [layer.weight]
 
 
-def _count_floats(model: nn.Module, report: Report) -> None:
+def count_floats(model: nn.Module, report: Report) -> None:
     """Enter the weights that stayed float: of kept layers, and other parameters that may multiply."""
     seen: set[int] = set()
     for name in report.kept:

@@ -32,7 +32,7 @@ from pyda8w4._format import ARRAYS, Format, check_group_size
 from pyda8w4._layout import TYPED, format_from
 from pyda8w4._packed_file import TYPES
 from pyda8w4.torch._embedding import DA8W4Embedding
-from pyda8w4.torch._experts import STACKS, DA8W4Experts, empty_experts
+from pyda8w4.torch._experts import STACKS, empty_experts
 from pyda8w4.torch._filling import Filling, check_sizes, scale_of, tied_layer
 from pyda8w4.torch._float_experts import is_experts
 from pyda8w4.torch._fuse import FusedPart

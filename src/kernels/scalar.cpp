@@ -187,31 +187,80 @@ void epilogue(const Epilogue &epilogue) {
 float least(float a, float b) { return a < b ? a : b; }
 float most(float a, float b) { return a > b ? a : b; }
 
-// exp(-z) = (1 + r * slope) * 2^n
-struct Exponential {
-    float r, slope;
-    uint32_t shifted;  // n << 23: what is added to the bits of a float to multiply it by 2^n
+// z = r - n * ln 2, where n is an integer.
+struct Reduced {
+    float r;
+    uint32_t shifted;  // n << 23: added to the bits of a float, it multiplies by 2^n
 };
 
-Exponential exponential(float z) {
+Reduced reduced(float z) {
     const float rounded = fmaf(z, kMinusLog2E, kRound), n = rounded - kRound;
-    const float r = fmaf(n, kLn2Low, fmaf(n, kLn2, z));
-    float slope = kExp[4];
-    for (size_t i = 4; i-- > 0;) slope = fmaf(r, slope, kExp[i]);
-    return {.r = r, .slope = fmaf(r, slope, -1), .shifted = bits_of(rounded) << 23};
+    return {.r = fmaf(n, kLn2Low, fmaf(n, kLn2, z)), .shifted = bits_of(rounded) << 23};
 }
 
-// x * sigmoid(z), with numerator and denominator scaled by a power of two where the latter would overflow.
-float times_sigmoid(float x, float z) {
-    const Exponential e = exponential(least(z, kHighestZ));
-    const uint32_t sum = e.shifted + kOneBits, power = sum < kMostBits ? sum : kMostBits;
-    const float scale = float_of(power - e.shifted);
-    return x * scale / (float_of(power) + fmaf(e.r * e.slope, float_of(power), scale));
+// Of z + low.
+Reduced reduced(float z, float low) {
+    const Reduced of_z = reduced(z);
+    return {.r = of_z.r + low, .shifted = of_z.shifted};
 }
 
-float silu(float x) {
-    x = most(kLowestZ, x);
-    return times_sigmoid(x, x);
+// exp(-r) - 1
+float fraction(float r) {
+    float slope = kExp[0];
+    for (size_t i = 1; i < kExpTerms; i++) slope = fmaf(r, slope, kExp[i]);
+    return r * slope;
+}
+
+// x * sigmoid(z)
+float times_sigmoid(float x, const Reduced &z) {
+    const uint32_t sum = z.shifted + kOneBits, bits = sum < kMostBits ? sum : kMostBits;
+    const float power = float_of(bits), scale = float_of(bits - z.shifted);
+    return x * scale / (power + fmaf(fraction(z.r), power, scale));
+}
+
+float silu(float gate) {
+    const float x = most(kLowestZ, gate);
+    return times_sigmoid(x, reduced(least(x, kHighestZ)));
+}
+
+// max(x, 0) - |x| * erfc(|x| / sqrt(2)) / 2
+float gelu(float gate) {
+    const float t = least(fabsf(gate), kMostT);
+    const uint32_t piece = bits_of(t + 1) >> 22 & 7;
+    const float d = t - kGeluCenters[piece];
+    float m = kGelu[0][piece];
+    for (size_t i = 1; i < kGeluTerms; i++) m = fmaf(d, m, kGelu[i][piece]);
+    const float kt = t * kGeluK[piece], z = t * kt;
+    const Reduced reduced_z = reduced(z, fmaf(t, kt, -z));
+    m = m * float_of(reduced_z.shifted + kMinus64Bits) * 0x1p-64f;
+    return fmaf(m, fraction(reduced_z.r), most(-0.0f, gate) + m);
+}
+
+float gelu_tanh(float gate) {
+    const float x = most(kLowestTanhX, gate), y = least(x, kHighestTanhX);
+    const float square = y * y, factor = fmaf(square, kTanhD, kTanhC), z = y * factor;
+    float low = fmaf(square, kTanhDLow, kTanhCLow);
+    low = fmaf(fmaf(y, y, -square), kTanhD, low);
+    low = fmaf(square, kTanhD, kTanhC - factor) + low;
+    return times_sigmoid(x, reduced(z, fmaf(y, low, fmaf(y, factor, -z))));
+}
+
+// gate * sigmoid(alpha * gate), the gate clamped.
+float swish(float gate, float alpha, float limit) {
+    const float g = most(kLowestGate, least(limit, gate)), product = g * alpha;
+    const float low = most(least(fmaf(g, alpha, -product), kMostLow), -kMostLow);
+    return times_sigmoid(g, reduced(least(most(product, kLowestZ), kHighestZ), low));
+}
+
+float gated(const da8w4_gating &gating, float gate, float up) {
+    switch (gating.activation) {
+        case DA8W4_SILU: return silu(gate) * up;
+        case DA8W4_GELU: return gelu(gate) * up;
+        case DA8W4_GELU_TANH: return gelu_tanh(gate) * up;
+        case DA8W4_SWIGLUOAI: break;
+    }
+    const float u = most(-gating.limit, least(gating.limit, up));
+    return swish(gate, gating.alpha, gating.limit) * (u + 1);
 }
 
 void gate(const GateJob &job) {
@@ -219,7 +268,7 @@ void gate(const GateJob &job) {
     for (size_t row = 0; row < job.rows; row++)
         for (size_t n = 0; n < job.cols; n++) {
             const size_t at = row * job.stride + n * step;
-            const float y = silu(job.gates[at]) * job.ups[at];
+            const float y = gated(job.gating, job.gates[at], job.ups[at]);
             char *out = static_cast<char *>(job.out) + row * job.out_stride;
             store_float(out, job.out_type, n, y != y ? float_of(kNanF32) : y);
         }

@@ -1,11 +1,12 @@
 """A bad argument is a TypeError or ValueError that names it, and nothing is written to `out` before."""
 
+import inspect
 from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import Weight, arrays, assert_same_bits, floats, given, pack, quantized
+from cases import Weight, arrays, assert_same_bits, floats, given, pack, pack_experts, quantized
 
 import pyda8w4
 
@@ -32,6 +33,41 @@ RICH = Weight(33, 64, 8, "float16", 0, True, table=True, supers=4, perm=True, fa
 
 def good_rich_prepack():
     return dict(given(RICH))
+
+
+EXPERTS = 3
+
+
+def good_grouped_linear():
+    return {
+        "x": floats(64)[:ROWS],
+        "experts": pack_experts(WEIGHT, EXPERTS),
+        "rows_of_expert": np.array([2, 0, 1]),
+        "bias": np.zeros((EXPERTS, 33), np.float32),
+    }
+
+
+GATE_UP, DOWN = Weight(66, 64, 32), Weight(33, 33, 16)
+
+
+def good_linear_gated():
+    return {"x": floats(64)[:ROWS], "gate_up": pack(GATE_UP), "bias": np.zeros(66, np.float32)}
+
+
+def good_moe():
+    return {
+        "x": floats(64)[:ROWS],
+        "gate_up": pack_experts(GATE_UP, EXPERTS),
+        "down": pack_experts(DOWN, EXPERTS),
+        "topk_ids": np.array([[0, 1], [2, -1], [1, 1]]),
+        "topk_weights": np.ones((ROWS, 2), np.float32),
+        "gate_up_bias": np.zeros((EXPERTS, 66), np.float32),
+        "down_bias": np.zeros((EXPERTS, 33), np.float32),
+    }
+
+
+def good_expert_map():
+    return {**good_moe(), "topk_ids": np.array([[9, 1], [2, -1], [1, 1]], np.int32), "expert_map": np.arange(10) // 4}
 
 
 def ones(*shape, dtype=np.float32):
@@ -247,6 +283,72 @@ BAD_ACT = [
     (["uint8"], TypeError),
 ]
 BAD_FLAG = [("False", TypeError), (1, TypeError), (None, TypeError)]
+BAD_EXPERTS = [
+    (None, TypeError),
+    (pack(WEIGHT), TypeError),
+    ([pack(WEIGHT)], TypeError),
+    (ones(EXPERTS, 33, 64), TypeError),
+    ("experts", TypeError),
+]
+BAD_NUMBER = [
+    (np.nan, ValueError),
+    (np.inf, ValueError),
+    (-np.inf, ValueError),
+    (1e39, ValueError),
+    (10**400, ValueError),
+    (np.float64(-1e300), ValueError),
+    ("1", TypeError),
+    (None, TypeError),
+    (True, TypeError),
+    (ones(1), TypeError),
+    (1j, TypeError),
+]
+BAD_GATING = {
+    "activation": [
+        ("relu", ValueError), ("SiLU", ValueError), ("", ValueError), (None, TypeError), (0, TypeError),
+        (abs, TypeError),
+    ],
+    "interleaved": BAD_FLAG,
+    "alpha": BAD_NUMBER,
+    "limit": [*BAD_NUMBER, (0.0, ValueError), (-7, ValueError), (-0.0, ValueError)],
+}  # fmt: skip
+IDS = good_moe()["topk_ids"]
+
+
+def bad_ids(count, shape):
+    return [
+        (np.full(shape, count), ValueError),
+        (with_value(np.zeros(shape, np.int32), count), ValueError),
+        (with_value(np.zeros(shape, np.int32), -2), ValueError),
+        (with_value(np.zeros(shape, np.int64), -2), ValueError),
+        (with_value(np.zeros(shape, np.int32), 2**31 - 1), ValueError),
+        (with_value(np.zeros(shape, np.int64), 2**32), ValueError),
+        (with_value(np.zeros(shape, np.int64), -(2**63)), ValueError),
+        (np.zeros(shape, np.uint32), TypeError),
+        (np.zeros(shape, np.int16), TypeError),
+        (np.zeros(shape, np.float32), TypeError),
+        (np.zeros(shape, np.bool_), TypeError),
+        (swapped(np.zeros(shape, np.int32)), TypeError),
+        (np.zeros(shape).astype(object), TypeError),
+        (RAGGED, ValueError),
+        ("ids", TypeError),
+    ]
+
+
+def bad_bias(*shape):
+    return [
+        (ones(*shape[:-1], shape[-1] - 1), ValueError),
+        (ones(*shape[:-1], shape[-1] + 1), ValueError),
+        (ones(shape[0] + 1, *shape[1:]), ValueError),
+        (ones(shape[-1]), ValueError),
+        (ones(*shape, 1), ValueError),
+        (ones(*shape, dtype=np.float64), TypeError),
+        (ones(*shape, dtype=np.float16), TypeError),
+        (swapped(ones(*shape)), TypeError),
+        (ones(*shape).tolist(), TypeError),
+        (RAGGED, ValueError),
+    ]
+
 
 TABLE = [
     ("linear", good_linear, {
@@ -314,6 +416,44 @@ TABLE = [
             (None, TypeError), (pack(WEIGHT), TypeError), (3, TypeError),
         ],
     }),
+    ("grouped_linear", good_grouped_linear, {
+        "x": [*NO_FLOATS, *ROWS_THAT_DO_NOT_FIT, (ones(64), ValueError), (ones(1, ROWS, 64), ValueError)],
+        "experts": BAD_EXPERTS,
+        "rows_of_expert": [
+            ([2, 0, 2], ValueError), ([0, 0, 2], ValueError), ([0, 0, 0], ValueError), ([4, -1, 0], ValueError),
+            (np.array([4, -1, 0], np.int8), ValueError), ([2, 1], ValueError), ([2, 0, 1, 0], ValueError),
+            ([[2, 0, 1]], ValueError), (3, ValueError), (np.array([2**64 - 1, 4, 0], np.uint64), ValueError),
+            (np.array([2**63 - 1, 2**63 - 1, 5]), ValueError), (np.array([2.0, 0, 1]), TypeError),
+            (np.array([1, 1, 1], bool), TypeError), (None, TypeError), ("rows", TypeError), (RAGGED, ValueError),
+        ],
+        "bias": bad_bias(EXPERTS, 33), "out_dtype": BAD_OUT_DTYPE, "out": BAD_OUT, "act": BAD_ACT,
+    }),
+    ("linear_gated", good_linear_gated, {
+        "x": NO_FLOATS + ROWS_THAT_DO_NOT_FIT, "gate_up": [*BAD_PACKED, (pack(WEIGHT), ValueError)],
+        "bias": [(ones(33), ValueError), (ones(66, 1), ValueError), (ones(66, dtype=np.float64), TypeError)],
+        "out_dtype": BAD_OUT_DTYPE, "out": [*BAD_OUT, (ones(ROWS, 66), ValueError)], "act": BAD_ACT, **BAD_GATING,
+    }),
+    ("moe", good_moe, {
+        "x": NO_FLOATS + ROWS_THAT_DO_NOT_FIT,
+        "gate_up": [*BAD_EXPERTS, (pack_experts(WEIGHT, EXPERTS), ValueError)],
+        "down": [
+            *BAD_EXPERTS, (pack_experts(DOWN, EXPERTS + 1), ValueError), (pack_experts(WEIGHT, EXPERTS), ValueError),
+            (pack_experts(GATE_UP, EXPERTS), ValueError),
+        ],
+        "topk_ids": [
+            *bad_ids(EXPERTS, (ROWS, 2)), (IDS[1:], ValueError), (IDS[0], ValueError), (IDS[None], ValueError),
+            (IDS[..., None], ValueError), (IDS.T, ValueError), (0, ValueError), (None, TypeError),
+        ],
+        "topk_weights": [*bad_bias(ROWS, 2), (ones(2, ROWS), ValueError), (1.0, TypeError), (None, TypeError)],
+        "gate_up_bias": bad_bias(EXPERTS, 66), "down_bias": bad_bias(EXPERTS, 33),
+        "routed_scaling": BAD_NUMBER, "out_dtype": BAD_OUT_DTYPE, "out": BAD_OUT, "act": BAD_ACT, **BAD_GATING,
+    }),
+    ("moe", good_expert_map, {
+        "expert_map": [
+            *bad_ids(EXPERTS, (10,)), (np.zeros((10, 1), np.int32), ValueError), (np.int32(1), ValueError),
+        ],
+        "topk_ids": bad_ids(10, (ROWS, 2)),
+    }),
     ("use_kernel", lambda: {"name": "scalar"}, {
         "name": [(None, TypeError), (b"scalar", TypeError), (3, TypeError)],  # unknown names: test_runtime.py
     }),
@@ -344,7 +484,7 @@ def call(function, arguments):
 def test_bad_argument(function, good, argument, value, error):
     arguments = {**good(), argument: value}
     out = np.full((ROWS, 33), CANARY, np.float32)
-    if function in ("linear", "gemm") and argument not in ("out", "out_dtype"):
+    if "out_dtype" in inspect.signature(getattr(pyda8w4, function)).parameters and not argument.startswith("out"):
         arguments["out"] = out
     with pytest.raises(error) as raised:
         call(function, arguments)
@@ -406,13 +546,16 @@ def test_the_good_arguments_are_good(function, good):
     call(function, good())
 
 
+PRODUCTS = [(function, good) for function, good, table in TABLE if "out" in table]
+
+
 @pytest.mark.parametrize("out", BAD_OUT[:-2], ids=lambda case: "")
 def test_a_refused_out_is_not_written(out):
     array = out[0]
     if not isinstance(array, np.ndarray):
         return
     before = array.copy()
-    for function, good in (("linear", good_linear), ("gemm", good_gemm)):
+    for function, good in PRODUCTS:
         with pytest.raises(out[1], match="out"):
             call(function, {**good(), "out": array})
     np.testing.assert_array_equal(array, before)
@@ -471,6 +614,20 @@ def test_messages_say_what_was_given_and_what_is_taken():
         pyda8w4.gemm(A, pack(WEIGHT), None, with_value(ZPS, 256))
     with pytest.raises(ValueError, match=r"codes must hold 0 to 15 as uint8 of 4 bits, got 0 to 16"):
         pyda8w4.prepack(with_value(CODES, 16), SCALES)
+    with pytest.raises(ValueError, match=r"topk_ids must hold -1 to 2, got 7"):
+        pyda8w4.moe(**{**good_moe(), "topk_ids": np.array([[0, 1], [7, -1], [1, 1]], np.int32)})
+    with pytest.raises(ValueError, match=r"topk_ids must hold -1 to 9, got -3"):
+        pyda8w4.moe(**{**good_expert_map(), "topk_ids": np.array([[0, 1], [-3, -1], [1, 1]], np.int32)})
+    with pytest.raises(ValueError, match=r"expert_map must hold -1 to 2, got 3"):
+        pyda8w4.moe(**{**good_moe(), "expert_map": np.arange(4)})
+    with pytest.raises(ValueError, match=r"topk_ids must have shape \(3, T\), got \(2, 2\)"):
+        pyda8w4.moe(**{**good_moe(), "topk_ids": IDS[1:]})
+    with pytest.raises(ValueError, match=r"down must have shape \(3, N, 33\) for gate_up of shape \(3, 66, 64\), got"):
+        pyda8w4.moe(**{**good_moe(), "down": pack_experts(WEIGHT, EXPERTS)})
+    with pytest.raises(ValueError, match=r"rows_of_expert must add up to the 3 rows of x, got 4"):
+        pyda8w4.grouped_linear(**{**good_grouped_linear(), "rows_of_expert": [2, 0, 2]})
+    with pytest.raises(ValueError, match=r"rows_of_expert must hold numbers of rows, got -1"):
+        pyda8w4.grouped_linear(**{**good_grouped_linear(), "rows_of_expert": [2, 2, -1]})
     with pytest.raises(TypeError, match=r"got >f4|got <f4"):
         pyda8w4.linear(swapped(ones(1, 64)), pack(WEIGHT))
 

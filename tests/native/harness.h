@@ -35,6 +35,7 @@ std::vector<Test> quantize_tests();
 std::vector<Test> pack_tests();
 std::vector<Test> gemm_tests();
 std::vector<Test> edge_tests();
+std::vector<Test> gate_tests();
 std::vector<Test> expert_tests();
 
 struct Options {

@@ -21,6 +21,8 @@ from cases import (
     floats,
     given,
     pack,
+    pack_each,
+    pack_experts,
     stored_arrays,
 )
 from safetensors import safe_open
@@ -29,24 +31,6 @@ import pyda8w4
 
 F32 = np.float32
 COUNT = 3
-
-
-def others_of(weight: Weight, count: int = COUNT) -> list[pyda8w4.PackedWeight]:
-    """Weights that differ in all arrays that they have, of one format."""
-    packed = []
-    for i in range(count):
-        rng = np.random.default_rng([i, weight.n, weight.k])
-        arguments = {}
-        for name, array in given(weight).items():
-            if name in ("table", "perm"):
-                arguments[name] = rng.permutation(array)
-            elif name == "factors":
-                arguments[name] = array[::-1] * F32(i + 1)
-            else:
-                rows = rng.permutation(len(array))
-                arguments[name] = array[rows]
-        packed.append(pyda8w4.prepack(**arguments, bits=weight.bits, group_size=weight.group_size))
-    return packed
 
 
 @pytest.fixture(params=SOME + KINDS, ids=str)
@@ -65,7 +49,7 @@ def assert_same_experts(actual: pyda8w4.PackedExperts, expected: list[pyda8w4.Pa
 
 
 def test_experts_are_the_weights(weight):
-    weights = others_of(weight)
+    weights = pack_each(weight, COUNT)
     experts = pyda8w4.stack(weights)
     assert_same_experts(experts, weights)
     assert len(experts) == COUNT
@@ -89,7 +73,7 @@ def test_experts_are_the_weights(weight):
 
 
 def test_parts_are_views(weight):
-    weights = others_of(weight)
+    weights = pack_each(weight, COUNT)
     experts = pyda8w4.stack(weights)
     assert_same_experts(experts[1:], weights[1:])
     assert_same_experts(experts[:-1][1:2], weights[1:2])
@@ -101,13 +85,13 @@ def test_parts_are_views(weight):
 
 
 def test_a_part_outlives_the_whole():
-    weights = others_of(SOME[2])
+    weights = pack_each(SOME[2], COUNT)
     part = pyda8w4.stack(weights)[2]
     assert_same_weight(part, weights[2])
 
 
 def test_copies(weight):
-    weights = others_of(weight)
+    weights = pack_each(weight, COUNT)
     experts = pyda8w4.stack(weights)
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         assert_same_experts(pickle.loads(pickle.dumps(experts, protocol)), weights)
@@ -139,7 +123,7 @@ def test_repr():
 
 
 def test_arrays_are_aligned(weight):
-    for array in stored_arrays(pyda8w4.stack(others_of(weight))).values():
+    for array in stored_arrays(pack_experts(weight, COUNT)).values():
         assert address(array) % 64 == 0
 
 
@@ -270,7 +254,7 @@ def test_a_length_that_is_wrong_is_refused(length):
     ids=str,
 )
 def test_shards(weight, axis):
-    weights = others_of(weight)
+    weights = pack_each(weight, COUNT)
     experts = pyda8w4.stack(weights)
     for index in range(2):
         shard = experts.shard(index, 2, axis)
@@ -295,7 +279,7 @@ def path(tmp_path):
 
 
 def test_save_and_load(path):
-    weights = {str(weight): others_of(weight) for weight in SOME + KINDS}
+    weights = {str(weight): pack_each(weight, COUNT) for weight in SOME + KINDS}
     saved = {}
     for name, several in weights.items():
         saved[name] = pyda8w4.stack(several)
@@ -321,7 +305,7 @@ def test_save_and_load(path):
 
 def test_safetensors_reads_the_file(path):
     weight = Weight(33, 70, 32, "float16", 8, perm=True)
-    experts = pyda8w4.stack(others_of(weight))
+    experts = pack_experts(weight, COUNT)
     pyda8w4.save(path, {"e": experts})
     with safe_open(path, framework="numpy") as file:
         assert set(file.keys()) == {f"e.{part}" for part in ("codes", "scales", "sums", "perm")}
@@ -355,7 +339,7 @@ def write(file, header, data):
     ids=str,
 )  # fmt: skip
 def test_a_description_that_fits_no_experts_is_refused(path, shape):
-    pyda8w4.save(path, {"e": pyda8w4.stack(others_of(Weight(33, 70, 32)))})
+    pyda8w4.save(path, {"e": pack_experts(Weight(33, 70, 32), COUNT)})
     header, data = parts_of(path)
     weights = json.loads(header["__metadata__"]["weights"])
     weights["e"]["shape"] = shape
@@ -368,7 +352,7 @@ def test_a_description_that_fits_no_experts_is_refused(path, shape):
 def test_numbers_that_could_lead_kernels_astray_are_refused(path):
     # In the arrays of the last expert only.
     weight = Weight(33, 70, 32, perm=True, factors=True)
-    pyda8w4.save(path, {"e": pyda8w4.stack(others_of(weight))})
+    pyda8w4.save(path, {"e": pack_experts(weight, COUNT)})
     header, data = parts_of(path)
     for name, wrong in (("perm", 70), ("perm", -1), ("factors", 0x7FC00000)):
         end = header[f"e.{name}"]["data_offsets"][1]
@@ -398,7 +382,7 @@ def rebuild(fields, arrays, version=2):
 
 
 def test_pickles_are_checked():
-    experts = pyda8w4.stack(others_of(SOME[2]))
+    experts = pyda8w4.stack(pack_each(SOME[2], COUNT))
     fields, arrays = experts._pickled()[1:]
     assert_same_experts(rebuild(fields, arrays), list(experts))
     one, one_arrays = pack(SOME[2])._pickled()[1:]

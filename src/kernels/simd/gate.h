@@ -8,37 +8,43 @@
 namespace da8w4 {
 namespace {
 
-// exp(-(z + low)) = (1 + r * slope) * 2^n
+// z = r - n * ln 2, where n is an integer.
 template <class V>
-struct Exponential {
-    typename V::Float r, slope;
-    typename V::Int shifted;  // n << 23: what is added to the bits of a float to multiply it by 2^n
+struct Reduced {
+    typename V::Float r;
+    typename V::Int shifted;  // n << 23: added to the bits of a float, it multiplies by 2^n
 };
 
 template <class V>
-DA8W4_INLINE Exponential<V> exponential(typename V::Float z) {
-    using Float = typename V::Float;
-    const Float rounded = V::fma(z, V::broadcast_float(kMinusLog2E), V::broadcast_float(kRound));
-    const Float n = V::sub_float(rounded, V::broadcast_float(kRound));
-    Float r = V::fma(n, V::broadcast_float(kLn2), z);
-    r = V::fma(n, V::broadcast_float(kLn2Low), r);
-    Float slope = V::fma(r, V::broadcast_float(kExp[4]), V::broadcast_float(kExp[3]));
-    slope = V::fma(r, slope, V::broadcast_float(kExp[2]));
-    slope = V::fma(r, slope, V::broadcast_float(kExp[1]));
-    slope = V::fma(r, slope, V::broadcast_float(kExp[0]));
-    slope = V::fma(r, slope, V::broadcast_float(-1));
-    return {r, slope, V::shift_left(V::bits_of(rounded), 23)};
+DA8W4_INLINE Reduced<V> reduced(typename V::Float z) {
+    const typename V::Float round = V::broadcast_float(kRound);
+    const typename V::Float rounded = V::fma(z, V::broadcast_float(kMinusLog2E), round),
+                            n = V::sub_float(rounded, round);
+    const typename V::Float r = V::fma(n, V::broadcast_float(kLn2Low), V::fma(n, V::broadcast_float(kLn2), z));
+    return {r, V::shift_left(V::bits_of(rounded), 23)};
 }
 
-// x * sigmoid(z). Numerator and denominator are scaled by a power of two where the latter would overflow, so that
-// subnormal results are rounded once.
+// Of z + low.
 template <class V>
-DA8W4_INLINE typename V::Float times_sigmoid(typename V::Float x, typename V::Float z) {
-    const Exponential<V> e = exponential<V>(V::min(z, V::broadcast_float(kHighestZ)));
-    const typename V::Int power = V::min_unsigned(V::add(e.shifted, V::broadcast(kOneBits)), V::broadcast(kMostBits));
-    const typename V::Float scale = V::float_of(V::sub(power, e.shifted));
-    const typename V::Float whole = V::float_of(power), rest = V::fma(V::mul(e.r, e.slope), whole, scale);
-    return V::div(V::mul(x, scale), V::add_float(whole, rest));
+DA8W4_INLINE Reduced<V> reduced(typename V::Float z, typename V::Float low) {
+    const Reduced<V> of_z = reduced<V>(z);
+    return {V::add_float(of_z.r, low), of_z.shifted};
+}
+
+// exp(-r) - 1
+template <class V>
+DA8W4_INLINE typename V::Float fraction(typename V::Float r) {
+    typename V::Float slope = V::broadcast_float(kExp[0]);
+    for (size_t i = 1; i < kExpTerms; i++) slope = V::fma(r, slope, V::broadcast_float(kExp[i]));
+    return V::mul(r, slope);
+}
+
+// x * sigmoid(z)
+template <class V>
+DA8W4_INLINE typename V::Float times_sigmoid(typename V::Float x, const Reduced<V> &z) {
+    const typename V::Int bits = V::min_unsigned(V::add(z.shifted, V::broadcast(kOneBits)), V::broadcast(kMostBits));
+    const typename V::Float power = V::float_of(bits), scale = V::float_of(V::sub(bits, z.shifted));
+    return V::div(V::mul(x, scale), V::add_float(power, V::fma(fraction<V>(z.r), power, scale)));
 }
 
 template <class V>
@@ -46,7 +52,63 @@ struct Silu {
     explicit Silu(const da8w4_gating &) {}
     typename V::Float operator()(typename V::Float gate, typename V::Float up) const {
         const typename V::Float x = V::max(V::broadcast_float(kLowestZ), gate);
-        return V::mul(times_sigmoid<V>(x, x), up);
+        return V::mul(times_sigmoid<V>(x, reduced<V>(V::min(x, V::broadcast_float(kHighestZ)))), up);
+    }
+};
+
+// max(x, 0) - |x| * erfc(|x| / sqrt(2)) / 2
+template <class V>
+struct Gelu {
+    explicit Gelu(const da8w4_gating &) {}
+    typename V::Float operator()(typename V::Float gate, typename V::Float up) const {
+        using Float = typename V::Float;
+        const Float t = V::min(V::magnitude(gate), V::broadcast_float(kMostT));
+        const typename V::Int piece = V::shift_right(V::bits_of(V::add_float(t, V::broadcast_float(1))), 22);
+        const Float d = V::sub_float(t, V::pick(kGeluCenters, piece));
+        Float m = V::pick(kGelu[0], piece);
+        for (size_t i = 1; i < kGeluTerms; i++) m = V::fma(d, m, V::pick(kGelu[i], piece));
+        const Float kt = V::mul(t, V::pick(kGeluK, piece)), z = V::mul(t, kt);
+        const Reduced<V> reduced_z = reduced<V>(z, V::fms(t, kt, z));
+        const Float power = V::float_of(V::add(reduced_z.shifted, V::broadcast(static_cast<int32_t>(kMinus64Bits))));
+        m = V::mul(V::mul(m, power), V::broadcast_float(0x1p-64f));
+        const Float positive = V::max(V::broadcast_float(-0.0f), gate);
+        return V::mul(V::fma(m, fraction<V>(reduced_z.r), V::add_float(positive, m)), up);
+    }
+};
+
+template <class V>
+struct GeluTanh {
+    explicit GeluTanh(const da8w4_gating &) {}
+    typename V::Float operator()(typename V::Float gate, typename V::Float up) const {
+        using Float = typename V::Float;
+        const Float c = V::broadcast_float(kTanhC), d = V::broadcast_float(kTanhD);
+        const Float x = V::max(V::broadcast_float(kLowestTanhX), gate);
+        const Float y = V::min(x, V::broadcast_float(kHighestTanhX));
+        const Float square = V::mul(y, y), factor = V::fma(square, d, c), z = V::mul(y, factor);
+        Float low = V::fma(square, V::broadcast_float(kTanhDLow), V::broadcast_float(kTanhCLow));
+        low = V::fma(V::fms(y, y, square), d, low);
+        low = V::add_float(V::fma(square, d, V::sub_float(c, factor)), low);
+        return V::mul(times_sigmoid<V>(x, reduced<V>(z, V::fma(y, low, V::fms(y, factor, z)))), up);
+    }
+};
+
+// gate * sigmoid(alpha * gate) * (up + 1), both clamped.
+template <class V>
+struct SwigluOai {
+    typename V::Float alpha, limit, minus_limit;
+
+    explicit SwigluOai(const da8w4_gating &gating)
+        : alpha(V::broadcast_float(gating.alpha)),
+          limit(V::broadcast_float(gating.limit)),
+          minus_limit(V::broadcast_float(-gating.limit)) {}
+    typename V::Float operator()(typename V::Float gate, typename V::Float up) const {
+        using Float = typename V::Float;
+        const Float g = V::max(V::broadcast_float(kLowestGate), V::min(limit, gate)), product = V::mul(g, alpha);
+        const Float low =
+            V::max(V::min(V::fms(g, alpha, product), V::broadcast_float(kMostLow)), V::broadcast_float(-kMostLow));
+        const Float z = V::min(V::max(product, V::broadcast_float(kLowestZ)), V::broadcast_float(kHighestZ));
+        const Float u = V::max(minus_limit, V::min(limit, up));
+        return V::mul(times_sigmoid<V>(g, reduced<V>(z, low)), V::add_float(u, V::broadcast_float(1)));
     }
 };
 
@@ -83,7 +145,12 @@ void gate_rows(const GateJob &job) {
 
 template <class V>
 void gate(const GateJob &job) {
-    gate_rows<V, Silu<V>>(job);
+    switch (job.gating.activation) {
+        case DA8W4_SILU: return gate_rows<V, Silu<V>>(job);
+        case DA8W4_GELU: return gate_rows<V, Gelu<V>>(job);
+        case DA8W4_GELU_TANH: return gate_rows<V, GeluTanh<V>>(job);
+        case DA8W4_SWIGLUOAI: return gate_rows<V, SwigluOai<V>>(job);
+    }
 }
 
 // As many registers of columns, from column n on.

@@ -69,6 +69,7 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     { V::load_f16(halves) } -> Is<typename V::Float>;
     { V::load_bf16(halves) } -> Is<typename V::Float>;
     { V::load_pairs(floats, f, f) } -> Is<void>;
+    { V::pick(floats, i) } -> Is<typename V::Float>;
     { V::to_float(i) } -> Is<typename V::Float>;
     { V::bits_of(f) } -> Is<typename V::Int>;
     { V::float_of(i) } -> Is<typename V::Float>;
@@ -77,6 +78,8 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     { V::div(f, f) } -> Is<typename V::Float>;
     { V::mul(f, f) } -> Is<typename V::Float>;
     { V::fma(f, f, f) } -> Is<typename V::Float>;
+    { V::fms(f, f, f) } -> Is<typename V::Float>;
+    { V::magnitude(f) } -> Is<typename V::Float>;
     { V::min(f, f) } -> Is<typename V::Float>;
     { V::max(f, f) } -> Is<typename V::Float>;
     { V::max_magnitude(i, f) } -> Is<typename V::Int>;

@@ -86,6 +86,9 @@ struct Vec256 {
         even = _mm256_castpd_ps(_mm256_permute4x64_pd(evens, 0xd8));
         odd = _mm256_castpd_ps(_mm256_permute4x64_pd(odds, 0xd8));
     }
+    static Float pick(const float *table, Int index) {  // of 8 floats
+        return _mm256_permutevar8x32_ps(load_f32(table), index);
+    }
     static Float to_float(Int value) { return _mm256_cvtepi32_ps(value); }
     static Int bits_of(Float value) { return _mm256_castps_si256(value); }
     static Float float_of(Int bits) { return _mm256_castsi256_ps(bits); }
@@ -94,6 +97,8 @@ struct Vec256 {
     static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+    static Float fms(Float a, Float b, Float c) { return _mm256_fmsub_ps(a, b, c); }
+    static Float magnitude(Float value) { return float_of(_mm256_and_si256(bits_of(value), broadcast(0x7fffffff))); }
     static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
     static Int max_magnitude(Int most, Float value) {

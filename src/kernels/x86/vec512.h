@@ -91,6 +91,9 @@ struct Vec512 {
         even = _mm512_permutex2var_ps(low, evens, high);
         odd = _mm512_permutex2var_ps(low, add(evens, broadcast(1)), high);
     }
+    static Float pick(const float *table, Int index) {  // of 8 floats
+        return _mm512_permutexvar_ps(index, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)));
+    }
     static Float to_float(Int value) { return _mm512_cvtepi32_ps(value); }
     static Int bits_of(Float value) { return _mm512_castps_si512(value); }
     static Float float_of(Int bits) { return _mm512_castsi512_ps(bits); }
@@ -99,6 +102,8 @@ struct Vec512 {
     static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
     static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
     static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+    static Float fms(Float a, Float b, Float c) { return _mm512_fmsub_ps(a, b, c); }
+    static Float magnitude(Float value) { return float_of(_mm512_and_si512(bits_of(value), broadcast(0x7fffffff))); }
     static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
     static Int max_magnitude(Int most, Float value) {
