@@ -174,7 +174,7 @@ MoePlan plan_moe(const Product &gate_up, const Product &down, const Kernel &kern
     const size_t fitting = kRoundBytes / token_bytes;
     const size_t round_tokens = lesser(tokens, fitting > kLeastRoundTokens ? fitting : kLeastRoundTokens);
     const size_t rows = round_tokens * slots;
-    // The two products take turns in the memory that a thread multiplies in.
+    // One product follows the other, so both have the same memory to multiply in.
     ScratchLayout shared, own, own_down;
     const ProductPlan first = plan_product(gate_up, kernel, rows, own);
     const ProductPlan second = plan_product(down, kernel, rows, own_down);
