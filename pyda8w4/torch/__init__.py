@@ -22,6 +22,7 @@ from pyda8w4.torch._checkpoint import from_checkpoint
 from pyda8w4.torch._embedding import DA8W4Embedding
 from pyda8w4.torch._experts import DA8W4Experts
 from pyda8w4.torch._fuse import FusedPart, fuse_linears
+from pyda8w4.torch._gated import GatedMLP, fuse_gated
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._quantize import Report, quantize_
 
@@ -30,8 +31,10 @@ __all__ = [
     "DA8W4Experts",
     "DA8W4Linear",
     "FusedPart",
+    "GatedMLP",
     "Report",
     "from_checkpoint",
+    "fuse_gated",
     "fuse_linears",
     "quantize_",
 ]

@@ -317,7 +317,8 @@ class DA8W4Experts(nn.Module):
             All dimensions but the last are rows.
         top_k_index : (..., T) tensor of int64 or int32, optional
             Which experts a row takes. -1, and the number of experts, stand for none. Without it the rows of each
-            expert, equally many, follow those of the one before: as Llama 4 has them. Rows of zeros take no time.
+            expert, equally many, follow those of the one before: as Llama 4 has them. Rows of zeros take no time where
+            there are no biases.
         top_k_weights : (..., T) tensor of float32, bfloat16 or float16, optional
             What the results are multiplied by.
 
@@ -367,7 +368,8 @@ class DA8W4Experts(nn.Module):
                 f"hidden_states must have shape (R, K), R a multiple of {self.num_experts}, got {tuple(rows.shape)}"
             )
         experts = torch.arange(self.num_experts, device="cpu").repeat_interleave(rows.shape[0] // self.num_experts)
-        ids = torch.where(rows.any(-1), experts, -1)[:, None]
+        # Without biases zeros give zeros.
+        ids = (torch.where(rows.any(-1), experts, -1) if self.down.bias is None else experts)[:, None]
         return ids, torch.ones(ids.shape, dtype=torch.float32, device="cpu")
 
     def _mixture(self) -> Mixture:

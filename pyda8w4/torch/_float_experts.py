@@ -92,7 +92,7 @@ def _gating(module: Any, gate: Callable[[torch.Tensor], torch.Tensor], columns: 
     alpha, limit = _number(module, "alpha", "swiglu_alpha"), _number(module, "limit", "swiglu_limit")
     for interleaved in (False, True):
         gates, ups = (gate_up[:, ::2], gate_up[:, 1::2]) if interleaved else gate_up.chunk(2, dim=-1)
-        for activation, compute in _ACTIVATIONS.items():
+        for activation, compute in ACTIVATIONS.items():
             want = compute(gates, ups, alpha, limit)
             # GELU and its approximation differ by 3e-4; what rounding makes is far less.
             if found.shape == want.shape and torch.allclose(found.float(), want, rtol=1e-5, atol=1e-5):
@@ -100,7 +100,7 @@ def _gating(module: Any, gate: Callable[[torch.Tensor], torch.Tensor], columns: 
                 return gating._replace(alpha=alpha, limit=limit) if activation == "swigluoai" else gating
     function = type(getattr(module, "act_fn", None)).__name__
     with_function = "" if function == "NoneType" else f" with {function}"
-    raise ValueError(f"its gate{with_function} is none of {', '.join(_ACTIVATIONS)}")
+    raise ValueError(f"its gate{with_function} is none of {', '.join(ACTIVATIONS)}")
 
 
 def _number(module: Any, *names: str) -> float:
@@ -113,7 +113,7 @@ def _swigluoai(gate: torch.Tensor, up: torch.Tensor, alpha: float, limit: float)
     return gate * torch.sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1)
 
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]] = {
     "silu": lambda gate, up, alpha, limit: silu(gate) * up,
     "gelu": lambda gate, up, alpha, limit: gelu(gate) * up,
     "gelu_tanh": lambda gate, up, alpha, limit: gelu(gate, approximate="tanh") * up,

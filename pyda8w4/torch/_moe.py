@@ -125,7 +125,7 @@ class Mixture:
                 ids=ids,
                 weights=topk_weights.data_ptr(),
                 scaling=routed_scaling,
-                gating=_gating(*gating),
+                gating=core_gating(*gating),
                 gate_up_bias=self._biases[0],
                 down_bias=self._biases[1],
                 out=out.data_ptr(),
@@ -139,7 +139,7 @@ class Mixture:
         return out
 
 
-_gating = lru_cache(maxsize=64)(check_gating)
+core_gating = lru_cache(maxsize=64)(check_gating)
 
 
 _IDS = (torch.int64, torch.int32)

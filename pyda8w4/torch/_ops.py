@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import register_flop_formula
 
 from pyda8w4._checks import SCHEMES, check_scheme
-from pyda8w4._core import CoreError
+from pyda8w4._core import CoreError, Gating
 from pyda8w4._format import ARRAYS, Format
 from pyda8w4._layout import read_layout
 from pyda8w4._runtime import forced_kernel, translate
@@ -96,24 +96,25 @@ class Product:
         self._view = format.view(addresses)
         self._perm = tensors["perm"] if format.has_perm else None
 
-    def multiply(self, input: torch.Tensor, scheme: int) -> torch.Tensor:
-        """`pyda8w4.linear` on tensors."""
+    def multiply(self, input: torch.Tensor, scheme: int, gating: Gating | None = None) -> torch.Tensor:
+        """`pyda8w4.linear` on tensors; with a gating `pyda8w4.linear_gated`."""
         try:
             shape, k = input.shape, self._k
         except RuntimeError:  # a nested tensor of strided layout has none; to ask every input would take longer
-            return _of_each(lambda part: self.multiply(part, scheme), input)
+            return _of_each(lambda part: self.multiply(part, scheme, gating), input)
         kind = KINDS.get(input.dtype)
         if kind is None or not shape or shape[-1] != k or not input.is_cpu:
             check_input(input, k)
         if input.layout is not _strided or not input.is_contiguous():
             check_input(input, k)
             input = input.contiguous()
+        n = self._n if gating is None else self._n // 2
         if len(shape) == 2:  # slicing a shape takes as long as all of its checks
             rows = shape[0]
-            out = input.new_empty(rows, self._n)
+            out = input.new_empty(rows, n)
         else:
             rows = input.numel() // k
-            out = input.new_empty(*shape[:-1], self._n)
+            out = input.new_empty(*shape[:-1], n)
         if rows == 0:
             return out
         assert kind is not None
@@ -129,6 +130,7 @@ class Product:
                 out=out.data_ptr(),
                 out_type=kind,
                 kernel=forced_kernel(),
+                gating=gating,
             )
         except CoreError as error:
             raise translate(error) from None

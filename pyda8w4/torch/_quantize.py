@@ -289,13 +289,13 @@ def plain_linear(module: Any) -> nn.Linear:
     return linear
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module)
 
 
 def _experts_reason(experts: nn.Module) -> str | None:
     """Why a mixture of experts cannot be replaced; None if it can."""
-    if _has_hooks(experts):
+    if has_hooks(experts):
         return "it has hooks"
     try:
         float_experts(experts)
@@ -306,7 +306,7 @@ def _experts_reason(experts: nn.Module) -> str | None:
 
 def _reason(linear: Any, foreign: dict[int, str]) -> str | None:
     """Why a layer cannot be replaced; None if it can."""
-    if _has_hooks(linear):
+    if has_hooks(linear):
         return "it has hooks"
     if type(linear) is not nn.Linear and type(linear) is not _conv1d() and not _is_plain(linear):
         return f"{type(linear).__name__} is a subclass of Linear that may do more than multiply"

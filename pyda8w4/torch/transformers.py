@@ -36,6 +36,7 @@ from pyda8w4.torch._experts import STACKS, empty_experts
 from pyda8w4.torch._filling import Filling, check_sizes, scale_of, tied_layer
 from pyda8w4.torch._float_experts import is_experts
 from pyda8w4.torch._fuse import FusedPart
+from pyda8w4.torch._gated import GatedMLP
 from pyda8w4.torch._layer import PackedLayer
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._names import Names, Transforms
@@ -227,8 +228,10 @@ class _Quantizer(HfQuantizer):
         return {"": "cpu"}
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        if any(isinstance(module, FusedPart) for module in model.modules()):
-            raise ValueError("model must be saved before fuse_linears; what is loaded again can be joined again")
+        if any(isinstance(module, (FusedPart, GatedMLP)) for module in model.modules()):
+            raise ValueError(
+                "model must be saved before fuse_linears and fuse_gated; what is loaded again can be joined again"
+            )
         _keep_names(model)
         state = model.state_dict()
         seen: set[int] = set()

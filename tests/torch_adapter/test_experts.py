@@ -107,6 +107,9 @@ def test_rows_that_are_sorted_by_experts() -> None:
     out = experts(x.reshape(-1, K))
     assert out.isnan().any(-1).nonzero().flatten().tolist() == [17]
     assert torch.equal(out.nan_to_num(), want.nan_to_num())
+    biased = experts_of(True)
+    rows = x.nan_to_num().reshape(-1, K)
+    assert same(biased(rows), expected(biased, rows, ids.reshape(-1, 1), torch.ones(E * 4, 1)))
     with pytest.raises(ValueError, match="R a multiple of 5"):
         experts(torch.randn(4, K))
     with pytest.raises(TypeError, match="must both be given"):
@@ -313,6 +316,14 @@ def test_no_gradients(which: str, is_compiled: bool) -> None:
         assert out.requires_grad and same(out.detach(), expected(experts, x.detach(), ids, weights.detach()))
         with pytest.raises(NotImplementedError, match="for inference"):
             out.sum().backward()
+        with pytest.raises(NotImplementedError, match="for inference"):
+            x, weights = x.detach(), weights.detach()
+            operand = x if which == "input" else weights
+            torch.func.jvp(
+                lambda one: experts(*((one, ids, weights) if one.shape == x.shape else (x, ids, one))),
+                (operand,),
+                (operand,),
+            )
         with pytest.raises(NotImplementedError, match="for inference"):
             torch.func.grad(lambda x, weights: experts(x, ids, weights).sum(), argnums=which == "weights")(x, weights)
 
