@@ -14,21 +14,17 @@ installed, or cannot run here, is named with the reason. docs/performance.md say
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import shlex
 import sys
 from dataclasses import asdict
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from machine import describe, page_policy
-from options import numbers, shapes
+from options import add_common, names_of, numbers, shapes
 from peers import PEERS
-from timing import SETTLE_SECONDS, Spread, cold_bytes
+from report import print_run, start_report
+from timing import Spread, cold_bytes
 from workers import Unavailable, Worker, interleaved_samples
 
 BY_DEFAULT = [name for name, peer in PEERS.items() if peer.by_default]
@@ -36,18 +32,7 @@ BY_DEFAULT = [name for name, peer in PEERS.items() if peer.by_default]
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/compare.py", *(arguments or sys.argv[1:])]),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": describe(),
-        "pages": page_policy(),
-        "cold_bytes": 0 if options.hot else cold_bytes(),
-        "seconds": options.seconds,
-        "rounds": options.rounds,
-        "settle": options.settle,
-        "libraries": {},
-        "tables": [],
-    }
+    report = start_report("compare.py", arguments, options, 0 if options.hot else cold_bytes())
     _print_header(report)
     for threads, (n, k), group_size in product(options.threads, options.shapes, options.group_size):
         try:
@@ -159,13 +144,7 @@ _HEADER = (
 
 
 def _print_header(report: dict[str, Any]) -> None:
-    machine, cold = report["machine"], report["cold_bytes"]
-    print(f"cpu      {machine['cpu']}, {machine['cpus']} CPUs; load {machine['load_average']:.1f} in the minute before")
-    print(
-        f"weights  {f'cold: copies pass through {cold >> 20} MiB or more' if cold else 'hot: one copy'}; x and y warm"
-    )
-    print(f"pages    {report['pages']}")
-    print(f"runs     {report['rounds']} of {report['seconds']} s each, interleaved, {report['settle']} s apart")
+    print_run(report)
     print("GB/s     of the weights, in the library's own format; of limit: the least time in which this machine")
     print("         reads them or makes the products in 8 bits, whichever is more, over the time taken")
     print("error    norm(y - exact) / norm(exact); exact: float64, the library's own weights, x not quantized")
@@ -193,24 +172,11 @@ def _print_cell(cell: dict[str, Any]) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    def names(text: str) -> list[str]:
-        unknown = set(text.split(",")) - set(PEERS)
-        if unknown:
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(PEERS)}")
-        return text.split(",")
-
-    cpus = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=shapes, default="4096x4096,11008x4096", help="NxK,... (%(default)s)")
     parser.add_argument("--m", type=numbers, default="1,4,16,64,256", help="numbers of rows (%(default)s)")
-    parser.add_argument("--group-size", type=numbers, default="128,32", help="(%(default)s)")
-    parser.add_argument("--threads", type=numbers, default="1" if cpus == 1 else f"1,{cpus}", help="(%(default)s)")
-    parser.add_argument("--peers", type=names, default=",".join(BY_DEFAULT), help="libraries (%(default)s)")
-    parser.add_argument("--hot", action="store_true", help="one copy of the weights, which may stay in cache")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of a run (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each library (%(default)s)")
-    parser.add_argument("--settle", type=float, default=SETTLE_SECONDS, help="seconds before a run (%(default)s)")
-    parser.add_argument("--json", type=Path, help="where to write everything")
+    parser.add_argument("--peers", type=names_of(PEERS), default=",".join(BY_DEFAULT), help="libraries (%(default)s)")
+    add_common(parser)
     return parser.parse_args(arguments)
 
 

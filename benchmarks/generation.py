@@ -131,8 +131,8 @@ class Pyda8w4(Library):
         self.model = Model(file, PROMPT + GENERATED, self.layer)
         self.logits = np.empty((1, self.model.embeddings.shape[0]), np.float32)
 
-    def layer(self, weights: Weights, names: list[str], act: str) -> Layer:
-        layer = DA8W4(weights, names, act)
+    def layer(self, weights: Weights, names: list[str], *how: str) -> Layer:
+        layer = DA8W4(weights, names, *how)
         self.size += sum(weight.nbytes for weight in layer.weights)
 
         def timed(x: np.ndarray, out: np.ndarray) -> None:

@@ -37,6 +37,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def available_bytes() -> int:
+    """Memory that new processes can have."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) << 10
+
+
 def page_policy() -> str:
     """Say what this system does about huge pages, and what workers.py does about them."""
     try:

@@ -34,7 +34,7 @@ from gguf import LlamaFileType
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from generate import MODELS, find_model
-from model import ACT, DA8W4, HEAD_ACT, Layer, Model, Weights
+from model import ACT, DA8W4, HEAD_ACT, Layer, Model, Weights, gate
 from tokenization import adds_bos, make_tokenizer
 
 import pyda8w4
@@ -79,7 +79,7 @@ def models(path: Path, file: pyda8w4.checkpoints.Checkpoint) -> Iterator[tuple[s
     kind = LlamaFileType(file.metadata["general.file_type"]).name.removeprefix("MOSTLY_")
     yield "float32", "float32", predict_with(file, float32)
     for act in ("uint8", "int8", "int8_group", "int16"):
-        yield f"the file's {kind}", act, predict_with(file, partial(scheme, act))
+        yield f"the file's {kind}", act, predict_with(file, act=act)
     for group_size in (32, 64, 128):
         yield f"4 bits, groups of {group_size}", "uint8", predict_with(file, partial(requantized, group_size))
     try:
@@ -93,7 +93,7 @@ def models(path: Path, file: pyda8w4.checkpoints.Checkpoint) -> Iterator[tuple[s
         parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
         llama_cpp.llama_model_quantize(bytes(path), bytes(q4_0), ctypes.byref(parameters))
         yield "llama.cpp, Q4_0", "its own", predict_with_llama_cpp(q4_0)
-        yield "the same Q4_0", ACT, predict_with(pyda8w4.checkpoints.open(q4_0), DA8W4)
+        yield "the same Q4_0", ACT, predict_with(pyda8w4.checkpoints.open(q4_0))
 
 
 def perplexity(predict: Predict, windows: np.ndarray) -> float:
@@ -109,8 +109,8 @@ def perplexity(predict: Predict, windows: np.ndarray) -> float:
 # ---- models ----------------------------------------------------------------------------------
 
 
-def predict_with(file: pyda8w4.checkpoints.Checkpoint, layer: Callable[..., Layer]) -> Predict:
-    model = Model(file, WINDOW, layer)
+def predict_with(file: pyda8w4.checkpoints.Checkpoint, layer: Callable[..., Layer] = DA8W4, act: str = ACT) -> Predict:
+    model = Model(file, WINDOW, layer, act)
     logits = np.empty((WINDOW // 2, model.embeddings.shape[0]), np.float32)
 
     def predict(tokens: np.ndarray) -> np.ndarray:
@@ -120,21 +120,21 @@ def predict_with(file: pyda8w4.checkpoints.Checkpoint, layer: Callable[..., Laye
     return predict
 
 
-def float32(weights: Weights, names: list[str], act: str) -> Layer:
+def float32(weights: Weights, names: list[str], act: str, activation: str | None = None) -> Layer:
     w = np.concatenate([weights.array(name) for name in names])
-    return lambda x, out: np.matmul(x, w.T, out=out)
+    if activation is None:
+        return lambda x, out: np.matmul(x, w.T, out=out)
+    return lambda x, out: gate(*np.split(x @ w.T, 2, axis=1), activation, out)
 
 
-def scheme(act: str, weights: Weights, names: list[str], given: str) -> Layer:
-    return DA8W4(weights, names, given if given == HEAD_ACT else act)
-
-
-def requantized(group_size: int, weights: Weights, names: list[str], act: str) -> Layer:
+def requantized(group_size: int, weights: Weights, names: list[str], act: str, activation: str | None = None) -> Layer:
     if act == HEAD_ACT:
         return DA8W4(weights, names, act)
     w = np.concatenate([weights.array(name) for name in names])
     weight = pyda8w4.prepack(*pyda8w4.quantize_weight(w, group_size), group_size=group_size)
-    return lambda x, out: pyda8w4.linear(x, weight, out=out)
+    if activation is None:
+        return lambda x, out: pyda8w4.linear(x, weight, out=out)
+    return lambda x, out: pyda8w4.linear_gated(x, weight, activation=activation, out=out)
 
 
 def predict_with_llama_cpp(path: Path) -> Predict:

@@ -146,6 +146,7 @@ class LayerTimer:
         """Get ready for m rows; return how far the result is from exact and how much memory lies in huge pages."""
         import numpy as np
         from machine import huge_page_share
+        from peers import exact_product, relative_error
 
         peer = self._peer
         x = np.random.default_rng(m).standard_normal((m, peer.layer.shape[1]), np.float32)
@@ -156,10 +157,8 @@ class LayerTimer:
         for _ in range(peer.copies // self._products):  # A library may make something at the first call of each.
             next(self._calls)()
         some = np.unique(np.linspace(0, m - 1, 16).astype(int))
-        w = peer.dense()
-        exact = np.concatenate([x[some].astype(np.float64) @ w[n : n + 1024].T for n in range(0, len(w), 1024)], axis=1)
-        error = float(np.linalg.norm(y[some] - exact) / np.linalg.norm(exact))
-        return {"error": error, "huge_pages": huge_page_share()}
+        exact = exact_product(x[some], peer.dense())
+        return {"error": relative_error(y[some], exact), "huge_pages": huge_page_share()}
 
     def run(self, seconds: float) -> list[float]:
         """Seconds of each product."""

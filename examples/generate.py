@@ -26,11 +26,9 @@ import argparse
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from model import Model
+from model import Model, generate
 from tokenization import end_tokens, make_prompt, make_tokenizer
 from tokenizers import decoders
 
@@ -63,16 +61,6 @@ def main() -> None:
     print(f"\n\n{info['cpu']}; kernel {info['kernel']}, {info['threads']} threads")
     print(f"prompt {len(prompt)} tokens, {len(prompt) / (first - start):.0f} tokens/s", end="; ")
     print(f"then {count} tokens, {count / (last - first):.0f} tokens/s")
-
-
-def generate(model: Model, prompt: list[int], count: int) -> Iterator[int]:
-    """The likeliest tokens after `prompt`, one by one."""
-    logits = np.empty((1, model.embeddings.shape[0]), np.float32)
-    tokens = prompt
-    for _ in range(count):
-        hidden = model.forward(tokens)
-        tokens = [int(model.logits(hidden[-1:], logits).argmax())]
-        yield tokens[0]
 
 
 def find_model(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Language models in numpy, from a GGUF file: their linear layers are pyda8w4's, the rest is here.
+"""Language models in numpy, from a GGUF file: their linear layers and experts are pyda8w4's, the rest is here.
 
 Everything between two linear layers goes row by row (a row is a token). Rows are cut into chunks that fit
 the cache and keep all CPUs busy; numpy lets go of the GIL, so plain threads do. One token is one chunk, and
@@ -11,7 +11,7 @@ of the tokens that come are made floats.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,22 +31,50 @@ Layer = Callable[[np.ndarray, np.ndarray], object]  # (x, out) -> None
 
 
 class DA8W4:
-    """Matrices that share an input, as one layer; those of one type in the file are one product."""
+    """Matrices that share an input, as one layer; those of one type in the file are one product.
 
-    def __init__(self, weights: Weights, names: Sequence[str], act: str) -> None:
+    With an activation they are gates and ups.
+    """
+
+    def __init__(self, weights: Weights, names: Sequence[str], act: str, activation: str | None = None) -> None:
         runs = [list(run) for _, run in groupby(names, key=lambda name: weights.types[name])]
         parts = [[weights.packed(name) for name in run] for run in runs]
         self.weights = [part[0] if len(part) == 1 else pyda8w4.concat(part) for part in parts]
-        self.act = act
+        self.act, self.activation = act, activation
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
-        if len(self.weights) == 1:
+        if len(self.weights) > 1:
+            parts = [pyda8w4.linear(x, weight, act=self.act) for weight in self.weights]
+            if self.activation is None:
+                np.concatenate(parts, axis=1, out=out)
+            else:
+                gate(*parts, self.activation, out)
+        elif self.activation is None:
             pyda8w4.linear(x, self.weights[0], act=self.act, out=out)
-            return
-        end = 0
-        for weight in self.weights:
-            begin, end = end, end + weight.shape[0]
-            out[:, begin:end] = pyda8w4.linear(x, weight, act=self.act)
+        else:
+            pyda8w4.linear_gated(x, self.weights[0], activation=self.activation, act=self.act, out=out)
+
+
+class Mixture:
+    """Experts, of which each token has those that the router gives the highest scores."""
+
+    def __init__(self, weights: Weights, prefix: str, chosen: int, activation: str, act: str) -> None:
+        self.router = weights.array(f"{prefix}ffn_gate_inp").T
+        self.gate_up = weights.stack(f"{prefix}ffn_gate_exps", f"{prefix}ffn_up_exps")
+        self.down = weights.stack(f"{prefix}ffn_down_exps")
+        self.chosen, self.activation, self.act = chosen, activation, act
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """The experts' results are weighted by the softmax of the scores of those that were chosen.
+
+        A softmax of all scores, of which these are then divided by their sum, is the same.
+        """
+        scores = x @ self.router
+        ids = np.argsort(-scores, axis=1)[:, : self.chosen]
+        weights = np.take_along_axis(scores, ids, axis=1)
+        weights = np.exp(weights - weights[:, :1])  # the highest comes first
+        weights /= weights.sum(axis=1, keepdims=True)
+        return pyda8w4.moe(x, self.gate_up, self.down, ids, weights, activation=self.activation, act=self.act)
 
 
 class Model:
@@ -58,10 +86,19 @@ class Model:
     context : int
     layer : callable
         ``layer(weights, names, act)`` makes a linear layer of these tensors, whose activations are quantized by
-        the scheme `act`.
+        the scheme `act`; with a name of an activation behind them, one of gates and ups, which gives
+        ``activation(gate) * up``. Mixtures of experts are always pyda8w4's.
+    act : str
+        The scheme of all layers but the head.
     """
 
-    def __init__(self, file: pyda8w4.checkpoints.Checkpoint, context: int, layer: Callable[..., Layer] = DA8W4) -> None:
+    def __init__(
+        self,
+        file: pyda8w4.checkpoints.Checkpoint,
+        context: int,
+        layer: Callable[..., Layer] = DA8W4,
+        act: str = ACT,
+    ) -> None:
         name = file.metadata["general.architecture"]
         if name not in ARCHITECTURES:
             raise ValueError(f"file must be of {', '.join(ARCHITECTURES)}, got {name}")
@@ -73,17 +110,18 @@ class Model:
         if field("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in file.types:
             raise ValueError("file must be of a model that does not scale positions, got one that does")
         heads, kv_heads = field("attention.head_count"), field("attention.head_count_kv")
-        hidden, inner, count = field("embedding_length"), field("feed_forward_length"), field("block_count")
+        hidden, count = field("embedding_length"), field("block_count")
+        inner = field("feed_forward_length", 0)  # not that of experts, which pyda8w4 has between its two products
         size = field("attention.key_length", hidden // heads)
         self.shape = (hidden, inner, kv_heads, heads // kv_heads, size)
         self.epsilon = field("attention.layer_norm_rms_epsilon")
         self.scale = np.float32(math.sqrt(hidden) if architecture.scaled else 1)
-        self.gate = architecture.gate
+        self.activation, self.act, self.chosen = architecture.activation, act, field("expert_used_count")
         self.score_cap, self.logit_cap = field("attn_logit_softcapping"), field("final_logit_softcapping")
 
         weights = Weights(file, size if architecture.halves else 0)
         self.embeddings = weights.embeddings
-        self.blocks = [Block(weights, f"blk.{i}.", self.shape, layer) for i in range(count)]
+        self.blocks = [Block(weights, f"blk.{i}.", self, layer) for i in range(count)]
         self.norm = weights.norm("output_norm")
         self.head = layer(weights, ["output" if "output" in weights.types else "token_embd"], HEAD_ACT)
 
@@ -135,9 +173,11 @@ class Model:
             self.each(Chunk.attend, keys, values, position, window, self.score_cap)
             block.output(buffers.attention, y)
             self.each(Chunk.add_and_normalize, block.post_attention_norm, block.feed_forward_norm)
-            block.gate_up(y, buffers.gate_up)
-            self.each(self.gate)
-            block.down(buffers.gated, y)
+            if block.mixture is None:
+                block.gate_up(y, buffers.gated)
+                block.down(buffers.gated, y)
+            else:
+                np.copyto(y, block.mixture(y))
             after = self.blocks[i + 1].attention_norm if i + 1 < len(self.blocks) else self.norm
             self.each(Chunk.add_and_normalize, block.post_feed_forward_norm, after)
         self.position += len(tokens)
@@ -156,6 +196,16 @@ class Model:
             step(chunks[0], *args)
         else:
             list(self.threads.map(lambda chunk: step(chunk, *args), chunks))
+
+
+def generate(model: Model, prompt: list[int], count: int) -> Iterator[int]:
+    """The likeliest tokens after `prompt`, one by one."""
+    logits = np.empty((1, model.embeddings.shape[0]), np.float32)
+    tokens = prompt
+    for _ in range(count):
+        hidden = model.forward(tokens)
+        tokens = [int(model.logits(hidden[-1:], logits).argmax())]
+        yield tokens[0]
 
 
 class Weights:
@@ -178,6 +228,9 @@ class Weights:
         weight = self.file.weight(f"{name}.weight")
         return weight.rows(self.order(weight.shape[0])).pack()
 
+    def stack(self, *names: str) -> pyda8w4.PackedExperts:
+        return self.file.stack(*(f"{name}.weight" for name in names))
+
     def array(self, name: str) -> np.ndarray:
         array = self.file.array(f"{name}.weight")
         return array[self.order(len(array))] if self.is_in_halves(name) else array
@@ -199,16 +252,20 @@ class Weights:
 class Block:
     """Weights of one block. Norms that the model does not have are None."""
 
-    def __init__(self, weights: Weights, prefix: str, shape: tuple[int, ...], layer: Callable[..., Layer]) -> None:
-        self.qkv = layer(weights, [f"{prefix}attn_{part}" for part in "qkv"], ACT)
-        self.output = layer(weights, [f"{prefix}attn_output"], ACT)
-        self.gate_up = layer(weights, [f"{prefix}ffn_gate", f"{prefix}ffn_up"], ACT)
-        self.down = layer(weights, [f"{prefix}ffn_down"], ACT)
+    def __init__(self, weights: Weights, prefix: str, model: Model, layer: Callable[..., Layer]) -> None:
+        self.qkv = layer(weights, [f"{prefix}attn_{part}" for part in "qkv"], model.act)
+        self.output = layer(weights, [f"{prefix}attn_output"], model.act)
+        self.mixture = None
+        if f"{prefix}ffn_gate_inp" in weights.types:
+            self.mixture = Mixture(weights, prefix, model.chosen, model.activation, model.act)
+        else:
+            self.gate_up = layer(weights, [f"{prefix}ffn_gate", f"{prefix}ffn_up"], model.act, model.activation)
+            self.down = layer(weights, [f"{prefix}ffn_down"], model.act)
         self.attention_norm = weights.norm(f"{prefix}attn_norm")
         self.post_attention_norm = weights.norm(f"{prefix}post_attention_norm")
         self.feed_forward_norm = weights.norm(f"{prefix}ffn_norm")
         self.post_feed_forward_norm = weights.norm(f"{prefix}post_ffw_norm")
-        _, _, kv_heads, queries, _ = shape
+        _, _, kv_heads, queries, _ = model.shape
         q, k = (weights.norm(f"{prefix}attn_{part}_norm") for part in "qk")
         self.qk_norm = None if q is None else np.stack([q] * (kv_heads * queries) + [k] * kv_heads)
 
@@ -223,7 +280,6 @@ class Buffers:
         self.y = np.empty((rows, hidden), np.float32)  # normalized, and what layers add to x
         self.qkv = np.empty((rows, (heads + 2 * kv_heads) * size), np.float32)
         self.attention = np.empty((rows, heads * size), np.float32)
-        self.gate_up = np.empty((rows, 2 * inner), np.float32)
         self.gated = np.empty((rows, inner), np.float32)
         self.chunks = [Chunk(self, begin, min(begin + CHUNK, rows), model) for begin in range(0, rows, CHUNK)]
 
@@ -249,7 +305,7 @@ class Chunk:
     """Some rows of the buffers, and all that is done to them between linear layers."""
 
     def __init__(self, buffers: Buffers, begin: int, end: int, model: Model) -> None:
-        _, inner, kv_heads, queries, size = model.shape
+        _, _, kv_heads, queries, size = model.shape
         heads, rows, part = kv_heads * queries, end - begin, slice(begin, end)
         self.begin, self.end = begin, end
         self.x, self.y = buffers.x[part], buffers.y[part]
@@ -271,9 +327,6 @@ class Chunk:
         self.attention = buffers.attention[part].reshape(rows, kv_heads, queries, size).transpose(1, 0, 2, 3)
         never = np.full((rows, rows), -np.inf, np.float32)
         self.future, self.past = (np.repeat(each, queries, axis=0) for each in (np.triu(never, 1), np.tril(never, -1)))
-
-        self.gates, self.ups = buffers.gate_up[part, :inner], buffers.gate_up[part, inner:]
-        self.gated = buffers.gated[part]
 
     def normalize(self, weight: np.ndarray) -> None:
         self.normalize_x(weight)
@@ -319,25 +372,25 @@ class Chunk:
         np.divide(self.mixed, self.highest, out=self.mixed)
         self.attention[...] = self.mixed.reshape(self.attention.shape)
 
-    def silu(self) -> None:
-        """gate * sigmoid(gate) * up"""
-        np.negative(self.gates, out=self.gated)
-        self.finish_gate()
 
-    def gelu(self) -> None:
-        """The same with sigmoid(2 u), which is (1 + tanh(u)) / 2, where u = sqrt(2 / pi) * (gate + 0.044715 gate^3)"""
-        np.multiply(self.gates, self.gates, out=self.gated)
-        np.multiply(self.gated, np.float32(-2 * math.sqrt(2 / math.pi) * 0.044715), out=self.gated)
-        np.add(self.gated, np.float32(-2 * math.sqrt(2 / math.pi)), out=self.gated)
-        np.multiply(self.gated, self.gates, out=self.gated)
-        with np.errstate(over="ignore"):  # an infinite exponential makes 0 of the gate, as it should
-            self.finish_gate()
+def gate(gates: np.ndarray, ups: np.ndarray, activation: str, out: np.ndarray) -> None:
+    """`activation(gate) * up`, where gates and ups are not one product of pyda8w4.
 
-    def finish_gate(self) -> None:
-        np.exp(self.gated, out=self.gated)
-        np.add(self.gated, np.float32(1), out=self.gated)
-        np.divide(self.gates, self.gated, out=self.gated)
-        np.multiply(self.gated, self.ups, out=self.gated)
+    SiLU is gate * sigmoid(gate). GELU by tanh is the same with sigmoid(2 u), which is (1 + tanh(u)) / 2, where
+    u = sqrt(2 / pi) * (gate + 0.044715 gate^3).
+    """
+    if activation == "silu":
+        np.negative(gates, out=out)
+    else:
+        np.multiply(gates, gates, out=out)
+        np.multiply(out, np.float32(-2 * math.sqrt(2 / math.pi) * 0.044715), out=out)
+        np.add(out, np.float32(-2 * math.sqrt(2 / math.pi)), out=out)
+        np.multiply(out, gates, out=out)
+    with np.errstate(over="ignore"):  # an infinite exponential makes 0 of the gate, as it should
+        np.exp(out, out=out)
+    np.add(out, np.float32(1), out=out)
+    np.divide(gates, out, out=out)
+    np.multiply(out, ups, out=out)
 
 
 def cap(x: np.ndarray, most: float) -> None:
@@ -351,7 +404,7 @@ def cap(x: np.ndarray, most: float) -> None:
 class Architecture:
     """What files do not say of a model: all that neither metadata nor the names of tensors tell."""
 
-    gate: Callable[[Chunk], None] = Chunk.silu
+    activation: str = "silu"
     halves: bool = False  # whether pairs that positions turn are in two halves of a head, or neighbours
     scaled: bool = False  # whether embeddings are multiplied by sqrt(hidden)
     period: int = 1  # Of so many blocks the last sees all tokens, others those of a window,
@@ -360,6 +413,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "llama": Architecture(),
-    "gemma2": Architecture(Chunk.gelu, halves=True, scaled=True, period=2),
-    "gemma3": Architecture(Chunk.gelu, halves=True, scaled=True, period=6, near_base=10_000.0),
+    "gemma2": Architecture("gelu_tanh", halves=True, scaled=True, period=2),
+    "gemma3": Architecture("gelu_tanh", halves=True, scaled=True, period=6, near_base=10_000.0),
+    "qwen3moe": Architecture(halves=True),
 }

@@ -124,7 +124,4 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
     with errors_of(path):
         file = Reader(path, data, verify)
         formats = {name: file.format(name) for name in file.weights}
-        return {
-            name: file.weight(name, format) if format.experts is None else file.experts(name, format)
-            for name, format in formats.items()
-        }
+        return {name: file.packed(name, format) for name, format in formats.items()}

@@ -3,7 +3,8 @@
 ``layout`` is int64: the layout version, N, K, group size. Of a weight that is not plain (4 bits, scales of one level,
 no table, no permutation, no factors) three numbers follow: bits, groups of a super-group, and which arrays there are,
 bit i for `ARRAYS` number i. The other tensors are the arrays of docs/packed-format.md; but where all zero points are
-the same, ``zps`` is that one, without dimensions.
+the same, ``zps`` is that one, without dimensions. Those of several weights that are alike have one ``layout``, and a
+dimension for the weights that comes first.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ def format_from(
     offsets: str | None,
     sub_scales: str | None,
     sub_offsets: str | None,
+    experts: int | None = None,
 ) -> Format:
-    """The format of a weight with this layout and arrays of these element types: those of `TYPED`.
+    """The format of a weight, or of so many, with this layout and arrays of these element types: those of `TYPED`.
 
     ValueError if none has such. Kept, since compiled models need it at each call.
     """
@@ -94,6 +96,7 @@ def format_from(
             sub_offset_dtype=sub_offsets if "sub_offsets" in layout.names else None,
             has_perm="perm" in layout.names,
             has_factors="factors" in layout.names,
+            experts=experts,
         )
     except ValueError as error:
         raise ValueError(f"layout {list(numbers)} is that of no packed weight: {error}") from None

@@ -225,7 +225,7 @@ def moe(
         gate_up_bias = operand("gate_up_bias", gate_up_bias, "float32", (count, width))
     if down_bias is not None:
         down_bias = operand("down_bias", down_bias, "float32", (count, n))
-    ids = _local_ids(ids, count, expert_map)
+    ids = local_ids(ids, count, expert_map)
     routed_scaling = check_number("routed_scaling", routed_scaling)
     act = check_scheme("act", act, _SCHEMES)
     out, out_type = output(out, out_dtype, x_type, (*tokens, n))
@@ -249,7 +249,7 @@ def moe(
         )
     except CoreError as error:
         if error.args[0] == "BAD_EXPERT":
-            _check_ids("topk_ids", ids, count)
+            check_ids("topk_ids", ids, count)
         raise translate(error) from None
     return out
 
@@ -287,23 +287,23 @@ def _ids(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
     return array
 
 
-def _local_ids(ids: npt.NDArray[Any], count: int, expert_map: npt.ArrayLike | None) -> npt.NDArray[np.int32]:
+def local_ids(ids: npt.NDArray[Any], count: int, expert_map: npt.ArrayLike | None) -> npt.NDArray[np.int32]:
     """The experts that are here, or -1."""
     if expert_map is None:
-        if ids.dtype == np.int32:  # the C interface finds those out of range
-            return ids
-        _check_ids("topk_ids", ids, count)
-        return ids.astype(np.int32)
+        narrow = ids.astype(np.int32, copy=False)
+        if narrow is not ids and (narrow != ids).any():
+            check_ids("topk_ids", ids, count)
+        return narrow  # the C interface finds others that are out of range
     local = _ids("expert_map", expert_map)
     if local.ndim != 1:
         raise ValueError(f"expert_map must have shape (E_global,), got {local.shape}")
-    _check_ids("expert_map", local, count)
-    _check_ids("topk_ids", ids, len(local))
+    check_ids("expert_map", local, count)
+    check_ids("topk_ids", ids, len(local))
     padded: npt.NDArray[np.int32] = np.append(local, -1).astype(np.int32)  # -1 means its last, which is -1
     return np.take(padded, ids)
 
 
-def _check_ids(name: str, ids: npt.NDArray[Any], count: int) -> None:
+def check_ids(name: str, ids: npt.NDArray[Any], count: int) -> None:
     if ids.size:
         for found in (ids.min(), ids.max()):
             if not -1 <= found < count:

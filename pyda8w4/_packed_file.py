@@ -30,11 +30,6 @@ _MOST_BYTES = 10**15 - 1  # of a file
 MOST_CRC32 = 2**32 - 1
 
 
-def member(name: str, index: int) -> str:
-    """The name of a matrix of a stack, under which it is a weight of its own."""
-    return f"{name}[{index}]"
-
-
 class Expected(NamedTuple):
     """A tensor of which a file will have no more than this."""
 
@@ -278,24 +273,15 @@ class Reader:
                 raise ValueError(f"{name}.{part} must be {kind} {size}, got {end - begin} bytes")
         return format
 
-    def weight(self, name: str, format: Format) -> PackedWeight:
-        """A weight of the format that it has. ValueError where that is one of experts."""
-        if format.experts is not None:
-            raise ValueError(f"{name} must be one weight, got {format.experts} experts")
-        return mapped_weight(name, format, self._bytes(name, format))
-
-    def experts(self, name: str, format: Format) -> PackedExperts:
-        """Experts of the format that they have."""
-        return PackedExperts._from_arrays(format, _mapped(name, format, self._bytes(name, format)))
-
-    def _bytes(self, name: str, format: Format) -> dict[str, npt.NDArray[np.uint8]]:
+    def packed(self, name: str, format: Format) -> PackedWeight | PackedExperts:
+        """A weight, or experts, of the format that it has."""
         data = {}
         for part, spec in format.arrays.items():
             begin, end = self._header[f"{name}.{part}"]["data_offsets"]
             data[part] = self._data[begin:end]
             crc32s = self.weights[name].get("crc32")
             self._check(f"{name}.{part}", KINDS[spec.type], data[part], crc32s, part)
-        return data
+        return mapped(name, format, data)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor that is no part of a weight, of which only the header is checked."""
@@ -314,19 +300,15 @@ class Reader:
             raise ValueError(f"{name} is damaged: it does not have its checksum")
 
 
-def mapped_weight(name: str, format: Format, data: Mapping[str, npt.NDArray[np.uint8]]) -> PackedWeight:
-    """A weight whose arrays have these bytes, as many as the format needs. ValueError names the array."""
-    return PackedWeight._from_arrays(format, _mapped(name, format, data))
-
-
-def _mapped(name: str, format: Format, data: Mapping[str, npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[Any]]:
+def mapped(name: str, format: Format, data: Mapping[str, npt.NDArray[np.uint8]]) -> PackedWeight | PackedExperts:
+    """What has arrays of these bytes, as many as the format needs. ValueError names the array."""
     # A copy where the file has it at an odd place, which the writer never does.
     arrays = {part: plain(data[part].view(spec.dtype).reshape(spec.shape)) for part, spec in format.arrays.items()}
     try:
         format.check(arrays)
     except ValueError as error:
         raise ValueError(f"{name}.{error}") from None
-    return arrays
+    return (PackedWeight if format.experts is None else PackedExperts)._from_arrays(format, arrays)
 
 
 def _dtype(key: str, header: dict[str, Any], allowed: tuple[str, ...]) -> str:

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from pyda8w4 import checkpoints
 from pyda8w4._checks import check_flag
 from pyda8w4._filesystem import check_path, replaced_file
-from pyda8w4._packed_file import MOST_CRC32, Expected, Writer, expected_weight, header_room, member
+from pyda8w4._packed import Packed
+from pyda8w4._packed_file import MOST_CRC32, Expected, Writer, expected_weight, header_room
 from pyda8w4._terminal import Bar, in_bytes, pattern_of, printable, table
 from pyda8w4.checkpoints import Checkpoint
 from pyda8w4.formats._layer import Layer
@@ -103,7 +104,7 @@ def run(
 
     Notes
     -----
-    One matrix is in memory at a time, of a stack of experts one expert.
+    One matrix, or one stack of experts, is in memory at a time.
     """
     path = check_path(out)
     requantize = check_flag("requantize", requantize)
@@ -140,10 +141,6 @@ def _is_matrix(layer: Layer) -> bool:
     return layer.read is not None or layer.refused is not None
 
 
-def _weights(name: str, layer: Layer) -> list[str]:
-    return [member(name, index) for index in range(layer.shape[0])] if layer.is_stack else [name]
-
-
 def _check(checkpoint: Checkpoint, requantize: bool) -> None:
     reasons: Counter[str] = Counter()
     for name, layer in checkpoint._layers.items():
@@ -171,9 +168,8 @@ def _room(checkpoint: Checkpoint) -> int:
         # Reasons that are seen only where tensors are read may make any matrix one that is quantized again.
         tensors[name] = {"type": _QUANTIZED.format(layer.type), "shape": layer.shape}
         if _is_matrix(layer):
-            for weight in _weights(name, layer):
-                weights[weight], parts = expected_weight(weight, (layer.shape[-2], layer.shape[-1]))
-                expected += parts
+            weights[name], parts = expected_weight(name, layer.shape)
+            expected += parts
         else:
             kind, shape, _ = _as_kept(layer)
             tensors[name]["crc32"] = MOST_CRC32
@@ -187,14 +183,15 @@ def _room(checkpoint: Checkpoint) -> int:
 def _pack(
     checkpoint: Checkpoint, name: str, layer: Layer, requantize: bool, writer: Writer
 ) -> tuple[Converted, dict[str, Any]]:
-    nbytes, errors = 0, []
-    for index, weight in enumerate(_weights(name, layer)):
-        packed, error = checkpoint._pack(name, layer, index, requantize)
-        writer.add_weight(weight, packed)
-        nbytes += packed.nbytes
-        errors += [] if error is None else [error]
-    how, type = ("quantized", _QUANTIZED.format(layer.type)) if errors else ("exact", layer.type)
-    converted = Converted(name, layer.type, layer.shape, how, nbytes, max(errors, default=None))
+    packed: Packed
+    if layer.is_stack:
+        packed, errors = checkpoint._stack([name], requantize)
+        error = errors.get(name)
+    else:
+        packed, error = checkpoint._pack(name, layer, 0, requantize)
+    writer.add_weight(name, packed)
+    how, type = ("exact", layer.type) if error is None else ("quantized", _QUANTIZED.format(layer.type))
+    converted = Converted(name, layer.type, layer.shape, how, packed.nbytes, error)
     return converted, {"type": type, "shape": layer.shape}
 
 

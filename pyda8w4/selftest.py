@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4 import _core, reference
-from pyda8w4._checks import INTEGERS, SCHEMES, dtype_of
+from pyda8w4._checks import ACTIVATIONS, INTEGERS, SCHEMES, dtype_of
+from pyda8w4._experts import stack
 from pyda8w4._format import KINDS
-from pyda8w4._linear import gemm, linear
+from pyda8w4._linear import gemm, linear, linear_gated
+from pyda8w4._moe import grouped_linear, moe
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_activation
@@ -44,6 +46,7 @@ _SHAPES = [
     (41, 40, 1300, 640),
     (250, 33, 260, 128),
 ]
+_EXPERTS = 3
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ def _cases() -> Iterator[_Case]:
         for number, (x_type, act, biased) in enumerate(product(_float_types(), SCHEMES, (False, True))):
             # Whatever a weight may have alternates, so that every kind meets every scheme.
             yield from _linear_cases(rng, m, _weight(rng, n, k, group, 7 * shape_number + number), x_type, act, biased)
+        for number in (2 * shape_number, 2 * shape_number + 1):
+            yield from _experts_cases(rng, min(m, 20), n, k, group, number)
 
 
 @dataclass(frozen=True)
@@ -289,6 +294,41 @@ def _linear_cases(
             partial(linear, x, weight.packed, bias, act=act, out_dtype=out_type),
             reference.convert(y, out_type),
         )
+
+
+def _experts_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int, number: int) -> Iterator[_Case]:
+    """Of one of many mixtures of experts, with `n` gates and ups."""
+    activation, act, interleaved = list(ACTIVATIONS)[number % 4], list(SCHEMES)[number // 3 % 4], number // 4 % 2 == 1
+    gate_up = [_weight(rng, 2 * n, k, group, number) for _ in range(_EXPERTS)]
+    down = [_weight(rng, k, n, group if group % 4 == 0 and group < n else n, number + 3) for _ in range(_EXPERTS)]
+    experts, all_down = (stack([weight.packed for weight in weights]) for weights in (gate_up, down))
+    arguments, down_arguments = ([weight.arguments for weight in weights] for weights in (gate_up, down))
+    x = _activations(rng, m, k, "float32")
+    bias, down_bias = (rng.standard_normal((_EXPERTS, size), np.float32) for size in (2 * n, k))
+    more: dict[str, Any] = {"activation": activation, "interleaved": interleaved, "act": act}
+    name = f"{_sizes(m, gate_up[0])} as {act}, {gate_up[0]}, {activation}{' interleaved' if interleaved else ''}"
+    yield _Case(
+        f"linear_gated {name}",
+        partial(linear_gated, x, gate_up[0].packed, bias[0], **more),
+        reference.linear_gated(x, arguments[0], bias[0], **more),
+    )
+    ids = rng.integers(-1, _EXPERTS, (m, 2), np.int32)
+    weights = rng.standard_normal((m, 2), np.float32)
+    more |= {"gate_up_bias": bias, "down_bias": down_bias}
+    yield _Case(
+        f"moe {name}",
+        partial(moe, x, experts, all_down, ids, weights, **more),
+        reference.moe(x, arguments, down_arguments, ids, weights, **more),
+    )
+    expert_of = np.sort(rng.integers(0, _EXPERTS, m))
+    rows = [x[expert_of == expert] for expert in range(_EXPERTS)]
+    yield _Case(
+        f"grouped_linear {name}",
+        partial(grouped_linear, x, experts, [len(part) for part in rows], act=act),
+        np.concatenate(
+            [reference.linear(part, act=act, **weight) for part, weight in zip(rows, arguments) if len(part)]
+        ),
+    )
 
 
 def _sizes(m: int, weight: _Weight) -> str:

@@ -144,6 +144,7 @@ Operands operands_of(const Call &call, const da8w4_packed *weights) {
             .bias = call.bias,
             .gating = call.gating,
             .out = call.out,
+            .first_output = 0,
             .out_type = call.out_type,
             .out_stride = call.out_stride};
 }

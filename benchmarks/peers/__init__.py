@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .base import PEERS, Layer, Peer
+from .base import PEERS, Layer, Peer, exact_product, relative_error
 
-__all__ = ["PEERS", "Layer", "Peer"]
+__all__ = ["PEERS", "Layer", "Peer", "exact_product", "relative_error"]
 
 # The order of the tables.
 for _library in ("pyda8w4", "onnxruntime", "openvino", "zentorch", "vllm", "ggml", "torch", "numpy"):

@@ -48,6 +48,17 @@ class Layer:
         return np.subtract(self.codes, zps, dtype=np.float32) * scales
 
 
+def exact_product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x @ w.T in float64, in parts: w in float64 would take much memory."""
+    x = x.astype(np.float64)
+    return np.concatenate([x @ w[n : n + 1024].T for n in range(0, len(w), 1024)], axis=1)
+
+
+def relative_error(y: np.ndarray, exact: np.ndarray) -> float:
+    """norm(y - exact) / norm(exact)."""
+    return float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
+
+
 def nibbles(codes: np.ndarray) -> np.ndarray:
     """Pack two codes a byte along the last axis, the first in the low half; an odd end is filled with 0."""
     if codes.shape[-1] % 2:

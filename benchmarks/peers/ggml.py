@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -17,13 +18,13 @@ import numpy as np
 from .base import Call, Layer, Peer
 
 
-class _Init(ctypes.Structure):
+class Init(ctypes.Structure):
     _fields_: ClassVar = [("size", ctypes.c_size_t), ("memory", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
 
 
 _P, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # A name without ggml_, and what it returns and takes.
-    "init": (_P, [_Init]),
+    "init": (_P, [Init]),
     "free": (None, [_P]),
     "tensor_overhead": (_SIZE, []),
     "graph_overhead_custom": (_SIZE, [_SIZE, ctypes.c_bool]),
@@ -60,10 +61,9 @@ class Format:
     repacked: bool  # Whether weights get the layout that ggml has for this CPU, if it has one.
 
 
-class _Ggml(Peer):
-    """The product with weights of one format, by the libraries of llama-cpp-python or in $GGML_LIBRARY_DIR."""
+class GgmlLibrary:
+    """The libraries of llama-cpp-python or in $GGML_LIBRARY_DIR, and weights of one format."""
 
-    packages = ("llama-cpp-python",)
     format: ClassVar[Format]
 
     @staticmethod
@@ -72,6 +72,49 @@ class _Ggml(Peer):
             return Path(os.environ["GGML_LIBRARY_DIR"])
         spec = importlib.util.find_spec("llama_cpp")
         return None if spec is None or spec.origin is None else Path(spec.origin).parent / "lib"
+
+    def load(self, threads: int, functions: Mapping[str, tuple[Any, list[Any]]]) -> None:
+        """Open the libraries and a backend; `functions` are those that `self.ggml` has beside _FUNCTIONS."""
+        folder = self._folder()
+        assert folder is not None
+        self.libraries = [ctypes.CDLL(str(folder / f"libggml-{part}.so")) for part in ("base", "cpu")]
+        self.ggml = SimpleNamespace()
+        for name, (result, arguments) in {**_FUNCTIONS, **functions}.items():
+            function = next(lib[f"ggml_{name}"] for lib in self.libraries if hasattr(lib, f"ggml_{name}"))
+            function.restype, function.argtypes = result, arguments
+            setattr(self.ggml, name, function)
+        self.backend = self.ggml.backend_cpu_init()
+        self.ggml.backend_cpu_set_n_threads(self.backend, threads)
+
+    def repacking(self) -> Any:
+        """The type of buffers that change the layout of a weight that is set in them; None where there is none."""
+        ggml = self.ggml
+        device = ggml.backend_get_device(self.backend)
+        address = ggml.backend_reg_get_proc_address(
+            ggml.backend_dev_backend_reg(device), b"ggml_backend_dev_get_extra_bufts"
+        )
+        types = ctypes.CFUNCTYPE(ctypes.POINTER(_P), _P)(address)(device)
+        return next((found for found in takewhile(bool, types) if ggml.backend_buft_name(found) == b"CPU_REPACK"), None)
+
+    def quantize(self, w: np.ndarray) -> np.ndarray:
+        """Rows of blocks, a row for each of w."""
+        n, k = w.shape
+        rows = np.empty((n, k // self.format.block * self.format.block_bytes), np.uint8)
+        self.ggml.quantize_chunk(self.format.number, w.ctypes.data, rows.ctypes.data, 0, n, k, None)
+        return rows
+
+    def dequantize(self, rows: np.ndarray) -> np.ndarray:
+        w = np.empty((len(rows), rows.shape[1] // self.format.block_bytes * self.format.block), np.float32)
+        function = getattr(self.libraries[0], f"dequantize_row_{self.format.name}")
+        function.restype, function.argtypes = None, [_P, _P, ctypes.c_int64]
+        function(rows.ctypes.data, w.ctypes.data, w.size)
+        return w
+
+
+class _Ggml(GgmlLibrary, Peer):
+    """The product with weights of one format."""
+
+    packages = ("llama-cpp-python",)
 
     @classmethod
     def missing(cls) -> str | None:
@@ -92,43 +135,19 @@ class _Ggml(Peer):
     def refuses(cls, layer: Layer) -> str | None:
         return f"K must be a multiple of {cls.format.block}" if layer.shape[1] % cls.format.block else None
 
-    def _function(self, name: str) -> Any:
-        function = next(lib[f"ggml_{name}"] for lib in self.libraries if hasattr(lib, f"ggml_{name}"))
-        function.restype, function.argtypes = _FUNCTIONS[name]
-        return function
-
     def build(self) -> None:
-        folder = self._folder()
-        assert folder is not None
-        self.libraries = [ctypes.CDLL(str(folder / f"libggml-{part}.so")) for part in ("base", "cpu")]
-        self.ggml = ggml = SimpleNamespace(**{name: self._function(name) for name in _FUNCTIONS})
-        self.backend = ggml.backend_cpu_init()
-        ggml.backend_cpu_set_n_threads(self.backend, self.threads)
+        self.load(self.threads, {})
+        ggml = self.ggml
         n, k = self.layer.shape
-        self.context = ggml.init(_Init(self.copies * ggml.tensor_overhead(), None, True))
+        self.context = ggml.init(Init(self.copies * ggml.tensor_overhead(), None, True))
         self.tensors = [ggml.new_tensor_2d(self.context, self.format.number, k, n) for _ in range(self.copies)]
-        ggml.backend_alloc_ctx_tensors_from_buft(self.context, self._buffer_type())
-        w = self.layer.dense()
-        self.quantized = np.empty((n, k // self.format.block * self.format.block_bytes), np.uint8)
-        ggml.quantize_chunk(self.format.number, w.ctypes.data, self.quantized.ctypes.data, 0, n, k, None)
+        buffers = (self.format.repacked and self.repacking()) or ggml.backend_cpu_buffer_type()
+        ggml.backend_alloc_ctx_tensors_from_buft(self.context, buffers)
+        self.quantized = self.quantize(self.layer.dense())
         for i, tensor in enumerate(self.tensors):
             rolled = np.roll(self.quantized, i, axis=0)
             ggml.backend_tensor_set(tensor, rolled.ctypes.data, 0, rolled.nbytes)
         self.bound: Any = None
-
-    def _buffer_type(self) -> Any:
-        """The type of buffers for weights; one of CPU_REPACK changes the layout of a tensor that is set in it."""
-        ggml = self.ggml
-        if self.format.repacked:
-            device = ggml.backend_get_device(self.backend)
-            address = ggml.backend_reg_get_proc_address(
-                ggml.backend_dev_backend_reg(device), b"ggml_backend_dev_get_extra_bufts"
-            )
-            types = ctypes.CFUNCTYPE(ctypes.POINTER(_P), _P)(address)(device)
-            for found in takewhile(bool, types):
-                if ggml.backend_buft_name(found) == b"CPU_REPACK":
-                    return found
-        return ggml.backend_cpu_buffer_type()
 
     def bind(self, x: np.ndarray) -> list[Call]:
         ggml = self.ggml
@@ -138,7 +157,7 @@ class _Ggml(Peer):
             ggml.backend_buffer_free(buffer)
         m, (n, k) = len(x), self.layer.shape
         size = (1 + self.copies) * ggml.tensor_overhead() + self.copies * ggml.graph_overhead_custom(4, False)
-        context = ggml.init(_Init(size, None, True))
+        context = ggml.init(Init(size, None, True))
         buffer = ggml.backend_buft_alloc_buffer(ggml.backend_cpu_buffer_type(), 4 * m * (n + k) + 256)
         self.bound = context, buffer
         start = ggml.backend_buffer_get_base(buffer)
@@ -160,11 +179,7 @@ class _Ggml(Peer):
         return self.out
 
     def dense(self) -> np.ndarray:
-        w = np.empty(self.layer.shape, np.float32)
-        function = getattr(self.libraries[0], f"dequantize_row_{self.format.name}")
-        function.restype, function.argtypes = None, [_P, _P, ctypes.c_int64]
-        function(self.quantized.ctypes.data, w.ctypes.data, w.size)
-        return w
+        return self.dequantize(self.quantized)
 
 
 class Q40(_Ggml):

@@ -11,6 +11,14 @@ import numpy as np
 from .base import Call, Layer, Peer
 
 
+def load_torch(threads: int) -> Any:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    return torch
+
+
 class TorchPeer(Peer):
     """A function of torch, or of what extends it, on tensors.
 
@@ -22,11 +30,7 @@ class TorchPeer(Peer):
 
     @cached_property
     def torch(self) -> Any:
-        import torch
-
-        torch.set_num_threads(self.threads)
-        torch.set_grad_enabled(False)
-        return torch
+        return load_torch(self.threads)
 
     def build(self) -> None:
         self.weights = [self.pack(part) for part in self.layers()]

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._checks import check_flag
-from pyda8w4._concat import concat_parts
+from pyda8w4._concat import concat, concat_parts
+from pyda8w4._experts import PackedExperts, stack
 from pyda8w4._filesystem import release
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize_weight
 from pyda8w4._safetensors import Tensor
-from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._layer import Layer, matrix_of
 from pyda8w4.formats._weight import QuantizedWeight
 
 _GROUP = 32  # of what is quantized again
@@ -148,55 +149,72 @@ class Checkpoint:
             When a matrix is quantized again: what that cost.
         """
         requantize = check_flag("requantize", requantize)
-        layer = self._layer(name)
-        if len(layer.shape) != 2:
-            self._check_whole(name, layer)
-            hint = "; stack takes it" if layer.is_stack else ""
-            raise self._refused(f"name must be of a matrix, got {name} of shape {layer.shape}{hint}")
-        return self._pack_and_warn(name, layer, 0, requantize)
+        packed, error = self._pack(name, self._matrix(name), 0, requantize)
+        if error is not None:
+            self._warn(name, error)
+        return packed
 
-    def stack(self, names: str | Sequence[str], *, requantize: bool = False) -> list[PackedWeight]:
-        """Give the matrices of a stack of experts.
+    def stack(self, *names: str | Sequence[str], requantize: bool = False) -> PackedExperts:
+        """Give the weights of experts, as `pyda8w4.moe` takes them.
 
         Parameters
         ----------
-        names : str or sequence of str
-            A stack (E, N, K), or the names of its matrices.
+        *names : str or sequence of str
+            A stack (E, N, K), or the matrices (N, K) of all experts in their order. Of several, what each expert has
+            of one and of the next are joined along N, as `pyda8w4.concat` does: gates and ups that the checkpoint
+            keeps apart.
         requantize : bool
             As for `packed`.
 
         Returns
         -------
-        list of PackedWeight
-            One for each expert.
+        PackedExperts
+            Of shape (E, sum of N, K). Of a file of packed weights, one stack is mapped and not copied.
 
         Raises
         ------
         TypeError
             As `packed`.
         ValueError
-            As `packed`; and if there are no matrices, or they have different shapes.
+            As `packed`; and if there are no experts, not as many in one as in the next, or their weights cannot be
+            stacked or joined: `pyda8w4.stack` and `pyda8w4.concat` say which.
 
         Warns
         -----
         UserWarning
-            As `packed`.
+            As `packed`, once for a stack.
+
+        Notes
+        -----
+        Beside the result, one expert is in memory at a time.
+
+        In gpt-oss gates and ups alternate in the rows of one stack. They stay so: `pyda8w4.moe` takes them with
+        ``interleaved=True``.
+
+        Examples
+        --------
+        >>> checkpoint.stack("blk.0.ffn_down_exps.weight")  # doctest: +SKIP
+        >>> checkpoint.stack("blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight")  # doctest: +SKIP
+        >>> gates = [f"model.layers.0.mlp.experts.{i}.gate_proj" for i in range(128)]  # doctest: +SKIP
+        >>> ups = [f"model.layers.0.mlp.experts.{i}.up_proj" for i in range(128)]  # doctest: +SKIP
+        >>> checkpoint.stack(gates, ups)  # doctest: +SKIP
         """
-        requantize = check_flag("requantize", requantize)
-        if isinstance(names, str):
-            layer = self._layer(names)
-            if not layer.is_stack:
-                self._check_whole(names, layer)
-                raise self._refused(f"names must be of a stack (E, N, K), got {names} of shape {layer.shape}")
-            return [self._pack_and_warn(names, layer, index, requantize) for index in range(layer.shape[0])]
-        if not isinstance(names, Sequence):
-            raise TypeError(f"names must be a str or a sequence of str, got {type(names).__name__}")
-        shapes = {self._layer(name).shape for name in names}
-        if not shapes:
-            raise self._refused("names must be of at least one matrix, got none")
-        if len(shapes) > 1:
-            raise self._refused(f"names must be of matrices of one shape, got {' and '.join(map(str, shapes))}")
-        return [self.packed(name, requantize=requantize) for name in names]
+        packed, errors = self._stack(names, check_flag("requantize", requantize))
+        for name, error in errors.items():
+            self._warn(name, error)
+        return packed
+
+    def _stack(self, names: Sequence[Any], requantize: bool) -> tuple[PackedExperts, dict[str, float]]:
+        """-> the experts; and by names what was quantized again, with the error of `_pack`, or the worst of a stack."""
+        experts = _Experts(self, names, requantize)
+        if (packed := experts.packed()) is not None:
+            return packed, {}
+        try:
+            return stack(experts), experts.errors
+        except ValueError as error:
+            if error is experts.refused:
+                raise
+            raise self._refused(f"names must be of weights that can be stacked: {error}") from None
 
     def _layer(self, name: str) -> Layer:
         if not isinstance(name, str):
@@ -204,6 +222,14 @@ class Checkpoint:
         if name not in self._layers:
             raise self._refused(f"name must be of a tensor in the checkpoint, got {name!r}")
         return self._layers[name]
+
+    def _matrix(self, name: str) -> Layer:
+        layer = self._layer(name)
+        if len(layer.shape) != 2:
+            self._check_whole(name, layer)
+            hint = "; stack takes it" if layer.is_stack else ""
+            raise self._refused(f"name must be of a matrix, got {name} of shape {layer.shape}{hint}")
+        return layer
 
     def _check_whole(self, name: str, layer: Layer) -> None:
         """Raise ValueError for a layer that is damaged: the shape of such is not known."""
@@ -244,15 +270,14 @@ class Checkpoint:
         if not 0 <= index < (layer.shape[0] if layer.is_stack else 1):
             raise self._refused(f"index must be of a matrix of {name} of shape {layer.shape}, got {index}")
 
-    def _pack_and_warn(self, name: str, layer: Layer, index: int, requantize: bool) -> PackedWeight:
-        packed, error = self._pack(name, layer, index, requantize)
-        if error is not None:
-            warnings.warn(
-                f"{name} of {layer.type} was quantized to 4 bits in groups of {_GROUP}, with an error of "
-                f"{error:.1%} of its root mean square",
-                stacklevel=3,
-            )
-        return packed
+    def _warn(self, name: str, error: float) -> None:
+        layer = self._layers[name]
+        up_to = "up to " if layer.is_stack else ""
+        warnings.warn(
+            f"{name} of {layer.type} was quantized to 4 bits in groups of {_GROUP}, with an error of {up_to}"
+            f"{error:.1%} of its root mean square",
+            stacklevel=3,
+        )
 
     def _pack(self, name: str, layer: Layer, index: int, requantize: bool) -> tuple[PackedWeight, float | None]:
         """-> the weight; and if it was quantized again, the error as a part of the root mean square."""
@@ -260,7 +285,8 @@ class Checkpoint:
             return self._requantized(name, layer, index)
         try:
             if layer.packed is not None:
-                return self._read_packed(name, layer, index), None
+                self._check_index(name, layer, index)
+                return matrix_of(self._read_packed(name, layer), index), None
             return concat_parts(layer.shape[-2], self._parts(name, layer, index)), None
         except ValueError:
             # Some reasons are seen only where the tensors are read.
@@ -268,11 +294,10 @@ class Checkpoint:
                 return self._requantized(name, layer, index)
             raise
 
-    def _read_packed(self, name: str, layer: Layer, index: int) -> PackedWeight:
+    def _read_packed(self, name: str, layer: Layer) -> PackedWeight | PackedExperts:
         assert layer.packed is not None
-        self._check_index(name, layer, index)
         try:
-            return layer.packed(index)
+            return layer.packed()
         except ValueError as error:
             raise self._refused(f"{name} of {layer.type} cannot be read: {error}") from None
 
@@ -321,6 +346,96 @@ class Checkpoint:
 
     def _refused(self, why: str) -> ValueError:
         return ValueError(f"{self.path}: {why}")
+
+
+class _Experts:
+    """The weights of experts, each of which is packed when its turn comes.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        That has them.
+    names : sequence of str or sequence of str
+        As `Checkpoint.stack` takes them.
+    requantize : bool
+        See there.
+
+    Attributes
+    ----------
+    errors : dict of str to float
+        Of what was quantized again so far.
+    refused : ValueError or None
+        What was raised where weights were read or joined.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, names: Sequence[Any], requantize: bool) -> None:
+        self._checkpoint, self._requantize = checkpoint, requantize
+        self._parts = [self._part(part) for part in names]
+        if not self._parts:
+            raise checkpoint._refused("names must be of at least one stack, got none")
+        counts = [count for _, count in self._parts]
+        if len(set(counts)) > 1:
+            raise checkpoint._refused(f"names must be of equally many experts, got {' and '.join(map(str, counts))}")
+        self.errors: dict[str, float] = {}
+        self.refused: ValueError | None = None
+
+    def _part(self, names: Any) -> tuple[str | Sequence[str], int]:
+        """With the number of its experts, once it is seen to have some of one shape."""
+        checkpoint = self._checkpoint
+        if isinstance(names, str):
+            layer = checkpoint._layer(names)
+            if not layer.is_stack:
+                checkpoint._check_whole(names, layer)
+                raise checkpoint._refused(f"names must be of a stack (E, N, K), got {names} of shape {layer.shape}")
+            if 0 in layer.shape:
+                raise checkpoint._refused(f"{names} of {layer.type} cannot be packed: it has no elements")
+            return names, layer.shape[0]
+        if not isinstance(names, Sequence):
+            raise TypeError(f"names must be a str or a sequence of str, got {type(names).__name__}")
+        shapes = {checkpoint._matrix(name).shape: None for name in names}
+        if not shapes:
+            raise checkpoint._refused("names must be of at least one matrix, got none")
+        if len(shapes) > 1:
+            raise checkpoint._refused(f"names must be of matrices of one shape, got {' and '.join(map(str, shapes))}")
+        return names, len(names)
+
+    def packed(self) -> PackedExperts | None:
+        """They as the file has them, where it has just these."""
+        (names, _), *more = self._parts
+        layer = self._checkpoint._layers[names] if isinstance(names, str) else None
+        if more or layer is None or layer.packed is None:
+            return None
+        found = self._checkpoint._read_packed(str(names), layer)
+        assert isinstance(found, PackedExperts)
+        return found
+
+    def __len__(self) -> int:
+        return self._parts[0][1]
+
+    def __iter__(self) -> Iterator[PackedWeight]:
+        return map(self._expert, range(len(self)))
+
+    def _expert(self, expert: int) -> PackedWeight:
+        try:
+            packed = [self._matrix(names, expert) for names, _ in self._parts]
+            return packed[0] if len(packed) == 1 else self._joined(packed, expert)
+        except ValueError as error:
+            self.refused = error
+            raise
+
+    def _matrix(self, names: str | Sequence[str], expert: int) -> PackedWeight:
+        name, index = (names, expert) if isinstance(names, str) else (names[expert], 0)
+        packed, error = self._checkpoint._pack(name, self._checkpoint._layers[name], index, self._requantize)
+        if error is not None:
+            self.errors[name] = max(error, self.errors.get(name, 0.0))
+        return packed
+
+    def _joined(self, packed: list[PackedWeight], expert: int) -> PackedWeight:
+        try:
+            return concat(packed)
+        except ValueError as error:
+            names = " and ".join(names if isinstance(names, str) else names[expert] for names, _ in self._parts)
+            raise self._checkpoint._refused(f"{names} cannot be joined: {error}") from None
 
 
 def _relative_error(packed: PackedWeight, w: npt.NDArray[np.float32]) -> float:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from pyda8w4._filesystem import map_file
-from pyda8w4._format import Format
-from pyda8w4._packed import PackedWeight
-from pyda8w4._packed_file import Reader, errors_of, member
+from pyda8w4._packed_file import Reader, errors_of
 from pyda8w4.checkpoints._checkpoint import Checkpoint
-from pyda8w4.formats._layer import Layer, plain_layer
-from pyda8w4.formats._weight import QuantizedWeight
+from pyda8w4.formats._layer import Layer, packed_layer, plain_layer
 
 
 def read(path: Path) -> Checkpoint:
@@ -32,7 +29,7 @@ def read(path: Path) -> Checkpoint:
 
 def _saved(file: Reader, name: str) -> Layer:
     format = file.format(name)
-    return _weights(file, f"packed {format.bits}-bit", (format.n, format.k), [name])
+    return _weight(file, name, f"packed {format.bits}-bit", format.shape)
 
 
 def _layer(file: Reader, name: str, fields: dict[str, Any]) -> Layer:
@@ -45,34 +42,16 @@ def _layer(file: Reader, name: str, fields: dict[str, Any]) -> Layer:
         if tensor.shape != shape:
             raise ValueError(f"{name} must be of shape {shape}, got {tensor.shape}")
         return replace(plain_layer(tensor), type=type_, verify=partial(file.check_tensor, tensor, fields))
-    if len(shape) == 2:
-        return _weights(file, type_, shape, [name])
-    if len(shape) != 3 or shape[0] < 1:
+    if len(shape) not in (2, 3):
         raise ValueError(f"{name} must have a shape (N, K) or (E, N, K), or a checksum, got {shape}")
-    # However many it claims to be, the first that is missing ends this.
-    names = []
-    for index in range(shape[0]):
-        names.append(member(name, index))
-        if names[-1] not in file.weights:
-            raise ValueError(f"{name} of shape {shape} must have its matrices, got no {names[-1]}")
-    return _weights(file, type_, shape, names)
+    return _weight(file, name, type_, shape)
 
 
-def _weights(file: Reader, type_: str, shape: tuple[int, ...], names: list[str]) -> Layer:
-    formats = [file.format(name) for name in names]
-    for name, format in zip(names, formats):
-        if (format.n, format.k) != shape[-2:]:
-            raise ValueError(f"{name} must be of shape {shape[-2:]}, got {(format.n, format.k)}")
-    return Layer(
-        type_,
-        shape,
-        sum(format.nbytes for format in formats),
-        tuple(f"{name}.{part}" for name, format in zip(names, formats) for part in format.arrays),
-        read=lambda index: QuantizedWeight.from_packed(_packed(file, names, formats, index)),
-        format=formats[0],
-        packed=partial(_packed, file, names, formats),
-    )
-
-
-def _packed(file: Reader, names: list[str], formats: list[Format], index: int) -> PackedWeight:
-    return file.weight(names[index], formats[index])
+def _weight(file: Reader, name: str, type_: str, shape: tuple[int, ...]) -> Layer:
+    format = file.format(name)
+    if format.shape != shape:
+        raise ValueError(f"{name} must be of shape {shape}, got {format.shape}")
+    packed = partial(file.packed, name, format)
+    tensors = tuple(f"{name}.{part}" for part in format.arrays)
+    # Experts are requested one by one, but have their checksums together.
+    return packed_layer(type_, format, tensors, packed if format.experts is None else cache(packed))

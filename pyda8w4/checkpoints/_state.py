@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pyda8w4._format import ARRAYS
 from pyda8w4._layout import TYPED, format_from
-from pyda8w4._packed import PackedWeight
-from pyda8w4._packed_file import KINDS, TYPES, mapped_weight
+from pyda8w4._packed_file import KINDS, TYPES, mapped
 from pyda8w4._safetensors import Tensor
-from pyda8w4.formats._layer import Layer
+from pyda8w4.formats._layer import Layer, packed_layer
 from pyda8w4.formats._parts import Parts, check_shape, modules
-from pyda8w4.formats._weight import QuantizedWeight
 
 
 def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
@@ -30,9 +29,11 @@ def _layer(name: str, parts: Parts) -> Layer:
         if layout.shape not in ((4,), (7,)):
             raise ValueError(f"{layout.name} must have 4 or 7 numbers, got shape {layout.shape}")
         numbers = tuple(layout.array().tolist())
+        codes = parts.take("codes")
+        experts = codes.shape[0] if len(codes.shape) == 4 else None
         types = (TYPES.get(parts.take(part).dtype, "another") if part in parts else None for part in TYPED)
         try:
-            format = format_from(numbers, None if zps.shape else int(zps.array()), *types)
+            format = format_from(numbers, None if zps.shape else int(zps.array()), *types, experts)
         except ValueError as error:
             raise ValueError(f"{name}.{error}") from None
         data = {}
@@ -42,12 +43,4 @@ def _layer(name: str, parts: Parts) -> Layer:
             data[part] = tensor.bytes
     except ValueError as error:
         return parts.layer("packed", (), refusal=str(error))
-
-    def packed(index: int) -> PackedWeight:
-        return mapped_weight(name, format, data)
-
-    def read(index: int) -> QuantizedWeight:
-        return QuantizedWeight.from_packed(packed(index))
-
-    type_ = f"packed {format.bits}-bit"
-    return parts.layer(type_, (format.n, format.k), read=read, format=format, packed=packed)
+    return packed_layer(f"packed {format.bits}-bit", format, parts.names, partial(mapped, name, format, data))

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4._experts import PackedExperts
 from pyda8w4._format import Format
 from pyda8w4._packed import PackedWeight
 from pyda8w4._safetensors import Tensor
@@ -42,7 +43,7 @@ class Layer:
     verify : callable, optional
         Raises ValueError unless `stored` has its checksum, where the file has one.
     packed : callable, optional
-        ``packed(index)`` gives what `read` gives packed, where the file has it so.
+        Gives all of it packed, where the file has it so.
     read_rows : callable, optional
         ``read_rows(index, rows)`` gives some output features of what `read` gives; packed, all slices have one format.
     """
@@ -57,7 +58,7 @@ class Layer:
     refusal: str | None = None
     stored: Tensor | None = None
     verify: Callable[[], None] | None = None
-    packed: Callable[[int], PackedWeight] | None = None
+    packed: Callable[[], PackedWeight | PackedExperts] | None = None
     read_rows: Callable[[int, slice], QuantizedWeight] | None = None
 
     @property
@@ -85,6 +86,22 @@ class Layer:
         if self.format is None:
             return None
         return self.format.nbytes * (self.shape[0] if self.is_stack else 1)
+
+
+def packed_layer(
+    type: str, format: Format, tensors: tuple[str, ...], packed: Callable[[], PackedWeight | PackedExperts]
+) -> Layer:
+    """A packed weight, or experts, in a file."""
+
+    def read(index: int) -> QuantizedWeight:
+        return QuantizedWeight.from_packed(matrix_of(packed(), index))
+
+    return Layer(type, format.shape, format.nbytes, tensors, read=read, format=format.of_each, packed=packed)
+
+
+def matrix_of(packed: PackedWeight | PackedExperts, index: int) -> PackedWeight:
+    """That of an expert, or the weight itself."""
+    return packed[index] if isinstance(packed, PackedExperts) else packed
 
 
 def plain_layer(tensor: Tensor) -> Layer:

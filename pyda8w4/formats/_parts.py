@@ -90,9 +90,12 @@ class Parts:
 
     def layer(self, type: str, shape: tuple[int, ...], **more: Any) -> Layer:
         """Describe the layer that consists of them."""
-        tensors = self._parts.values()
-        names = tuple(tensor.name for tensor in tensors)
-        return Layer(type, shape, sum(tensor.nbytes for tensor in tensors), names, **more)
+        return Layer(type, shape, sum(tensor.nbytes for tensor in self._parts.values()), self.names, **more)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the tensors."""
+        return tuple(tensor.name for tensor in self._parts.values())
 
     def matrix(self, index: int, stack: tuple[int, ...], *, share: bool = False) -> Parts:
         """Those of one matrix, where tensors have `stack` for a first dimension: what is () is a matrix itself.

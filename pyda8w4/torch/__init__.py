@@ -20,8 +20,21 @@ except ImportError as error:
 
 from pyda8w4.torch._checkpoint import from_checkpoint
 from pyda8w4.torch._embedding import DA8W4Embedding
+from pyda8w4.torch._experts import DA8W4Experts
 from pyda8w4.torch._fuse import FusedPart, fuse_linears
+from pyda8w4.torch._gated import GatedMLP, fuse_gated
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._quantize import Report, quantize_
 
-__all__ = ["DA8W4Embedding", "DA8W4Linear", "FusedPart", "Report", "from_checkpoint", "fuse_linears", "quantize_"]
+__all__ = [
+    "DA8W4Embedding",
+    "DA8W4Experts",
+    "DA8W4Linear",
+    "FusedPart",
+    "GatedMLP",
+    "Report",
+    "from_checkpoint",
+    "fuse_gated",
+    "fuse_linears",
+    "quantize_",
+]

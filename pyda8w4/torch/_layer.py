@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter, is_
 from typing import Any, NamedTuple, NoReturn
 
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 
 from pyda8w4._format import ARRAYS
-from pyda8w4._packed import PackedWeight
-from pyda8w4.torch._ops import Product
+from pyda8w4._packed import Packed, PackedWeight
+from pyda8w4.torch._ops import Product, check_arrays
 from pyda8w4.torch._state import check_found, format_of, tensors_of
 from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, tensor_of
 from pyda8w4.torch._weight import WeightStandIn
@@ -30,7 +31,7 @@ is_compiling = torch.compiler.is_dynamo_compiling  # other compilers are seen by
 
 
 class PackedLayer(nn.Module):
-    """A module whose buffers are a packed weight of N rows, and perhaps a bias."""
+    """A module whose buffers are a packed weight of N rows, or several that are alike, and perhaps a bias."""
 
     layout: torch.Tensor
     codes: torch.Tensor
@@ -39,7 +40,7 @@ class PackedLayer(nn.Module):
     zps: torch.Tensor
     bias: torch.Tensor | None
     _layout: list[int]  # `layout`, for graphs: while they are traced, tensors hold no numbers
-    _last_product: _LayerProduct | None = None
+    _last_product: Any = None
     _weight: WeightStandIn
 
     def set_tensors(self, tensors: Mapping[str, torch.Tensor | None], dtype: torch.dtype | None) -> None:
@@ -63,7 +64,7 @@ class PackedLayer(nn.Module):
             dtype = torch.get_default_dtype() if torch.get_default_dtype() in FLOATS else torch.float32
         self._set_weight(dtype)
 
-    def _set_packed(self, packed: PackedWeight, dtype: torch.dtype | None) -> None:
+    def _set_packed(self, packed: Packed, dtype: torch.dtype | None) -> None:
         """Take the arrays of a weight, which has N and K of this layer."""
         format = packed._format
         arrays = {name: tensor_of(packed._arrays[name], spec.type) for name, spec in format.arrays.items()}
@@ -83,7 +84,7 @@ class PackedLayer(nn.Module):
         if dtype not in FLOATS:
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
         _, n, k, *_ = self._layout
-        self._weight = WeightStandIn((n, k), dtype, self.codes.device)
+        self._weight = WeightStandIn((*self.codes.shape[:-3], n, k), dtype, self.codes.device)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -128,17 +129,15 @@ class PackedLayer(nn.Module):
     @property
     def packed(self) -> PackedWeight:
         """The weight as numpy functions take it; shares the layer's memory."""
-        product = self._product()
-        return PackedWeight._from_arrays(
-            product.format, {name: array_of(tensor) for name, tensor in product.arrays.items()}
-        )
+        memory = self._product().memory
+        return PackedWeight._from_arrays(memory.format, memory.numpy())
 
-    def _product(self) -> _LayerProduct:
+    def _product(self) -> LayerProduct:
         """Of the tensors that the layer has now. Whoever put them there, here they are seen to fit each other."""
-        product = self._last_product
-        if product is None or not product.is_of(self._buffers):
+        product: LayerProduct | None = self._last_product
+        if product is None or not product.memory.is_of(self._buffers):
             self._layout = self.layout.tolist()
-            product = self._last_product = _LayerProduct(self._buffers, self._layout)
+            product = self._last_product = LayerProduct(LayerMemory(self._buffers, self._layout))
         return product
 
     def _describe_weight(self) -> str:
@@ -209,33 +208,24 @@ class _Columns(NamedTuple):
     within: slice | None  # which of their outputs are wanted; None means all
 
 
-class _LayerProduct(Product):
-    """The product of a layer's buffers, and where in memory these were."""
+class LayerMemory:
+    """The buffers of a layer, which are seen to fit each other, and where in memory they were then."""
 
-    __slots__ = ("_addresses", "_all", "_columns", "_one_zero_point", "_sizes", "_tensors", "arrays", "bias")
+    __slots__ = ("_addresses", "_all", "_one_zero_point", "_sizes", "_tensors", "arrays", "bias", "format")
 
     def __init__(self, buffers: Mapping[str, Any], layout: list[int]) -> None:
-        format, bias = format_of(layout, buffers), buffers.get("bias")
-        super().__init__(format, buffers, bias)
-        self.arrays: dict[str, torch.Tensor] = {name: buffers[name] for name in format.arrays}
-        format.check_values({name: array_of(tensor) for name, tensor in self.arrays.items()})
+        self.format, self.bias = format_of(layout, buffers), buffers.get("bias")
+        check_arrays(self.format, buffers, self.bias)
+        self.arrays: dict[str, torch.Tensor] = {name: buffers[name] for name in self.format.arrays}
+        self.format.check_values(self.numpy())
         self._one_zero_point = None if "zps" in self.arrays else buffers["zps"]
-        self.bias: torch.Tensor | None = bias
-        self._columns: dict[tuple[int, int], _Columns] = {}
         self._all = tuple(buffers.values())
-        self._tensors = [*self.arrays.values(), *([] if bias is None else [bias])]
+        self._tensors = [*self.arrays.values(), *([] if self.bias is None else [self.bias])]
         self._addresses, self._sizes = list(map(_address, self._tensors)), list(map(_nbytes, self._tensors))
 
-    def columns(self, begin: int, end: int) -> _Columns:
-        """Of the blocks that have these outputs."""
-        part = self._columns.get((begin, end))
-        if part is None:
-            first, last = self.format.blocks_around(begin, end)
-            format, arrays = self.format.slice(first, last, self.arrays)
-            bias = None if self.bias is None else self.bias[first:last]
-            within = None if (first, last) == (begin, end) else slice(begin - first, end - first)
-            part = self._columns[begin, end] = _Columns(Product(format, arrays, bias), arrays, bias, within)
-        return part
+    def numpy(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays, in the same memory."""
+        return {name: array_of(tensor) for name, tensor in self.arrays.items()}
 
     def is_of(self, buffers: Mapping[str, torch.Tensor | None]) -> bool:
         """Whether these are the same tensors in the same memory.
@@ -248,6 +238,28 @@ class _LayerProduct(Product):
             and list(map(_nbytes, self._tensors)) == self._sizes
             and (self._one_zero_point is None or self._one_zero_point.item() == self.format.zero_point)
         )
+
+
+class LayerProduct(Product):
+    """The product of a layer's buffers."""
+
+    __slots__ = ("_columns", "memory")
+
+    def __init__(self, memory: LayerMemory) -> None:
+        super().__init__(memory.format, memory.arrays, memory.bias)
+        self.memory = memory
+        self._columns: dict[tuple[int, int], _Columns] = {}
+
+    def columns(self, begin: int, end: int) -> _Columns:
+        """Of the blocks that have these outputs."""
+        part = self._columns.get((begin, end))
+        if part is None:
+            first, last = self.format.blocks_around(begin, end)
+            format, arrays = self.format.slice(first, last, self.memory.arrays)
+            bias = None if self.memory.bias is None else self.memory.bias[first:last]
+            within = None if (first, last) == (begin, end) else slice(begin - first, end - first)
+            part = self._columns[begin, end] = _Columns(Product(format, arrays, bias), arrays, bias, within)
+        return part
 
 
 def needs_operator(input: torch.Tensor) -> bool:

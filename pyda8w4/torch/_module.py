@@ -23,7 +23,7 @@ from pyda8w4.torch._tensors import FLOATS, array_of, check_float
 from pyda8w4.torch._torchao import int4_of
 
 # Looked up once: a small product waits for it.
-_is_any_autocast_enabled: Callable[[], bool] = getattr(
+is_any_autocast_enabled: Callable[[], bool] = getattr(
     torch._C, "_is_any_autocast_enabled", partial(torch.is_autocast_enabled, "cpu")
 )
 
@@ -163,18 +163,7 @@ class DA8W4Linear(PackedLayer):
             if weight.dtype in FLOATS:
                 self._set_weight(weight.dtype)
             return self
-        check_float("weight", weight)
-        n, k = weight.shape
-        group = check_group_size(group_size, k)
-        groups = group_count(k, group)
-        codes, scales = np.empty((n, k), np.uint8), np.empty((n, groups), np.float32)
-        zps = np.empty((n, groups), np.int8)
-        rows = max(1, (1 << 22) // k)  # as float32 a few at a time: the weight may be of half the size
-        for top in range(0, n, rows):
-            part = slice(top, top + rows)
-            floats = weight[part].float().numpy()
-            codes[part], scales[part], zps[part] = quantize_weight(floats, group, symmetric_weight)
-        packed = prepack(codes, scales, zps, group_size=group)
+        packed = pack_floats(weight, group_size, symmetric_weight)
         return cls.from_packed(packed, bias, act=act, dtype=weight.dtype)
 
     @classmethod
@@ -334,8 +323,8 @@ class DA8W4Linear(PackedLayer):
         ValueError
             If it has another shape or is not on the CPU, or the buffers of the layer do not fit each other.
         """
-        if _is_any_autocast_enabled():
-            input = _autocast(input)
+        if is_any_autocast_enabled():
+            input = autocast(input)
         if is_compiling() or needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
             out: torch.Tensor = torch.ops.pyda8w4.linear(input, *self._arguments())
             return out
@@ -356,8 +345,8 @@ class DA8W4Linear(PackedLayer):
         (..., end - begin) tensor
             Of the type of `input`.
         """
-        if _is_any_autocast_enabled():
-            input = _autocast(input)
+        if is_any_autocast_enabled():
+            input = autocast(input)
         part = self._product().columns(begin, end)
         if needs_operator(input) or (input.requires_grad and torch.is_grad_enabled()):
             arguments = arguments_of(
@@ -390,7 +379,23 @@ class DA8W4Linear(PackedLayer):
             self.act = "int8" if symmetric else "uint8"
 
 
-def _autocast(input: torch.Tensor) -> torch.Tensor:
+def pack_floats(weight: torch.Tensor, group_size: int, symmetric: bool) -> PackedWeight:
+    """Quantize a float matrix, and pack it."""
+    check_float("weight", weight)
+    n, k = weight.shape
+    group = check_group_size(group_size, k)
+    groups = group_count(k, group)
+    codes, scales = np.empty((n, k), np.uint8), np.empty((n, groups), np.float32)
+    zps = np.empty((n, groups), np.int8)
+    rows = max(1, (1 << 22) // k)  # as float32 a few at a time: the weight may be of half the size
+    for top in range(0, n, rows):
+        part = slice(top, top + rows)
+        floats = weight[part].float().numpy()
+        codes[part], scales[part], zps[part] = quantize_weight(floats, group, symmetric)
+    return prepack(codes, scales, zps, group_size=group)
+
+
+def autocast(input: torch.Tensor) -> torch.Tensor:
     """As `torch.autocast` has the input of a `torch.nn.Linear`."""
     if not torch.is_autocast_enabled("cpu") or input.dtype not in FLOATS:
         return input

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import register_flop_formula
 
 from pyda8w4._checks import SCHEMES, check_scheme
-from pyda8w4._core import CoreError
+from pyda8w4._core import CoreError, Gating
 from pyda8w4._format import ARRAYS, Format
 from pyda8w4._layout import read_layout
 from pyda8w4._runtime import forced_kernel, translate
@@ -27,7 +27,7 @@ from pyda8w4.torch._state import format_of
 from pyda8w4.torch._tensors import DTYPES, FLOATS
 
 # Looked up once: a small product waits for them.
-_KINDS = {dtype: kind for dtype, (_, kind) in FLOATS.items()}
+KINDS = {dtype: kind for dtype, (_, kind) in FLOATS.items()}
 _strided = torch.strided
 
 # Graphs that were exported hold this, so it names nothing that another layout version could have otherwise:
@@ -92,37 +92,34 @@ class Product:
 
     def __init__(self, format: Format, tensors: Mapping[str, torch.Tensor | None], bias: torch.Tensor | None) -> None:
         self.format, self._n, self._k = format, format.n, format.k
-        addresses = {
-            name: _address(name, tensors.get(name), DTYPES[type], shape)
-            for name, (shape, type) in format.arrays.items()
-        }
+        addresses, self._bias = check_arrays(format, tensors, bias)
         self._view = format.view(addresses)
         self._perm = tensors["perm"] if format.has_perm else None
-        self._bias = None if bias is None else _address("bias", bias, torch.float32, (format.n,))
 
-    def multiply(self, input: torch.Tensor, scheme: int) -> torch.Tensor:
-        """`pyda8w4.linear` on tensors."""
+    def multiply(self, input: torch.Tensor, scheme: int, gating: Gating | None = None) -> torch.Tensor:
+        """`pyda8w4.linear` on tensors; with a gating `pyda8w4.linear_gated`."""
         try:
             shape, k = input.shape, self._k
         except RuntimeError:  # a nested tensor of strided layout has none; to ask every input would take longer
-            return _of_each(lambda part: self.multiply(part, scheme), input)
-        kind = _KINDS.get(input.dtype)
+            return _of_each(lambda part: self.multiply(part, scheme, gating), input)
+        kind = KINDS.get(input.dtype)
         if kind is None or not shape or shape[-1] != k or not input.is_cpu:
             check_input(input, k)
         if input.layout is not _strided or not input.is_contiguous():
             check_input(input, k)
             input = input.contiguous()
+        n = self._n if gating is None else self._n // 2
         if len(shape) == 2:  # slicing a shape takes as long as all of its checks
             rows = shape[0]
-            out = input.new_empty(rows, self._n)
+            out = input.new_empty(rows, n)
         else:
             rows = input.numel() // k
-            out = input.new_empty(*shape[:-1], self._n)
+            out = input.new_empty(*shape[:-1], n)
         if rows == 0:
             return out
         assert kind is not None
         if self._perm is not None:
-            self._check_perm(self._perm)
+            check_perm(self._perm, self._k)
         try:
             self._view.linear(
                 m=rows,
@@ -133,6 +130,7 @@ class Product:
                 out=out.data_ptr(),
                 out_type=kind,
                 kernel=forced_kernel(),
+                gating=gating,
             )
         except CoreError as error:
             raise translate(error) from None
@@ -147,15 +145,16 @@ class Product:
             if least < 0 or most >= self._n:
                 raise IndexError(f"input must be 0 to {self._n - 1}, got {int(least)} to {int(most)}")
             if self._perm is not None:
-                self._check_perm(self._perm)
+                check_perm(self._perm, self._k)
             self._view.dequantize(input.detach().numpy().reshape(-1).astype(np.uintp), out.numpy())
         return out.to(dtype)
 
-    def _check_perm(self, perm: torch.Tensor) -> None:
-        # Kernels read and write where it tells them to, and a tensor can be changed in place.
-        least, most = torch.aminmax(perm)
-        if least < 0 or most >= self._k:
-            raise ValueError(f"perm must have each of 0 to {self._k - 1} once, got {int(least)} to {int(most)}")
+
+def check_perm(perm: torch.Tensor, k: int) -> None:
+    """Raise ValueError where kernels would read beyond a row, as a tensor can be changed in place."""
+    least, most = torch.aminmax(perm)
+    if least < 0 or most >= k:
+        raise ValueError(f"perm must have each of 0 to {k - 1} once, got {int(least)} to {int(most)}")
 
 
 def _is_strided_nested(input: torch.Tensor) -> bool:
@@ -172,6 +171,16 @@ def slice_outputs(out: torch.Tensor, within: slice) -> torch.Tensor:
     if isinstance(out, torch.Tensor) and _is_strided_nested(out):  # tracers give something else
         return _of_each(lambda part: part[..., within], out)
     return out[..., within]
+
+
+def check_arrays(
+    format: Format, tensors: Mapping[str, torch.Tensor | None], bias: torch.Tensor | None
+) -> tuple[dict[str, int], int | None]:
+    """The addresses of the arrays of a weight, or of several, and of a bias. ValueError if tensors are not these."""
+    addresses = {
+        name: _address(name, tensors.get(name), DTYPES[type], shape) for name, (shape, type) in format.arrays.items()
+    }
+    return addresses, None if bias is None else _address("bias", bias, torch.float32, format.shape[:-1])
 
 
 def _address(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -223,7 +232,7 @@ def _embedding_fake(
 _NO_GRADIENTS = "DA8W4 layers are for inference and have no gradients; run the model under torch.no_grad()"
 
 
-def _refuse_gradients(input: torch.Tensor) -> None:
+def refuse_gradients(input: torch.Tensor) -> None:
     """Raise NotImplementedError for an input that function transforms or forward mode differentiate.
 
     torch takes an output without a tangent for a constant, so without this derivatives would be zero.
@@ -258,7 +267,7 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
 
 def _autograd(keys: Any, input: torch.Tensor, *others: Any) -> torch.Tensor:
     # What torch.library.register_autograd does, which knows neither forward mode nor these nested tensors.
-    _refuse_gradients(input)
+    refuse_gradients(input)
     if _is_strided_nested(input):
         return _of_each(lambda part: torch.ops.pyda8w4.linear(part, *others), input)
     out: torch.Tensor = _reverse_mode(keys, input, *others)

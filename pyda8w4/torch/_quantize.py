@@ -1,10 +1,11 @@
-"""Replacing the linear layers of a model."""
+"""Replacing the linear layers and mixtures of experts of a model."""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from torch import nn
 
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
 from pyda8w4._format import check_group_size
+from pyda8w4.torch._experts import quantize_experts
+from pyda8w4.torch._float_experts import float_experts, is_experts
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._readers import weight_readers
 
@@ -33,7 +36,7 @@ class Report:
     kept : dict of str to str
         Names of modules that stayed as they were, with the reason.
     parameters : dict of str to str
-        Names of other parameters of two or more dimensions that stayed float, and what they are: fused experts,
+        Names of other parameters of two or more dimensions that stayed float, and what they are, such as
         convolutions. Embeddings, which do not multiply, are not among them.
     replaced_bytes : int
         The size that the weights which were replaced had before.
@@ -96,7 +99,7 @@ def quantize_(
     symmetric_weight: bool = False,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
 ) -> Report:
-    """Replace the `torch.nn.Linear` layers of a model by `DA8W4Linear`, in place.
+    """Replace the `torch.nn.Linear` layers of a model by `DA8W4Linear`, and its mixtures of experts, in place.
 
     Parameters
     ----------
@@ -109,26 +112,35 @@ def quantize_(
     symmetric_weight : bool
         See `pyda8w4.quantize_weight`.
     filter_fn : callable, optional
-        ``filter_fn(module, name)``: whether to replace this one. Called for each Linear that could be; None
-        means all.
+        ``filter_fn(module, name)``: whether to replace this one. Called for each Linear and mixture of experts that
+        could be; None means all.
 
     Returns
     -------
     Report
-        Every Linear of the model is in it, as replaced or with the reason why not, and every other parameter
-        that may multiply. It counts bytes.
+        Every Linear and mixture of experts of the model is in it, as replaced or with the reason why not, and every
+        other parameter that may multiply. It counts bytes.
 
     Raises
     ------
     TypeError
         If an argument has the wrong type.
     ValueError
-        If `group_size` is out of range, there is no such `act`, or `model` itself is a Linear.
+        If `group_size` is out of range, there is no such `act`, or `model` itself is a Linear or a mixture of experts.
+
+    Warns
+    -----
+    UserWarning
+        When a mixture of experts cannot be replaced: why.
 
     Notes
     -----
     Each float weight is let go of before the next one is quantized, so that no more memory is needed than
-    the model had, if nothing else holds them.
+    the model had, if nothing else holds them. Experts are quantized one after another.
+
+    Mixtures of experts of transformers, whose parameters are stacks of matrices, become `DA8W4Experts`: those that have
+    the interface of transformers for them, and gates that are seen to compute what `pyda8w4.moe` does. A Linear beside
+    them that chooses experts is kept.
 
     Layers that share a weight share the packed one. A Linear that shares its weight with another kind
     of module, as an output head does with an embedding, is kept; to replace it, give it a parameter of
@@ -155,7 +167,7 @@ def quantize_(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if is_linear(model):
+    if is_linear(model) or is_experts(model):
         raise ValueError("model must hold its Linear layers as submodules; for one layer use DA8W4Linear.from_linear")
     check_group_size(group_size, 1 << 31)
     check_scheme("act", act, tuple(SCHEMES))
@@ -164,7 +176,13 @@ def quantize_(
     def keep(module: nn.Module, name: str) -> str | None:
         return None if filter_fn is None or filter_fn(module, name) else "filter_fn"
 
-    report = replace_linears(model, int(group_size), act, symmetric_weight, keep)
+    report = replace_layers(model, int(group_size), act, symmetric_weight, keep)
+    for reason, kind in {
+        reason: type(module).__name__
+        for name, reason in report.kept.items()
+        if reason != "filter_fn" and is_experts(module := model.get_submodule(name))
+    }.items():
+        warnings.warn(f"{kind} stays float: {reason}", stacklevel=2)
     pretrained = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
     if report.replaced and any(isinstance(module, pretrained) for module in model.modules()):
         from pyda8w4.torch import transformers
@@ -174,7 +192,7 @@ def quantize_(
     return report
 
 
-def replace_linears(
+def replace_layers(
     model: nn.Module,
     group_size: int,
     act: str,
@@ -183,44 +201,73 @@ def replace_linears(
 ) -> Report:
     """As `quantize_`; `keep` gives the reason why a layer is not wanted."""
     report = Report()
-    linears = [name for name, module in model.named_modules(remove_duplicate=False) if is_linear(module)]
-    foreign, readers = _weights_of_others(model), weight_readers(model)
-    made: dict[int, DA8W4Linear] = {}  # by the float module; modules that are one stay one
+    names = layers_of(model)
+    if any(is_experts(model.get_submodule(name)) for name in names):
+        report.what = "Linear layers and mixtures of experts"
+    reason_of = chooser(model, keep)
+    made: dict[int, nn.Module] = {}  # by the float module; modules that are one stay one
     packed: dict[int, DA8W4Linear] = {}  # by the float weight
     alive: list[object] = []  # float weights and modules that others share: their ids stay theirs
-    shared = _ids_seen_twice(model, linears)
-    progress = Progress("quantize_", len(linears))
-    for name in linears:
+    shared = _ids_seen_twice(model, names)
+    progress = Progress("quantize_", len(names))
+    for name in names:
         progress.step()
-        linear: Any = model.get_submodule(name)
-        if id(linear) in made:
-            _replace(model, name, made[id(linear)])
+        layer: Any = model.get_submodule(name)
+        if id(layer) in made:
+            _replace(model, name, made[id(layer)])
             report.replaced.append(name)
             continue
-        reason = _reason(linear, foreign) or readers.get(id(linear)) or keep(linear, name)
+        reason = reason_of(layer, name)
         if reason is None:
-            weight_id, size = id(linear.weight), _size(linear.weight)
+            size, training = multiplied_bytes(layer), layer.training
             try:
-                if weight_id in packed:
-                    new, size = packed[weight_id].sharing_weight(linear.bias), 0
+                new: nn.Module
+                if is_experts(layer):
+                    new = quantize_experts(layer, group_size, act, symmetric_weight)
+                elif id(layer.weight) in packed:
+                    new, size = packed[id(layer.weight)].sharing_weight(layer.bias), 0
                 else:
-                    new = DA8W4Linear.from_linear(plain_linear(linear), group_size, act, symmetric_weight)
+                    new = linear = DA8W4Linear.from_linear(plain_linear(layer), group_size, act, symmetric_weight)
+                    if id(layer.weight) in shared:
+                        packed[id(layer.weight)] = linear
+                        alive.append(layer.weight)
             except (TypeError, ValueError) as error:
                 reason = str(error)
             else:
-                new.train(linear.training)
-                if weight_id in shared or id(linear) in shared:
-                    made[id(linear)] = packed[weight_id] = new
-                    alive += [linear, linear.weight]
+                new.train(training)
+                if id(layer) in shared:
+                    made[id(layer)] = new
+                    alive.append(layer)
                 _replace(model, name, new)
                 report.replaced.append(name)
                 report.replaced_bytes += size
         if reason is not None:
             report.kept[name] = reason
-        del linear
+        del layer
     progress.end()
-    _count_floats(model, report)
+    count_floats(model, report)
     return report
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    """Names of the modules that may be replaced."""
+    return [
+        name for name, module in model.named_modules(remove_duplicate=False) if is_linear(module) or is_experts(module)
+    ]
+
+
+def chooser(model: nn.Module, keep: Callable[[nn.Module, str], str | None]) -> Callable[[nn.Module, str], str | None]:
+    """What tells why a layer is kept: None if it is not. The model must be as it was."""
+    foreign, readers, routers = _weights_of_others(model), weight_readers(model), _routers(model)
+
+    def reason_of(layer: nn.Module, name: str) -> str | None:
+        if is_experts(layer):
+            reason = _experts_reason(layer)
+        else:
+            reason = _reason(layer, foreign) or readers.get(id(layer)) or routers.get(id(layer))
+        return reason or keep(layer, name)
+
+    return reason_of
 
 
 def _conv1d() -> Any:
@@ -242,9 +289,24 @@ def plain_linear(module: Any) -> nn.Linear:
     return linear
 
 
+def has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module)
+
+
+def _experts_reason(experts: nn.Module) -> str | None:
+    """Why a mixture of experts cannot be replaced; None if it can."""
+    if has_hooks(experts):
+        return "it has hooks"
+    try:
+        float_experts(experts)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _reason(linear: Any, foreign: dict[int, str]) -> str | None:
     """Why a layer cannot be replaced; None if it can."""
-    if any(getattr(linear, hooks) for hooks in _HOOKS) or "forward" in vars(linear):
+    if has_hooks(linear):
         return "it has hooks"
     if type(linear) is not nn.Linear and type(linear) is not _conv1d() and not _is_plain(linear):
         return f"{type(linear).__name__} is a subclass of Linear that may do more than multiply"
@@ -284,16 +346,27 @@ def _size(weight: torch.Tensor) -> int:
     return size
 
 
-def _count_floats(model: nn.Module, report: Report) -> None:
+def multiplied_bytes(layer: nn.Module) -> int:
+    """Of the weights of a layer, without its biases."""
+    return sum(_size(weight) for weight in _weights(layer))
+
+
+def _weights(layer: Any) -> list[torch.Tensor]:
+    if is_experts(layer):
+        return [parameter for parameter in layer.parameters(recurse=False) if parameter.dim() == 3]
+    return [layer.weight]
+
+
+def count_floats(model: nn.Module, report: Report) -> None:
     """Enter the weights that stayed float: of kept layers, and other parameters that may multiply."""
     seen: set[int] = set()
     for name in report.kept:
-        weight: Any = model.get_submodule(name).weight
-        report.float_bytes[name] = 0 if id(weight) in seen else _size(weight)
-        seen.add(id(weight))
+        weights = _weights(model.get_submodule(name))
+        report.float_bytes[name] = sum(_size(weight) for weight in weights if id(weight) not in seen)
+        seen.update(map(id, weights))
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if is_linear(module) or "embed" in kind.lower():
+        if is_linear(module) or is_experts(module) or "embed" in kind.lower():
             continue
         for child, parameter in module.named_parameters(recurse=False):
             if parameter.dim() < 2 or id(parameter) in seen or max(parameter.shape) == parameter.numel():
@@ -321,10 +394,21 @@ def _ids_seen_twice(model: nn.Module, names: list[str]) -> set[int]:
     seen: set[int] = set()
     twice: set[int] = set()
     for name in names:
-        linear: Any = model.get_submodule(name)
-        for identity in (id(linear), id(linear.weight)):
+        layer = model.get_submodule(name)
+        for identity in map(id, (layer, *_weights(layer))):
             (twice if identity in seen else seen).add(identity)
     return twice
+
+
+def _routers(model: nn.Module) -> dict[int, str]:
+    """By the identity of a Linear: that it chooses experts of a mixture beside it."""
+    routers = {}
+    for module in model.modules():
+        for experts in filter(is_experts, module.children()):
+            for layer in filter(is_linear, module.modules()):
+                if plain_linear(layer).out_features == getattr(experts, "num_experts", None):
+                    routers[id(layer)] = "it chooses experts"
+    return routers
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -37,7 +37,13 @@ def format_of(layout: Sequence[int], tensors: Mapping[str, Any]) -> Format:
     zps = tensors.get("zps")
     if zps is None or not zps.is_cpu or zps.dtype is not torch.int8:
         raise ValueError(f"zps must be int8 on the CPU, got {None if zps is None else f'{zps.dtype} on {zps.device}'}")
-    return format_from(tuple(layout), None if zps.dim() else zps.item(), *_types(tensors))
+    return format_from(tuple(layout), None if zps.dim() else zps.item(), *_types(tensors), experts_of(tensors))
+
+
+def experts_of(tensors: Mapping[str, Any]) -> int | None:
+    """How many weights the tensors are of; None is one, without a dimension for it."""
+    codes = tensors.get("codes")
+    return int(codes.shape[0]) if codes is not None and codes.dim() == 4 else None
 
 
 def _types(tensors: Mapping[str, Any]) -> list[str | None]:
@@ -63,8 +69,8 @@ def check_found(found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tenso
     zero_point = 0 if zps is None else None if zps.dim() or zps.dtype is not torch.int8 else int(zps)
     # Of those that are missing, any types do.
     any_types = {"scales": found.get("offsets", own["scales"]), "sub_scales": _BYTES, "sub_offsets": _BYTES}
-    format = format_from(tuple(numbers.tolist()), zero_point, *_types({**any_types, **found}))
-    wanted = {**format.arrays, "bias": ArraySpec((n,), "float32")}
+    format = format_from(tuple(numbers.tolist()), zero_point, *_types({**any_types, **found}), experts_of(own))
+    wanted = {**format.arrays, "bias": ArraySpec(format.shape[:-1], "float32")}
     for name, tensor in found.items():
         if name in wanted:
             check_tensor(name, tensor, wanted[name])

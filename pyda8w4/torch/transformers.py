@@ -32,12 +32,15 @@ from pyda8w4._format import ARRAYS, Format, check_group_size
 from pyda8w4._layout import TYPED, format_from
 from pyda8w4._packed_file import TYPES
 from pyda8w4.torch._embedding import DA8W4Embedding
+from pyda8w4.torch._experts import STACKS, empty_experts
 from pyda8w4.torch._filling import Filling, check_sizes, scale_of, tied_layer
+from pyda8w4.torch._float_experts import is_experts
 from pyda8w4.torch._fuse import FusedPart
+from pyda8w4.torch._gated import GatedMLP
 from pyda8w4.torch._layer import PackedLayer
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._names import Names, Transforms
-from pyda8w4.torch._quantize import is_linear, replace_linears
+from pyda8w4.torch._quantize import is_linear, replace_layers
 from pyda8w4.torch._state import zeros_of
 
 __all__ = ["DA8W4Config"]
@@ -225,8 +228,10 @@ class _Quantizer(HfQuantizer):
         return {"": "cpu"}
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        if any(isinstance(module, FusedPart) for module in model.modules()):
-            raise ValueError("model must be saved before fuse_linears; what is loaded again can be joined again")
+        if any(isinstance(module, (FusedPart, GatedMLP)) for module in model.modules()):
+            raise ValueError(
+                "model must be saved before fuse_linears and fuse_gated; what is loaded again can be joined again"
+            )
         _keep_names(model)
         state = model.state_dict()
         seen: set[int] = set()
@@ -265,23 +270,35 @@ class _Quantizer(HfQuantizer):
             model.set_submodule(name, layer)
         _untie(model, {*packed, *self._tied})
 
-    def _empty_layers(self, model: Any, files: Sequence[str] | None) -> tuple[dict[str, PackedLayer], set[str]]:
+    def _empty_layers(self, model: Any, files: Sequence[str] | None) -> tuple[dict[str, nn.Module], set[str]]:
         """Layers to load the packed ones of files into, and the names of all other tensors, as the model has them."""
         own = {
             name: module
             for name, module in model.named_modules(remove_duplicate=False)
-            if is_linear(module) or isinstance(module, nn.Embedding)
+            if is_linear(module) or is_experts(module) or isinstance(module, nn.Embedding)
         }
-        found: dict[int, PackedLayer] = {}  # by the float module; modules that are one stay one
+        places = {
+            f"{name}.{part}" if part else name: (name, part)
+            for name, module in own.items()
+            for part in (STACKS if is_experts(module) else ("",))
+        }
+        found: dict[int, nn.Module] = {}  # by the float module; modules that are one stay one
+        stacks: dict[str, dict[str, tuple[Format, bool]]] = {}  # by the name of the mixture of experts
         foreign = []
-        name_of = Names(model, [f"{name}.codes" for name in own])
+        name_of = Names(model, [f"{place}.codes" for place in places])
         layers, others = _packed_layers(files)
         for stored, (format, bias) in layers.items():
-            name = name_of(f"{stored}.codes").removesuffix(".codes")
-            if name not in own:
-                foreign.append(stored)
-            else:
+            name, part = places.get(name_of(f"{stored}.codes").removesuffix(".codes"), ("", ""))
+            if part:
+                stacks.setdefault(name, {})[part] = format, bias
+            elif name in own:
                 found[id(own[name])] = self._empty(name, own[name], format, bias)
+            else:
+                foreign.append(stored)
+        for name, parts in stacks.items():
+            if len(parts) < len(STACKS):
+                raise ValueError(f"{name} must have {' and '.join(STACKS)}, got only {', '.join(parts)}")
+            found[id(own[name])] = empty_experts(own[name], name, parts, self.quantization_config.act)
         if foreign and not found and own:
             raise ValueError(
                 f"{type(model).__name__} has none of the packed layers of the checkpoint, such as {foreign[0]}: it "
@@ -319,7 +336,7 @@ class _Quantizer(HfQuantizer):
                     return f"{type(model).__name__} keeps it in float32"
                 return "the output head; modules_to_not_convert=[] includes it"
 
-            report = replace_linears(model, config.group_size, config.act, config.symmetric_weight, keep)
+            report = replace_layers(model, config.group_size, config.act, config.symmetric_weight, keep)
             if report.float_share > 0.1:
                 warnings.warn(f"{type(model).__name__}: {report.summary()}", stacklevel=2)
         self.quantization_config = copy.copy(config)  # the caller's may serve another model
@@ -358,6 +375,8 @@ def _packed_layers(files: Sequence[str] | None) -> tuple[dict[str, tuple[Format,
                 layout = tuple(tensors[key].get_tensor(key).tolist())
                 zero_point = None if parts["zps"].get_shape() else 0
                 types = (TYPES.get(parts[part].get_dtype(), "another") if part in parts else None for part in TYPED)
-                layers[name] = format_from(layout, zero_point, *types), "bias" in parts
+                codes = parts["codes"].get_shape()
+                experts = codes[0] if len(codes) == 4 else None
+                layers[name] = format_from(layout, zero_point, *types, experts), "bias" in parts
                 taken |= {key, *names.values()}
     return layers, [key for key in tensors if key not in taken]

@@ -47,7 +47,8 @@ private:
                 driver_.quantize(list, part_of(list.rows, thread, count), shared, own, [](size_t row) { return row; });
                 barrier.wait(count);
             }
-            driver_.multiply(list, thread, count, own, [&](const Problem &problem, Range rows) {
+            const Range outputs = {.begin = 0, .end = plan_.product.product.output_blocks()};
+            driver_.multiply(list, outputs, thread, count, own, [&](const Problem &problem, Range rows) {
                 if (!private_rows) return shared.from(problem.first - list.first + rows.begin);
                 for (size_t row = rows.begin; row < rows.end; row++)
                     driver_.quantize_row(problem, problem.first + row, mine, row - rows.begin, own);

@@ -3,8 +3,9 @@
 //     tokens are quantized, once each             few: every thread for itself
 //     gate_up                                     work items of all experts; rows are gathered from the tokens
 //     its results are quantized                   few of each expert: by the work items that follow
-//     down                                        work items of all experts
-//     results of each token are added             in the order of its slots
+//     for each stripe of outputs                  so many that their results stay in cache
+//         down                                    work items of all experts
+//         results of each token are added         in the order of its slots
 #include "gemm/experts.h"
 
 #include <cstring>
@@ -14,8 +15,10 @@
 namespace da8w4 {
 namespace {
 
-// What results that wait to be quantized and added may take. More tokens in a round would read weights less often, but
-// with so many that already makes no difference.
+// What results of a stripe take, one of which is added while the next one is multiplied.
+constexpr size_t kStripeBytes = size_t{4} << 20;
+// What results that wait to be quantized may take. More tokens in a round would read weights less often, but with so
+// many that already makes no difference.
 constexpr size_t kRoundBytes = size_t{128} << 20;
 constexpr size_t kLeastRoundTokens = 256;
 // Outputs of a token that one thread adds at a time.
@@ -44,17 +47,10 @@ public:
                     .bias = call.gate_up_bias,
                     .gating = call.gating,
                     .out = hidden_,
+                    .first_output = 0,
                     .out_type = DA8W4_F32,
                     .out_stride = inputs_ * sizeof(float)},
-                   quantizer_),
-          down_(kernel, plan.down,
-                {.weights = call.down,
-                 .bias = call.down_bias,
-                 .gating = nullptr,
-                 .out = plan.results.in(workspace_),
-                 .out_type = DA8W4_F32,
-                 .out_stride = outputs_ * sizeof(float)},
-                slot_quantizer_) {}
+                   quantizer_) {}
 
     void run(size_t threads) const {
         for (size_t token = 0; token < call_.m; token += plan_.round_tokens)
@@ -84,7 +80,8 @@ private:
                 if (!private_tokens) barrier.wait(all);
             }
             const int32_t *token_of = plan_.token_of.in(workspace_);
-            gate_up_.multiply(gate_up, thread, all, own, [&](const Problem &problem, Range rows) {
+            const Range all_outputs = {.begin = 0, .end = plan_.gate_up.product.output_blocks()};
+            gate_up_.multiply(gate_up, all_outputs, thread, all, own, [&](const Problem &problem, Range rows) {
                 for (size_t row = rows.begin; row < rows.end; row++) {
                     const size_t token = static_cast<size_t>(token_of[problem.first + row]), to = row - rows.begin;
                     if (gathers)
@@ -97,19 +94,49 @@ private:
             });
             barrier.wait(all);
             if (!private_slots) {
-                down_.quantize(down, part_of(down.rows, thread, all), shared_slots, own,
-                               [](size_t row) { return row; });
+                down_of(0).quantize(down, part_of(down.rows, thread, all), shared_slots, own,
+                                    [](size_t row) { return row; });
                 barrier.wait(all);
             }
-            down_.multiply(down, thread, all, own, [&](const Problem &problem, Range rows) {
-                if (!private_slots) return shared_slots.from(problem.first + rows.begin);
-                for (size_t row = rows.begin; row < rows.end; row++)
-                    down_.quantize_row(problem, problem.first + row, own_slots, row - rows.begin, own);
-                return own_slots;
-            });
-            barrier.wait(all);
-            sum_results(tokens, thread, all);
+            const size_t stripes = ceil_div(blocks_of(outputs_), plan_.stripe_outputs);
+            for (size_t stripe = 0; stripe < stripes; stripe++) {
+                const ListDriver driver = down_of(stripe);
+                driver.multiply(down, outputs_of(stripe), thread, all, own, [&](const Problem &problem, Range rows) {
+                    if (!private_slots) return shared_slots.from(problem.first + rows.begin);
+                    for (size_t row = rows.begin; row < rows.end; row++)
+                        driver.quantize_row(problem, problem.first + row, own_slots, row - rows.begin, own);
+                    return own_slots;
+                });
+                // Nobody writes to a stripe's memory before all have met once more, at the end of the next one.
+                barrier.wait(all);
+                sum_results(tokens, stripe, thread, all);
+            }
         });
+    }
+
+    size_t stripe_cols() const { return plan_.stripe_outputs * kBlock; }
+
+    Range outputs_of(size_t stripe) const {
+        const size_t begin = stripe * plan_.stripe_outputs;
+        return {.begin = begin, .end = lesser(begin + plan_.stripe_outputs, blocks_of(outputs_))};
+    }
+
+    // Stripes take one memory and the other.
+    float *results_of(size_t stripe) const {
+        return plan_.results.in(workspace_) + stripe % 2 * plan_.round_tokens * call_.slots * stripe_cols();
+    }
+
+    ListDriver down_of(size_t stripe) const {
+        return {kernel_,
+                plan_.down,
+                {.weights = call_.down,
+                 .bias = call_.down_bias,
+                 .gating = nullptr,
+                 .out = results_of(stripe),
+                 .first_output = outputs_of(stripe).begin,
+                 .out_type = DA8W4_F32,
+                 .out_stride = stripe_cols() * sizeof(float)},
+                slot_quantizer_};
     }
 
     // Counts the slots of each expert, and gives each slot its row.
@@ -137,20 +164,22 @@ private:
             }
     }
 
-    void sum_results(Range tokens, size_t thread, size_t threads) const {
-        const size_t pieces = ceil_div(outputs_, kSumCols);
+    void sum_results(Range tokens, size_t stripe, size_t thread, size_t threads) const {
+        const size_t first = stripe * stripe_cols(), cols = lesser(stripe_cols(), outputs_ - first);
+        const size_t pieces = ceil_div(cols, kSumCols);
         const Range part = part_of((tokens.end - tokens.begin) * pieces, thread, threads);
         for (size_t i = part.begin; i < part.end; i++) {
             const size_t token = i / pieces, col = i % pieces * kSumCols, row = tokens.begin + token;
             kernel_.sum_slots({
                 .slots = call_.slots,
-                .cols = lesser(kSumCols, outputs_ - col),
-                .results = plan_.results.in(workspace_) + col,
-                .stride = outputs_,
+                .cols = lesser(kSumCols, cols - col),
+                .results = results_of(stripe) + col,
+                .stride = stripe_cols(),
                 .rows = plan_.row_of.in(workspace_) + token * call_.slots,
                 .weights = call_.weights + row * call_.slots,
                 .scaling = call_.scaling,
-                .out = static_cast<char *>(call_.out) + row * call_.out_stride + col * size_of(call_.out_type),
+                .out =
+                    static_cast<char *>(call_.out) + row * call_.out_stride + (first + col) * size_of(call_.out_type),
                 .out_type = call_.out_type,
             });
         }
@@ -163,18 +192,19 @@ private:
     float *const hidden_;
     const size_t inputs_, outputs_;  // of down
     const ActQuantizer quantizer_, slot_quantizer_;
-    const ListDriver gate_up_, down_;
+    const ListDriver gate_up_;
 };
 
 }  // namespace
 
 MoePlan plan_moe(const Product &gate_up, const Product &down, const Kernel &kernel, size_t experts, size_t tokens,
                  size_t slots) {
-    const size_t token_bytes = slots * (sizeof(float) * (down.grouping.k + down.n) + down.grouping.k) + 1;
+    const size_t token_bytes = slots * (sizeof(float) + 1) * down.grouping.k + 1;
     const size_t fitting = kRoundBytes / token_bytes;
     const size_t round_tokens = lesser(tokens, fitting > kLeastRoundTokens ? fitting : kLeastRoundTokens);
     const size_t rows = round_tokens * slots;
-    // The two products take turns in the memory that a thread multiplies in.
+    const size_t stripe_outputs = lesser(blocks_of(down.n), kStripeBytes / (kBlock * sizeof(float)) / (rows + 1) + 1);
+    // One product follows the other, so both have the same memory to multiply in.
     ScratchLayout shared, own, own_down;
     const ProductPlan first = plan_product(gate_up, kernel, rows, own);
     const ProductPlan second = plan_product(down, kernel, rows, own_down);
@@ -191,7 +221,8 @@ MoePlan plan_moe(const Product &gate_up, const Product &down, const Kernel &kern
         .tokens = plan_rows(gate_up, round_tokens > kPrivateRows ? round_tokens : 0, shared),
         .slot_rows = plan_rows(down, rows > kPrivateRows ? rows : 0, shared),
         .hidden = shared.add<float>(rows * down.grouping.k),
-        .results = shared.add<float>(rows * down.n),
+        .results = shared.add<float>(2 * rows * stripe_outputs * kBlock),
+        .stripe_outputs = stripe_outputs,
         .private_tokens = plan_rows(gate_up, lesser(round_tokens, kPrivateRows), own),
         .item_rows = plan_rows(gate_up, first.most_row_block(rows), own),
         .private_slot_rows = plan_rows(down, lesser(rows, kPrivateRows), own),

@@ -15,9 +15,11 @@ struct MoePlan {
     Scratch<int32_t> row_of;    // [token][slot]: its slot row, or -1
     Scratch<int32_t> token_of;  // [slot row], counted from the first token of the round
     Scratch<Problem> gate_up_problems, down_problems;
-    RowsPlan tokens;                 // quantized for the first product
-    RowsPlan slot_rows;              // quantized for the second product
-    Scratch<float> hidden, results;  // [slot row][inputs of down, and its outputs]
+    RowsPlan tokens;         // quantized for the first product
+    RowsPlan slot_rows;      // quantized for the second product
+    Scratch<float> hidden;   // [slot row][inputs of down]
+    Scratch<float> results;  // [2][slot row][stripe_outputs blocks]
+    size_t stripe_outputs;   // output blocks of down that are multiplied and added before the next ones
 
     // In the thread's memory.
     RowsPlan private_tokens;     // instead of tokens, where they are few

@@ -87,7 +87,8 @@ ActRows Multiplier::act_rows(const Rows &rows, const KBlock &k) const {
 }
 
 char *Multiplier::out_at(const Work &work, size_t output, size_t row) const {
-    return work.out + row * operands_.out_stride + output * kBlock * size_of(operands_.out_type);
+    const size_t col = (output - operands_.first_output) * kBlock;
+    return work.out + row * operands_.out_stride + col * size_of(operands_.out_type);
 }
 
 // The last step of a column block. Gates wait for all column blocks of their outputs.

@@ -12,7 +12,8 @@ struct Operands {
     const da8w4_packed *weights;
     const float *bias;           // [weight][n], or null
     const da8w4_gating *gating;  // null: none
-    void *out;
+    void *out;                   // from this output block on
+    size_t first_output;
     da8w4_type out_type;
     size_t out_stride;
 };

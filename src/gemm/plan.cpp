@@ -129,9 +129,10 @@ size_t useful_threads(const Product &product, size_t rows, size_t threads) {
     return lesser(lesser(threads, kMostThreads), busy);
 }
 
-WorkItems::WorkItems(const Product &product, const Problem *problems, size_t count, size_t thread, size_t threads)
-    : problems_(problems), count_(count), outputs_(product.output_blocks()) {
-    if (threads > 1 && count > 0) most_parts_ = ceil_div(kUnitsPerThread * threads, count * outputs_);
+WorkItems::WorkItems(const Problem *problems, size_t count, Range outputs, size_t thread, size_t threads)
+    : problems_(problems), count_(count), outputs_(outputs) {
+    if (threads > 1 && count > 0)
+        most_parts_ = ceil_div(kUnitsPerThread * threads, count * (outputs.end - outputs.begin));
     size_t cost = 0;
     for (size_t i = 0; i < count; i++) cost += units_of(problems[i]).cost();
     const size_t each = cost / threads, more = cost % threads;
@@ -147,7 +148,7 @@ WorkItems::Units WorkItems::units_of(const Problem &problem) const {
         return tiles > reading ? tiles : reading;
     };
     Units units = {
-        .outputs = outputs_,
+        .outputs = outputs_.end - outputs_.begin,
         .parts = parts,
         .tiles = parts ? tiles / parts : 0,
         .higher = parts ? tiles % parts : 0,
@@ -183,7 +184,7 @@ bool WorkItems::next(WorkItem *item) {
             *item = {
                 .problem = problem_,
                 .rows = {.begin = tiles.first_row(tile), .end = tiles.first_row(tile_end)},
-                .outputs = {.begin = output, .end = end},
+                .outputs = {.begin = outputs_.begin + output, .end = outputs_.begin + end},
             };
             unit_ += end - output;
             return true;

@@ -167,11 +167,11 @@ struct WorkItem {
     Range rows, outputs;
 };
 
-// What thread `thread` of `threads` multiplies of a list of problems: an even part of all work. Rows are split only
-// where output blocks alone are too few.
+// What thread `thread` of `threads` multiplies of a list of problems by these output blocks: an even part of all work.
+// Rows are split only where output blocks alone are too few.
 class WorkItems {
 public:
-    WorkItems(const Product &product, const Problem *problems, size_t count, size_t thread, size_t threads);
+    WorkItems(const Problem *problems, size_t count, Range outputs, size_t thread, size_t threads);
     bool next(WorkItem *item);
 
 private:
@@ -190,7 +190,7 @@ private:
 
     const Problem *problems_;
     size_t count_;
-    size_t outputs_;
+    Range outputs_;
     size_t most_parts_ = 1;
     size_t begin_ = 0, end_ = 0;  // the thread's costs, of all
     size_t problem_ = 0, unit_ = 0;

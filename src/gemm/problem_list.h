@@ -25,11 +25,7 @@ size_t most_problems(const ProductPlan &plan, size_t weights, size_t rows);
 class ListDriver {
 public:
     ListDriver(const Kernel &kernel, const ProductPlan &plan, const Operands &operands, const ActQuantizer &quantizer)
-        : kernel_(kernel),
-          plan_(plan),
-          operands_(operands),
-          quantizer_(quantizer),
-          multiplier_(kernel, plan, operands) {}
+        : kernel_(kernel), operands_(operands), quantizer_(quantizer), multiplier_(kernel, plan, operands) {}
 
     // This thread's part of all rows of the list, to the same places of `rows`. source_of(row) is the row of
     // activations.
@@ -48,10 +44,11 @@ public:
         quantizer_.sum(*problem.blocking->form, rows, row, own);
     }
 
-    // This thread's part of all products. rows_of(problem, range of its rows) gives those.
+    // This thread's part of all products by these output blocks. rows_of(problem, range of its rows) gives those.
     template <class RowsOf>
-    void multiply(const ProblemList &list, size_t thread, size_t threads, char *own, RowsOf rows_of) const {
-        WorkItems items(plan_.product, list.problems, list.count, thread, threads);
+    void multiply(const ProblemList &list, Range outputs, size_t thread, size_t threads, char *own,
+                  RowsOf rows_of) const {
+        WorkItems items(list.problems, list.count, outputs, thread, threads);
         size_t state = 0;
         for (WorkItem item; items.next(&item);) {
             const Problem &problem = list.problems[item.problem];
@@ -62,7 +59,6 @@ public:
 
 private:
     const Kernel &kernel_;
-    const ProductPlan &plan_;
     const Operands operands_;
     const ActQuantizer &quantizer_;
     const Multiplier multiplier_;

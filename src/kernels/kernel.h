@@ -150,10 +150,10 @@ struct SlotSum {
 
 // One way in which micro-kernels read weights, with the blocking that suits it.
 struct WeightForm {
-    size_t mr;           // most rows of a micro-tile; even
-    size_t mc;           // most rows of a row block
-    size_t kc;           // longest K block; a multiple of kChunk
-    size_t pass_blocks;  // column blocks that alternate over one K block, so that its activations stay in L2
+    size_t mr;                // most rows of a micro-tile; even
+    size_t mc;                // most rows of a row block
+    size_t kc;                // longest K block; a multiple of kChunk
+    size_t pass_blocks;       // column blocks that alternate over one K block, so that its activations stay in L2
     size_t tiles_of_reading;  // micro-tiles that take about as long as reading their weights from memory; at least 1
 
     // Bytes of panel codes for a K block of this length; 0 where packed codes are read in place.

@@ -77,6 +77,94 @@ def test_kinds_say_how_many_bytes_they_have() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="limits.py needs a C++ compiler")
+def test_experts_writes_every_cell(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    options = "--m 1,3 --group-size 32 --threads 1 --hot --seconds 0.01 --rounds 1 --settle 0"
+    mixtures = "--mixtures 4x2x96x64,4x2x96x64:swigluoai --peers pyda8w4,pyda8w4-linear"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "experts.py", *options.split(), *mixtures.split(), "--json", results],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYDA8W4_KERNEL": ""},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    tables = json.loads(results.read_text())["tables"]
+    assert [(table["mixture"], table["measured"]["activation"]) for table in tables] == [
+        ("4x2x96x64", "silu"),
+        ("4x2x96x64:swigluoai", "swigluoai"),
+    ]
+    for table in tables:
+        assert (table["without"], table["layers"]) == ({}, 1)
+        assert table["measured"] == table["model"]
+        assert [cell["m"] for cell in table["cells"]] == [1, 3]
+        for cell in table["cells"]:
+            assert cell["failed"] == {}
+            assert 2 <= cell["chosen"] <= 4
+            assert cell["read_gb_per_s"]["median"] > 0
+            assert cell["dense_seconds"]["median"] > 0
+            for name in ("pyda8w4", "pyda8w4-linear"):
+                result = cell["results"][name]
+                assert 0 < result["ms"]["q1"] <= result["ms"]["median"] <= result["ms"]["q3"]
+                assert 0 < result["error"] < 0.03
+                assert result["of_read"] > 0
+                assert result["of_dense"] > 0
+                assert f"{name} " in done.stdout
+            assert cell["results"]["pyda8w4"]["ratio"] == 1
+
+
+def test_every_mixture_is_known_and_says_why_it_is_missing() -> None:
+    code = "from mixtures import MIXTURES; print([(name, mixture.missing()) for name, mixture in MIXTURES.items()])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    found = dict(ast.literal_eval(done.stdout.splitlines()[-1]))
+    modules = {path.stem for path in (BENCHMARKS / "mixtures").glob("*.py")} - {"__init__", "base"}
+    assert {name.partition("-")[0] for name in found} == modules
+    assert next(iter(found)) == "pyda8w4"
+    assert found["pyda8w4"] is None
+    assert all(reason is None or reason for reason in found.values())
+
+
+def test_wrong_experts_are_not_timed() -> None:
+    code = (
+        "from experts import MixtureTimer, Shape; from pyda8w4 import stack\n"
+        "timer = MixtureTimer('pyda8w4', 1)\n"
+        "timer.build(Shape(4, 2, 64, 32), 32, 1)\n"
+        "print(timer.bind(3)['error'] < 0.03)\n"
+        "gate_up, down = timer._mixture.weights[0]\n"
+        "timer._mixture.weights[0] = stack(list(gate_up)[::-1]), down\n"
+        "try:\n"
+        "    timer.bind(3)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    right, wrong = done.stdout.splitlines()
+    assert right == "True"
+    assert re.fullmatch(r"Unavailable its result is wrong: an error of [0-9.e+]+, where 0.03 is allowed", wrong)
+
+
+def test_calls_pass_through_all_experts() -> None:
+    code = (
+        "import numpy as np; from mixtures import SHAPES, routing\n"
+        "for shape in SHAPES.values():\n"
+        "    for m in (1, 4, 256):\n"
+        "        found = routing(shape, m, 2)\n"
+        "        ids = [ids for layer, ids in found.calls if layer == 1]\n"
+        "        used = [np.unique(each) for each in ids]\n"
+        "        rows = [sorted(np.bincount(each.reshape(-1), minlength=shape.experts)) for each in ids]\n"
+        "        assert len(found.calls) == 2 * len(ids)\n"
+        "        assert all(each.shape == (m, shape.top) for each in ids)\n"
+        "        assert all(len(set(token)) == shape.top for each in ids for token in each.tolist())\n"
+        "        assert all(len(each) == found.chosen for each in used) and rows.count(rows[0]) == len(rows)\n"
+        "        assert sorted(set(np.concatenate(used).tolist())) == list(range(shape.experts))\n"
+        "        assert len(ids) < 2 or found.chosen > shape.experts // 2 or not set(used[0]) & set(used[1])\n"
+        "        assert np.allclose(found.weights.sum(axis=1), 1)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, check=True)
+
+
+@pytest.mark.slow
 def test_kinds_prints_its_tables() -> None:
     options = "--shape 64x256 --threads 1 --hot --seconds 0.001 --rounds 1 --settle 0"
     done = subprocess.run(

@@ -95,7 +95,7 @@ def test_selftest_covers_every_kernel(few_shapes, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(results) + 1
 
 
-@pytest.mark.parametrize("function", ["quantize_activation", "gemm", "linear"])
+@pytest.mark.parametrize("function", ["quantize_activation", "gemm", "linear", "linear_gated", "moe"])
 def test_selftest_notices_one_wrong_bit(function, few_shapes, monkeypatch, capsys):
     right = getattr(reference, function)
 
@@ -112,15 +112,16 @@ def test_selftest_notices_one_wrong_bit(function, few_shapes, monkeypatch, capsy
     assert out.splitlines()[-1] == "FAILED: scalar differs from the reference"
 
 
-def test_selftest_notices_a_kernel_that_goes_wrong(few_shapes, monkeypatch):
-    right = selftest.linear
+@pytest.mark.parametrize("function", ["linear", "linear_gated", "grouped_linear", "moe"])
+def test_selftest_notices_a_kernel_that_goes_wrong(function, few_shapes, monkeypatch):
+    right = getattr(selftest, function)
 
-    def wrong_in_the_last_column(x, packed, *args, **options):
-        y = right(x, packed, *args, **options)
+    def wrong_in_the_last_column(*args, **options):
+        y = right(*args, **options)
         y[..., -1] += np.ones((), y.dtype)
         return y
 
-    monkeypatch.setattr(selftest, "linear", wrong_in_the_last_column)
+    monkeypatch.setattr(selftest, function, wrong_in_the_last_column)
     assert all(result.difference for result in selftest.run() if not result.reason)
 
 

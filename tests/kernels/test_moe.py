@@ -1,5 +1,6 @@
 """Mixtures of experts, grouped products and gates equal the reference, bit for bit, whatever is chosen."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 
@@ -461,6 +462,10 @@ def test_arrays_in_any_memory(kernel, variant):
         down_bias=variant(biases(MANY, DOWN.n)), expert_map=variant(np.arange(MANY)),
     )  # fmt: skip
     assert_same_bits(y, expected)
+    expected = pyda8w4.moe(x, gate_up, down, ids, weights)
+    for dtype in (np.int32, np.int64):
+        y = pyda8w4.moe(variant(x), gate_up, down, variant(ids.astype(dtype)), variant(weights))
+        assert_same_bits(y, expected, dtype)
     expected = pyda8w4.grouped_linear(x, gate_up, counts, bias)
     assert_same_bits(pyda8w4.grouped_linear(variant(x), gate_up, variant(counts), variant(bias)), expected)
     expected = pyda8w4.linear_gated(x, gate_up[0], bias[0])
@@ -511,3 +516,14 @@ def test_inputs_are_not_changed():
     pyda8w4.moe(x, pack_experts(GATE_UP, MANY), pack_experts(DOWN, MANY), ids, weights, expert_map=np.arange(MANY))
     for array, was in zip((x, ids, weights), copies, strict=True):
         assert_same_bits(array, was)
+
+
+def test_calls_from_several_threads(kernel):
+    x, (ids, weights) = floats(GATE_UP.k, rows=TOKENS), routing(TOKENS, 8, MANY)
+    gate_up, down = pack_experts(GATE_UP, MANY), pack_experts(DOWN, MANY)
+    parts = [slice(begin, begin + 1 + begin % 7) for begin in range(0, 200, 5)]
+    expected = pyda8w4.moe(x, gate_up, down, ids, weights)
+    with ThreadPoolExecutor(4) as pool, pyda8w4.use_kernel(kernel):
+        calls = [pool.submit(pyda8w4.moe, x[part], gate_up, down, ids[part], weights[part]) for part in parts]
+        for part, done in zip(parts, calls, strict=True):
+            assert_same_bits(done.result(), expected[part], part)

@@ -226,18 +226,19 @@ void check_steps(const Product &product, const Blocking &blocking, Range outputs
 }
 
 // Every row of every output block of every problem, once; and no thread does much more than its part.
-void check_work(const Product &product, const std::vector<Problem> &problems, size_t threads) {
+void check_work(const Product &product, const std::vector<Problem> &problems, Range outputs, size_t threads) {
     std::vector<std::vector<size_t>> done(problems.size());  // rows done of each output block
     size_t all = 0, largest_unit = 0;
     for (auto &each : done) each.resize(product.output_blocks());
     std::vector<size_t> costs(threads);
     for (size_t thread = 0; thread < threads; thread++) {
-        WorkItems items(product, problems.data(), problems.size(), thread, threads);
+        WorkItems items(problems.data(), problems.size(), outputs, thread, threads);
         for (WorkItem item; items.next(&item);) {
             CHECK(item.problem < problems.size());
             const Problem &problem = problems[item.problem];
             CHECK(item.rows.begin < item.rows.end && item.rows.end <= problem.rows);
-            CHECK(item.outputs.begin < item.outputs.end && item.outputs.end <= product.output_blocks());
+            CHECK(item.outputs.begin >= outputs.begin && item.outputs.begin < item.outputs.end);
+            CHECK(item.outputs.end <= outputs.end);
             const size_t tiles = ceil_div(item.rows.end - item.rows.begin, problem.blocking->mr);
             const size_t reading = problem.blocking->form->tiles_of_reading;
             const size_t unit = tiles > reading ? tiles : reading;
@@ -252,7 +253,8 @@ void check_work(const Product &product, const std::vector<Problem> &problems, si
         }
     }
     for (size_t i = 0; i < problems.size(); i++)
-        for (const size_t count : done[i]) CHECK(count == problems[i].rows);
+        for (size_t output = 0; output < done[i].size(); output++)
+            CHECK(done[i][output] == (output >= outputs.begin && output < outputs.end ? problems[i].rows : 0));
     for (const size_t cost : costs) CHECK(cost <= all / threads + largest_unit);
 }
 
@@ -286,7 +288,8 @@ int main(int count, char **arguments) {
             const size_t rows = random.bits() % 4 ? random.between(1, m) : m;
             problem = {.blocking = &plan.of(rows), .weight = 0, .first = 0, .rows = rows};
         }
-        check_work(product, problems, random.up_to(70));
+        const size_t begin = random.bits() % 2 ? 0 : random.between(0, product.output_blocks() - 1);
+        check_work(product, problems, {begin, random.between(begin + 1, product.output_blocks())}, random.up_to(70));
     }
     printf("%zu shapes\n", shapes);
     return 0;

@@ -353,7 +353,7 @@ def use_gguf(rng: random.Random, path: Path) -> None:
             except ValueError as error:
                 assert str(path) in str(error) and name in str(error), error
                 continue
-            for weight in result if isinstance(result, list) else [result]:
+            for weight in result if isinstance(result, pyda8w4.PackedExperts) else [result]:
                 if isinstance(weight, pyda8w4.PackedWeight):
                     pyda8w4.linear(np.ones((1, weight.shape[1]), np.float32), weight)
 
@@ -524,7 +524,7 @@ def use_files(path: Path, must_load: bool = False) -> None:
                 )
                 continue
             assert not isinstance(result, np.ndarray) or result.shape == layer.shape
-            for weight in result if isinstance(result, list) else [result]:
+            for weight in result if isinstance(result, pyda8w4.PackedExperts) else [result]:
                 if isinstance(weight, pyda8w4.PackedWeight):
                     assert weight.shape == layer.shape[-2:]
                     pyda8w4.linear(np.ones((1, weight.shape[1]), np.float32), weight)

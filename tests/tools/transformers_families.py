@@ -44,7 +44,8 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-from pyda8w4.torch import DA8W4Linear, quantize_
+from pyda8w4.torch import quantize_
+from pyda8w4.torch._layer import PackedLayer
 from pyda8w4.torch.transformers import DA8W4Config
 
 # Of several classes of a family the first that exists, of these tasks.
@@ -363,7 +364,7 @@ def generate(model: Any, inputs: dict[str, Any]) -> torch.Tensor | None:
 def aligned(model: Any) -> Any:
     """With float tensors in memory of their own: where a file has them, torch's own products may round otherwise."""
     for module in model.modules():
-        if not isinstance(module, DA8W4Linear):
+        if not isinstance(module, PackedLayer):
             for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
                 if type(tensor) in (torch.Tensor, nn.Parameter):
                     tensor.data = tensor.data.clone()
@@ -435,7 +436,7 @@ def check(name: str, model_classes: list[str], direct: bool, folder: str) -> tup
             kept = {line: line.partition(" % ")[2] for line in lines}
             left = [m for m in model.modules() if isinstance(m, nn.Linear)]
         aligned(model)
-        layers = sum(isinstance(module, DA8W4Linear) for module in model.modules())
+        layers = sum(isinstance(module, PackedLayer) for module in model.modules())
         stage = "forward"
         want = run(model, inputs)
         stage = "generate"
@@ -445,7 +446,7 @@ def check(name: str, model_classes: list[str], direct: bool, folder: str) -> tup
         stage = "load"
         again = aligned(load(cls, config_class, f"{folder}/packed"))
         stage = "compare"
-        if sum(isinstance(module, DA8W4Linear) for module in again.modules()) != layers:
+        if sum(isinstance(module, PackedLayer) for module in again.modules()) != layers:
             return "wrong", "other layers are packed after loading"
         if not same(run(again, inputs), want):
             return "wrong", "other numbers after loading"

@@ -227,11 +227,12 @@ def test_composite_as_its_text_model(hf: Any, tmp_path: Any) -> None:
 
 def test_config_warns_of_what_stays_float(hf: Any, tmp_path: Any) -> None:
     mixtral(hf).save_pretrained(tmp_path / "float")
+    config = hf.C(32, modules_to_not_convert=["experts", "lm_head"])
     with pytest.warns(UserWarning, match="stay float") as caught:
-        hf.MixtralForCausalLM.from_pretrained(tmp_path / "float", quantization_config=hf.C(32))
+        hf.MixtralForCausalLM.from_pretrained(tmp_path / "float", quantization_config=config)
     text = str(caught[0].message)
-    assert "model.layers.*.mlp.experts.gate_up_proj (2 times): a parameter of MixtralExperts" in text
-    assert "lm_head: the output head" in text
+    assert "model.layers.*.mlp.experts (2 times): modules_to_not_convert" in text
+    assert "lm_head: modules_to_not_convert" in text
 
 
 @STAYS_FLOAT

@@ -136,10 +136,14 @@ def test_weights_are_those_of_prepack(converted, number):
 
 def test_a_stack_comes_back_as_a_stack(converted):
     found = open_checkpoint(converted)
-    for index, (packed, weight) in enumerate(zip(found.stack("experts"), STACK, strict=True)):
-        assert_same_weight(packed, pack(weight))
-        assert_same_weight(found.weight("experts", index).pack(), pack(weight))
-        assert_same_weight(pyda8w4.load(converted)[f"experts[{index}]"], pack(weight))
+    expected = pyda8w4.stack([pack(weight) for weight in STACK])
+    for experts in (found.stack("experts"), model().stack("experts"), pyda8w4.load(converted)["experts"]):
+        assert type(experts) is pyda8w4.PackedExperts
+        for packed, one in zip(experts, expected, strict=True):
+            assert_same_weight(packed, one)
+    for index, weight in enumerate(STACK):
+        assert_same_bits(found.weight("experts", index).pack().dequantize(), pack(weight).dequantize())
+    assert found._layers["experts"].packed_nbytes == expected.nbytes
     assert found.array("experts").shape == (3, 33, 70)
     for index in (-1, 3):
         with pytest.raises(ValueError, match="index must be of a matrix of experts"):
@@ -150,13 +154,13 @@ def test_a_stack_comes_back_as_a_stack(converted):
 
 def test_load_gives_the_packed_weights_and_nothing_else(converted):
     names = [f"model.layers.{i}.\u00e9" for i in range(len(KINDS + SOME))]
-    assert list(pyda8w4.load(converted)) == [*names, *(f"experts[{i}]" for i in range(3)), "last"]
+    assert list(pyda8w4.load(converted)) == [*names, "experts", "last"]
 
 
 def test_weights_are_mapped_and_aligned(converted):
     found = open_checkpoint(converted)
-    packed = [found.packed(f"model.layers.{i}.\u00e9") for i in range(len(KINDS + SOME))] + found.stack("experts")
-    for weight in packed:
+    packed = [found.packed(f"model.layers.{i}.\u00e9") for i in range(len(KINDS + SOME))]
+    for weight in [*packed, found.stack("experts")]:
         for name, array in stored_arrays(weight).items():
             chain = [array]
             while chain[-1] is not None and hasattr(chain[-1], "base"):
@@ -185,7 +189,7 @@ def test_what_became_of_each_tensor_is_told(out):
     assert list(found) == list(model().types)
     assert done == list(np.cumsum([layer.nbytes for layer in model()._layers.values()]))
     assert found["last"] == convert.Converted("last", "GPTQ 4-bit", (33, 70), "exact", pack(SOME[2]).nbytes)
-    assert found["experts"].nbytes == sum(pack(weight).nbytes for weight in STACK)
+    assert found["experts"].nbytes == pyda8w4.stack([pack(weight) for weight in STACK]).nbytes
     assert found["odd"] == convert.Converted("odd", "F16", (3, 5, 7), "stored", 3 * 5 * 7 * 2)
     assert found["a quantized norm"] == convert.Converted("a quantized norm", "Q8_0", (48,), "float32", 48 * 4)
 
@@ -204,10 +208,12 @@ def test_the_description_is_that_of_the_documentation(converted):
 
 def test_what_save_wrote_is_a_checkpoint(out):
     weights = {"a": pack(SOME[2]), "b": pack(KINDS[2])}
-    pyda8w4.save(out, weights)
+    pyda8w4.save(out, {**weights, "c": pyda8w4.stack([pack(SOME[2])] * 3)})
     found = open_checkpoint(out)
-    assert (found.metadata, found.types) == ({}, {"a": "packed 4-bit", "b": "packed 5-bit"})
-    assert found.shapes == {"a": (33, 70), "b": (65, 259)}
+    assert (found.metadata, found.types) == ({}, {"a": "packed 4-bit", "b": "packed 5-bit", "c": "packed 4-bit"})
+    assert found.shapes == {"a": (33, 70), "b": (65, 259), "c": (3, 33, 70)}
+    for weight in found.stack("c"):
+        assert_same_weight(weight, pack(SOME[2]))
     for name, weight in weights.items():
         assert_same_weight(found.packed(name), weight)
         assert_same_bits(found.array(name), weight.dequantize())
@@ -280,7 +286,14 @@ def test_refused_tensors_are_quantized_where_that_is_wanted(out):
     back = open_checkpoint(out)
     assert_same_weight(back.packed("blk.1.up"), expected)
     assert back.types["blk.1.up"] == "4-bit, from IQ2_XS"
-    assert [packed.shape for packed in back.stack("blk.0.mlp")] == [(32, 64)] * 2
+    assert back.stack("blk.0.mlp").shape == (2, 32, 64)
+    w = normal(2, 32, 64)
+    squares = [
+        np.square(one.dequantize() - w[i]).sum() / np.square(w[i]).sum()
+        for i, one in enumerate(back.stack("blk.0.mlp"))
+    ]
+    assert found["blk.0.mlp"].error == pytest.approx(max(squares) ** 0.5, rel=1e-5)
+    w = normal(32, 64)
     error = np.sqrt(np.square(expected.dequantize() - w).sum() / np.square(w).sum())
     assert found["blk.1.up"].error == pytest.approx(error, rel=1e-5)
     assert found["fine"].error is None
@@ -323,13 +336,11 @@ def test_a_reason_that_shows_when_a_tensor_is_read(out, requantize):
 # ---- names -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "names", [("w", "w.codes"), ("w", "w.factors"), ("experts", "experts[1].sums"), ("experts", "experts[0]")]
-)
+@pytest.mark.parametrize("names", [("w", "w.codes"), ("w", "w.factors"), ("experts", "experts.sums")])
 def test_names_that_collide_are_refused(out, names):
     layers = {"w": exact(SOME[2]), "experts": exact(*STACK)}
     layers = {names[0]: layers[names[0]]}
-    layers[names[1]] = exact(SOME[2]) if names[1].endswith("]") else plain(names[1], "F32", normal(3))
+    layers[names[1]] = plain(names[1], "F32", normal(3))
     with pytest.raises(ValueError, match="source: weights must have names of which each gives tensors of its own, got"):
         convert.run(Checkpoint(Path("source"), {}, layers), out)
     assert not list(out.parent.iterdir())
@@ -444,7 +455,9 @@ def write(file, header, data):
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-@pytest.mark.parametrize("name", ["last.codes", "last.sums", "experts[1].scales", "norm.weight", "odd, quantized"])
+@pytest.mark.parametrize(
+    "name", ["last.codes", "last.sums", "experts.scales", "experts.zps", "norm.weight", "odd, quantized"]
+)
 def test_a_flipped_bit_is_found_when_the_tensor_is_requested(converted, name):
     header, data = parts_of(converted)
     begin, end = header[name]["data_offsets"]
@@ -454,7 +467,7 @@ def test_a_flipped_bit_is_found_when_the_tensor_is_requested(converted, name):
         write(converted, header, bytes(changed))
         found = open_checkpoint(converted)
         with pytest.raises(ValueError) as error:
-            found.array(name.split("[")[0].removesuffix(".codes").removesuffix(".sums"))
+            found.array(name if name in found.types else name.rpartition(".")[0])
         assert str(error.value).startswith(f"{converted}: ")
         assert f"{name} is damaged: it does not have its checksum" in str(error.value)
 

@@ -349,6 +349,16 @@ def test_a_description_that_fits_no_experts_is_refused(path, shape):
         pyda8w4.load(path)
 
 
+def test_a_number_of_experts_is_one(path):
+    pyda8w4.save(path, {"w": pack(Weight(33, 70, 32))})
+    header, data = parts_of(path)
+    weights = header["__metadata__"]["weights"]
+    header["__metadata__"]["weights"] = weights.replace("[33, 70]", "[null, 33, 70]")
+    write(path, header, data)
+    with pytest.raises(ValueError, match=r"w must have a shape \[N, K\] or \[E, N, K\], got \[None, 33, 70\]"):
+        pyda8w4.load(path)
+
+
 def test_numbers_that_could_lead_kernels_astray_are_refused(path):
     # In the arrays of the last expert only.
     weight = Weight(33, 70, 32, perm=True, factors=True)

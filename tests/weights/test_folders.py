@@ -131,7 +131,9 @@ def test_what_is_not_there(folder):
         (lambda c: c.stack(["layers.0.q"], requantize=4), TypeError, "requantize must be a bool, got int"),
         (lambda c: c.stack(7), TypeError, "names must be a str or a sequence of str, got int"),
         (lambda c: c.stack([7]), TypeError, "name must be a str, got int"),
+        (lambda c: c.stack([[7]]), TypeError, "name must be a str, got list"),
         (lambda c: c.stack([]), ValueError, "names must be of at least one matrix, got none"),
+        (lambda c: c.stack("experts.weight", []), ValueError, "names must be of at least one matrix, got none"),
     ],
 )
 def test_arguments_of_other_types(folder, call, error, message):
@@ -213,8 +215,11 @@ def test_files_of_another_kind(tmp_path, name):
 def test_stack_of_names(folder):
     checkpoint = open_checkpoint(folder)
     names = ["layers.1.q", "layers.0.q"]
-    for name, packed in zip(names, checkpoint.stack(names)):
+    for name, packed in zip(names, checkpoint.stack(names), strict=True):
         assert_same_bits(packed.dequantize(), checkpoint.array(name))
+    pairs = zip(names, names[::-1])
+    for pair, packed in zip(pairs, checkpoint.stack(names, tuple(names[::-1])), strict=True):
+        assert_same_bits(packed.dequantize(), np.concatenate([checkpoint.array(name) for name in pair]))
 
 
 def test_requantize_says_what_it_costs(folder):
@@ -226,10 +231,12 @@ def test_requantize_says_what_it_costs(folder):
     assert_same_bits(packed.dequantize(), expected.dequantize())
     with pytest.warns(UserWarning) as caught:
         stack = checkpoint.stack("experts.weight", requantize=True)
-    assert [packed.shape for packed in stack] == [(8, K)] * 3
-    error = np.square(stack[2].dequantize() - checkpoint.array("experts.weight")[2])
-    share = np.sqrt(error.sum() / np.square(checkpoint.array("experts.weight")[2]).sum())
-    assert f"error of {share:.1%} of" in str(caught[2].message)
+    assert stack.shape == (3, 8, K)
+    floats = checkpoint.array("experts.weight")
+    squares = [
+        np.square(one.dequantize() - floats[i]).sum() / np.square(floats[i]).sum() for i, one in enumerate(stack)
+    ]
+    assert len(caught) == 1 and f"error of up to {max(squares) ** 0.5:.1%} of" in str(caught[0].message)
 
 
 def test_requantize_leaves_what_is_exact(folder):

@@ -27,6 +27,11 @@ def random_blocks(kind, shape=(N, K), seed=0):
     return ggml.quantize(np.random.default_rng(seed).standard_normal(shape, np.float32), kind)
 
 
+def small_blocks(kind, *shape, seed=0):
+    """Of any type: random bytes, of which small ones make scales that are finite."""
+    return np.random.default_rng(seed).integers(0, 64, ggml.quant_shape_to_byte_shape(shape, kind), np.uint8)
+
+
 def write(path, *tensors, **metadata):
     writer = ggml.GGUFWriter(path, "llama")
     for key, value in metadata.items():
@@ -206,9 +211,6 @@ def test_a_tensor_without_elements(tmp_path, kind, shape):
     checkpoint = open_checkpoint(path)
     assert checkpoint.shapes == {"w": shape}
     for read in (checkpoint.array, checkpoint.weight, checkpoint.stack if len(shape) == 3 else checkpoint.packed):
-        if shape[0] == 0 and len(shape) == 3 and read == checkpoint.stack:
-            assert read("w") == []
-            continue
         with pytest.raises(ValueError, match=rf"{path}: w of {kind.name} cannot be .*: it has no elements"):
             read("w")
 
@@ -222,13 +224,84 @@ def test_stacks(one):
     assert file.shapes == {"w": (4, 5, 64)}
     assert_same_bits(file.array("w"), ggml.dequantize(data, Q.Q4_0))
     experts = file.stack("w")
-    assert len(experts) == 4
+    assert type(experts) is pyda8w4.PackedExperts and experts.shape == (4, 5, 64)
     for index, expert in enumerate(experts):
         expected = gguf.unpack(data[index], "Q4_0").pack()
         assert_same_weight(expert, expected)
         assert_same_weight(file.weight("w", index).pack(), expected)
     with pytest.raises(ValueError, match=r"index must be of a matrix of w of shape \(4, 5, 64\), got 4"):
         file.weight("w", 4)
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=str)
+def test_stacks_have_the_numbers_of_the_format(one, kind):
+    """As the package reads them; and experts whose scales are packed in different types are stacked."""
+    data = small_blocks(kind, 3, 5, 512)
+    file = one(data, kind)
+    experts = file.stack("w")
+    assert experts.shape == (3, 5, 512)
+    for expert, index in zip(experts, range(3), strict=True):
+        assert_same_bits(expert.dequantize(), gguf.unpack(data[index], kind.name).pack().dequantize())
+    try:
+        want = ggml.dequantize(data, kind)
+    except NotImplementedError:
+        return
+    np.testing.assert_array_equal(np.stack([expert.dequantize() for expert in experts]), want)
+
+
+@pytest.mark.parametrize("n", [5, 64])
+def test_gates_and_ups_of_two_stacks_are_joined(tmp_path, n):
+    gates, ups = small_blocks(Q.Q4_K, 3, n, 512), small_blocks(Q.Q4_K, 3, n + 2, 512, seed=1)
+    file = open_checkpoint(write(tmp_path / "model.gguf", ("gate", gates, Q.Q4_K), ("up", ups, Q.Q4_K)))
+    experts = file.stack("gate", "up")
+    assert experts.shape == (3, 2 * n + 2, 512)
+    for index, expert in enumerate(experts):
+        parts = [gguf.unpack(data[index], "Q4_K").pack() for data in (gates, ups)]
+        assert_same_weight(expert, pyda8w4.concat(parts))
+        want = np.concatenate([ggml.dequantize(data[index], Q.Q4_K) for data in (gates, ups)])
+        np.testing.assert_array_equal(expert.dequantize(), want)
+
+
+def test_stacks_that_cannot_be_joined(tmp_path):
+    stacks = [("gate", (3, 5, 512), Q.Q4_K), ("up", (3, 5, 512), Q.Q6_K), ("down", (2, 5, 512), Q.Q4_K)]
+    stacks.append(("one", (5, 512), Q.Q4_K))
+    path = write(tmp_path / "model.gguf", *((name, small_blocks(kind, *shape), kind) for name, shape, kind in stacks))
+    file = open_checkpoint(path)
+    for names, message in (
+        (("gate", "up"), r"gate and up cannot be joined: weights\[1\] must have group_size = 32 like weights\[0\]"),
+        (("gate", "down"), "names must be of equally many experts, got 3 and 2"),
+        (("gate", ["one"]), "names must be of equally many experts, got 3 and 1"),
+        (("gate", "one"), r"names must be of a stack \(E, N, K\), got one of shape \(5, 512\)"),
+        ((["one", "gate"],), r"name must be of a matrix, got gate of shape \(3, 5, 512\); stack takes it"),
+        ((), "names must be of at least one stack, got none"),
+    ):
+        with pytest.raises(ValueError, match=f"^{path}: {message}"):
+            file.stack(*names)
+
+
+MANY_EXPERTS = """
+import resource, sys
+import pyda8w4.checkpoints
+pyda8w4.set_num_threads(1)
+file = pyda8w4.checkpoints.open(sys.argv[1])
+file.stack("few", "few")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+experts = file.stack("many", "many")
+print(experts.nbytes >> 10, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.process
+def test_stacking_takes_the_memory_of_the_result(tmp_path):
+    """And of one expert, which comes again."""
+    one = random_blocks(Q.Q4_0, (1024, 2048))
+    tensors = [(name, np.stack([one] * count), Q.Q4_0) for name, count in (("few", 2), ("many", 48))]
+    path = write(tmp_path / "model.gguf", *tensors)
+    done = subprocess.run([sys.executable, "-c", MANY_EXPERTS, path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    size, more = map(int, done.stdout.split())
+    assert size > 96 << 10  # KiB
+    assert more < size + (12 << 10)
 
 
 def test_an_expert_is_read_alone(one):
