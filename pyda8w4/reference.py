@@ -16,7 +16,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ _F32 = np.float32
 _LEAST_SCALE = _F32(2.0**-126)
 
 
-def fma(a: npt.NDArray[Any], b: npt.NDArray[Any], c: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> npt.NDArray[Any]:
     """Return a * b + c in float32 with a single rounding, as a fused multiply-add instruction gives it.
 
     Parameters
@@ -59,13 +59,13 @@ def fma(a: npt.NDArray[Any], b: npt.NDArray[Any], c: npt.NDArray[Any]) -> npt.ND
     has more than the two extra bits that this needs (Boldo and Melquiond, "Emulation of FMA and
     correctly rounded sums", 2008).
     """
-    a, b, c = np.broadcast_arrays(np.asarray(a, _F32), np.asarray(b, _F32), np.asarray(c, _F32))
+    x, y, z = np.broadcast_arrays(np.asarray(a, _F32), np.asarray(b, _F32), np.asarray(c, _F32))
     with np.errstate(all="ignore"):
-        product, c = a.astype(np.float64) * b, c.astype(np.float64)
-        total = product + c
-        # Knuth's two-sum: error is exactly product + c - total.
+        product, z = x.astype(np.float64) * y, z.astype(np.float64)
+        total = product + z
+        # Knuth's two-sum: error is exactly product + z - total.
         back = total - product
-        error = (product - (total - back)) + (c - back)
+        error = (product - (total - back)) + (z - back)
         bits = total.view(np.int64)
         inexact = np.isfinite(total) & (error != 0) & (bits & 1 == 0)
         # One step towards the exact sum is an odd neighbour.
@@ -441,21 +441,22 @@ def _times_sigmoid(x: npt.NDArray[Any], r: npt.NDArray[Any], n: npt.NDArray[Any]
     """x / (1 + exp(-z)), where z = r - n * ln 2."""
     least = np.minimum(n, 100)
     power, scale = np.ldexp(_F32(1), least), np.ldexp(_F32(1), least - n)
-    return x * scale / (power + fma(r * _polynomial(r, _EXP), power, scale))
+    y: npt.NDArray[Any] = x * scale / (power + fma(r * _polynomial(r, _EXP), power, scale))
+    return y
 
 
 def _reduce(z: npt.NDArray[Any], low: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """-> r, n: z + low = r - n * ln 2."""
     n = fma(-_LOG2_E, z, _F32(3 << 22)) - _F32(3 << 22)  # next to -z / ln 2
-    r = fma(n, _LN2[1], fma(n, _LN2[0], z))
-    return r if low is None else r + low, n.astype(int)
+    exact = fma(n, _LN2[0], z)
+    return fma(n, _LN2[1], exact) if low is None else exact + fma(n, _LN2[1], low), n.astype(int)
 
 
-def _polynomial(x: npt.NDArray[Any], coefficients: Sequence[Any]) -> npt.NDArray[Any]:
-    y = coefficients[0]
-    for c in coefficients[1:]:
+def _polynomial(x: npt.NDArray[Any], coefficients: Iterable[Any]) -> npt.NDArray[Any]:
+    y: npt.NDArray[Any] = np.zeros_like(x)
+    for c in coefficients:
         y = fma(x, y, c)
-    return np.asarray(y)
+    return y
 
 
 def _hex(*numbers: str) -> npt.NDArray[Any]:

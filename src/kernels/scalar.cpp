@@ -187,21 +187,31 @@ void epilogue(const Epilogue &epilogue) {
 float least(float a, float b) { return a < b ? a : b; }
 float most(float a, float b) { return a > b ? a : b; }
 
-// z = r - n * ln 2, where n is an integer.
-struct Reduced {
-    float r;
+// The integer next to -z / ln 2.
+struct Power {
+    float n;
     uint32_t shifted;  // n << 23: added to the bits of a float, it multiplies by 2^n
 };
 
-Reduced reduced(float z) {
-    const float rounded = fmaf(z, kMinusLog2E, kRound), n = rounded - kRound;
-    return {.r = fmaf(n, kLn2Low, fmaf(n, kLn2, z)), .shifted = bits_of(rounded) << 23};
+Power power_of(float z) {
+    const float rounded = fmaf(z, kMinusLog2E, kRound);
+    return {.n = rounded - kRound, .shifted = bits_of(rounded) << 23};
 }
 
-// Of z + low.
+// z + low = r - n * ln 2
+struct Reduced {
+    float r;
+    uint32_t shifted;
+};
+
+Reduced reduced(float z) {
+    const Power power = power_of(z);
+    return {.r = fmaf(power.n, kLn2Low, fmaf(power.n, kLn2, z)), .shifted = power.shifted};
+}
+
 Reduced reduced(float z, float low) {
-    const Reduced of_z = reduced(z);
-    return {.r = of_z.r + low, .shifted = of_z.shifted};
+    const Power power = power_of(z);
+    return {.r = fmaf(power.n, kLn2, z) + fmaf(power.n, kLn2Low, low), .shifted = power.shifted};
 }
 
 // exp(-r) - 1

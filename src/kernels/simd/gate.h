@@ -8,27 +8,39 @@
 namespace da8w4 {
 namespace {
 
-// z = r - n * ln 2, where n is an integer.
+// The integer next to -z / ln 2.
 template <class V>
-struct Reduced {
-    typename V::Float r;
+struct Power {
+    typename V::Float n;
     typename V::Int shifted;  // n << 23: added to the bits of a float, it multiplies by 2^n
 };
 
 template <class V>
-DA8W4_INLINE Reduced<V> reduced(typename V::Float z) {
+DA8W4_INLINE Power<V> power_of(typename V::Float z) {
     const typename V::Float round = V::broadcast_float(kRound);
-    const typename V::Float rounded = V::fma(z, V::broadcast_float(kMinusLog2E), round),
-                            n = V::sub_float(rounded, round);
-    const typename V::Float r = V::fma(n, V::broadcast_float(kLn2Low), V::fma(n, V::broadcast_float(kLn2), z));
-    return {r, V::shift_left(V::bits_of(rounded), 23)};
+    const typename V::Float rounded = V::fma(z, V::broadcast_float(kMinusLog2E), round);
+    return {V::sub_float(rounded, round), V::shift_left(V::bits_of(rounded), 23)};
 }
 
-// Of z + low.
+// z + low = r - n * ln 2
+template <class V>
+struct Reduced {
+    typename V::Float r;
+    typename V::Int shifted;
+};
+
+template <class V>
+DA8W4_INLINE Reduced<V> reduced(typename V::Float z) {
+    const Power<V> power = power_of<V>(z);
+    const typename V::Float exact = V::fma(power.n, V::broadcast_float(kLn2), z);
+    return {V::fma(power.n, V::broadcast_float(kLn2Low), exact), power.shifted};
+}
+
 template <class V>
 DA8W4_INLINE Reduced<V> reduced(typename V::Float z, typename V::Float low) {
-    const Reduced<V> of_z = reduced<V>(z);
-    return {V::add_float(of_z.r, low), of_z.shifted};
+    const Power<V> power = power_of<V>(z);
+    const typename V::Float exact = V::fma(power.n, V::broadcast_float(kLn2), z);
+    return {V::add_float(exact, V::fma(power.n, V::broadcast_float(kLn2Low), low)), power.shifted};
 }
 
 // exp(-r) - 1
