@@ -159,8 +159,9 @@ def _gated(module: nn.Module, orders: Sequence[tuple[DA8W4Linear, ...]]) -> Gate
     if tensors != sum(len([*layer.buffers()]) for layer in orders[0]):
         raise ValueError("it has other tensors beside those of three layers")
     generator = torch.Generator().manual_seed(0)
-    input = torch.randn(4, first.in_features, generator=generator, device="cpu")
-    input[1], input[2] = input[1] * 10, input[2] * 0.01
+    input = torch.randn(5, first.in_features, generator=generator, device="cpu")
+    # Small ones tell functions apart, and the largest what is clamped.
+    input *= torch.tensor([1, 10, 0.01, 1, 1e4], device="cpu")[:, None]
     with torch.no_grad():
         try:
             found = module(input)

@@ -64,6 +64,14 @@ class Scaled(MLP):
         return 2 * super().forward(x)
 
 
+class Clamped(MLP):
+    """As those of DeepSeek-V4 and GLM-5: what it clamps is seen with large inputs only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_proj(x).clamp(max=100), self.up_proj(x).clamp(-100, 100)
+        return self.down_proj(self.act_fn(gate) * up)
+
+
 class WithMore(MLP):
     def __init__(self, activation: nn.Module) -> None:
         super().__init__(activation)
@@ -79,8 +87,8 @@ def test_what_is_kept() -> None:
     silu = nn.SiLU()
     hooked, mixed, apart = MLP(silu), MLP(silu), MLP(silu)
     model = nn.ModuleDict({
-        "good": MLP(silu), "relu": MLP(nn.ReLU()), "scaled": Scaled(silu), "more": WithMore(silu),
-        "two": TwoInputs(silu), "hooked": hooked, "mixed": mixed, "apart": apart,
+        "good": MLP(silu), "relu": MLP(nn.ReLU()), "scaled": Scaled(silu), "clamped": Clamped(silu),
+        "more": WithMore(silu), "two": TwoInputs(silu), "hooked": hooked, "mixed": mixed, "apart": apart,
         "dropout": MLP(nn.Sequential(silu, nn.Dropout(0.5))),
     }).eval()  # fmt: skip
     apart.up_proj = nn.Linear(64, 96)
@@ -94,6 +102,7 @@ def test_what_is_kept() -> None:
     assert {name: reason[:50] for name, reason in report.kept.items()} == {
         "relu": something_else[:50],
         "scaled": something_else[:50],
+        "clamped": something_else[:50],
         "dropout": something_else[:50],
         "more": "it has other tensors beside those of three layers"[:50],
         "two": "it raises TypeError: TwoInputs.forward() missing 1 required"[:50],
