@@ -339,9 +339,14 @@ class DA8W4Experts(nn.Module):
             hidden_states = autocast(hidden_states)
         if top_k_index is None or top_k_weights is None:
             top_k_index, top_k_weights = self._route_sorted(hidden_states, top_k_index, top_k_weights)
+        elif type(hidden_states) is torch.Tensor:  # else a tracer, perhaps, to which nothing is a tensor
+            for name, given in (("top_k_index", top_k_index), ("top_k_weights", top_k_weights)):
+                if not isinstance(given, torch.Tensor):
+                    raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
         if (
             is_compiling()
             or needs_operator(hidden_states)
+            or top_k_weights.is_neg()
             or ((hidden_states.requires_grad or top_k_weights.requires_grad) and torch.is_grad_enabled())
         ):
             weight, bias, layout, _ = arguments_of(self.gate_up._buffers, self.gate_up.bias, self.gate_up._layout, "")

@@ -92,6 +92,7 @@ def test_operands_of_other_kinds() -> None:
     # What is given for none, by transformers.
     assert same(experts(x, torch.where(ids == -1, E, ids), weights), want)
     assert same(experts(x, torch.where(ids == -1, E, ids).int(), weights), want)
+    assert same(experts(x, ids, torch._neg_view(weights)), experts(x, ids, -weights))
     row = experts(x[2:3], ids[2:3], weights[2:3])
     assert same(row, want[2:3])
 
@@ -141,6 +142,9 @@ def test_other_weights(bits: int) -> None:
         ({"ids": torch.zeros((), dtype=torch.int64)}, ValueError, r"topk_ids must have shape \(3, T\)"),
         ({"weights": torch.zeros(3, 2)}, ValueError, r"topk_weights must have the shape of topk_ids, \(3, 3\)"),
         ({"weights": torch.zeros(3, 3, dtype=torch.int64)}, TypeError, "topk_weights must be float32"),
+        ({"ids": [[0, 1, 2]] * 3}, TypeError, "top_k_index must be a tensor, got list"),
+        ({"ids": np.zeros((3, 3), np.int64)}, TypeError, "top_k_index must be a tensor, got ndarray"),
+        ({"weights": np.ones((3, 3), np.float32)}, TypeError, "top_k_weights must be a tensor, got ndarray"),
         ({"x": torch.ones(3, K, device="meta")}, ValueError, "input must be a dense tensor on the CPU"),
         ({"ids": torch.zeros(3, 3, dtype=torch.int64, device="meta")}, ValueError, "topk_ids must be a dense tensor"),
     ],
@@ -482,11 +486,18 @@ def test_compiled_model(hf: Any) -> None:
     assert same(model(PROMPT, use_cache=False).logits, want)
 
 
+def _clamped(gate_up: torch.Tensor) -> torch.Tensor:
+    gates, ups = gate_up.clamp(-100, 100).chunk(2, dim=-1)
+    activated: torch.Tensor = nn.functional.silu(gates) * ups
+    return activated
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda module: setattr(module, "act_fn", nn.ReLU()), "its gate with ReLU is none of silu, gelu"),
         (lambda module: setattr(module, "_apply_gate", lambda x: x.chunk(2, -1)[0]), "its gate with SiLU"),
+        (lambda module: setattr(module, "_apply_gate", _clamped), "its gate with SiLU"),
         (lambda module: setattr(module, "act_fn", None), "its gate raises TypeError"),
         (lambda module: setattr(module, "has_gate", False), "it has no gate"),
         (lambda module: setattr(module, "has_post_expert_norm", True), "its experts have norms"),
