@@ -179,10 +179,10 @@ bool valid(const da8w4_grouped_call *call) {
 }
 
 bool valid(const da8w4_moe_call *call) {
-    return call && call->experts && call->experts <= INT32_MAX && valid_product(call->gate_up) &&
-           valid_product(call->down) && call->gating && fits(call->gating, call->gate_up->n) &&
-           call->gate_up->n == 2 * call->down->k && is_scheme(call->scheme) && is_float(call->act_type) &&
-           is_float(call->out_type);
+    return call && call->experts && call->experts <= INT32_MAX && call->slots <= kMostSlots &&
+           valid_product(call->gate_up) && valid_product(call->down) && call->gating &&
+           fits(call->gating, call->gate_up->n) && call->gate_up->n == 2 * call->down->k && is_scheme(call->scheme) &&
+           is_float(call->act_type) && is_float(call->out_type);
 }
 
 // Whether the weights that have rows are like the first one.

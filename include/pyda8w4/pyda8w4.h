@@ -249,7 +249,7 @@ DA8W4_API da8w4_status da8w4_linear(const da8w4_call *call);
 /* ---- experts --------------------------------------------------------------------------------- */
 
 /* Products of rows by weights of one n, k, group and kind, in which offsets, permutations and factors are all there or
- * all missing. Those that the call has no rows for are neither read nor checked. */
+ * all missing. Those that the call has no rows for, but for the first one, are neither read nor checked. */
 typedef struct da8w4_grouped_call {
     size_t experts;
     const da8w4_packed *weights;  /* [experts] */
@@ -285,8 +285,8 @@ typedef struct da8w4_moe_call {
     const da8w4_packed *gate_up, *down;    /* [experts]: of 2 * i columns, and of i rows and n columns */
     const float *gate_up_bias, *down_bias; /* [experts][2 * i] and [experts][n], or NULL */
     const da8w4_gating *gating;            /* not NULL */
-    size_t m, slots;
-    const void *act; /* [m][k]: F32, F16 or BF16 */
+    size_t m, slots;                       /* slots: below 2^23 */
+    const void *act;                       /* [m][k]: F32, F16 or BF16 */
     da8w4_type act_type;
     size_t act_stride;
     da8w4_scheme scheme;  /* of both products */

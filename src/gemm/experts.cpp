@@ -20,7 +20,6 @@ constexpr size_t kStripeBytes = size_t{4} << 20;
 // What results that wait to be quantized may take. More tokens in a round would read weights less often, but with so
 // many that already makes no difference.
 constexpr size_t kRoundBytes = size_t{128} << 20;
-constexpr size_t kLeastRoundTokens = 256;
 // Outputs of a token that one thread adds at a time.
 constexpr size_t kSumCols = 256;
 

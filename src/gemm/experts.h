@@ -5,6 +5,11 @@
 
 namespace da8w4 {
 
+// A round has at least so many tokens, if there are so many.
+constexpr size_t kLeastRoundTokens = 256;
+// So that int32 counts the slot rows of a round.
+constexpr size_t kMostSlots = INT32_MAX / kLeastRoundTokens;
+
 // Slots are sorted by their experts, and in the order of tokens for each; a slot row is the place of one in that order.
 struct MoePlan {
     ProductPlan gate_up, down;

@@ -358,6 +358,13 @@ void check_refusals(const Trial &trial) {
     moe(DAMAGE { call.ids = nullptr; }, DA8W4_BAD_ARGUMENT, "no ids");
     moe(DAMAGE { call.weights = nullptr; }, DA8W4_BAD_ARGUMENT, "no weights");
     moe(DAMAGE { call.slots = 0, call.ids = nullptr; }, DA8W4_OK, "no slots");
+    for (const size_t slots : {size_t{1} << 23, size_t{1} << 62, SIZE_MAX / 5, SIZE_MAX})
+        moe(
+            DAMAGE {
+                call.slots = slots;
+                expect(da8w4_moe_workspace_bytes(&call) == 0, "a workspace for more slots than can be counted");
+            },
+            DA8W4_BAD_ARGUMENT, "too many slots");
     moe(DAMAGE { call.m = 0, call.ids = nullptr; }, DA8W4_OK, "no tokens");
     moe(DAMAGE { call.act = nullptr; }, DA8W4_BAD_ARGUMENT, "no activations");
     moe(DAMAGE { call.out = nullptr; }, DA8W4_BAD_ARGUMENT, "no out");
