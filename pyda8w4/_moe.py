@@ -28,6 +28,7 @@ from pyda8w4._linear import check_gating
 from pyda8w4._runtime import forced_kernel, translate
 
 _SCHEMES = tuple(SCHEMES)
+_MOST_SLOTS = (1 << 23) - 1  # of the C interface
 
 
 def grouped_linear(
@@ -289,6 +290,8 @@ def _ids(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
 
 def local_ids(ids: npt.NDArray[Any], count: int, expert_map: npt.ArrayLike | None) -> npt.NDArray[np.int32]:
     """The experts that are here, or -1."""
+    if ids.shape[-1] > _MOST_SLOTS:
+        raise ValueError(f"topk_ids must have at most {_MOST_SLOTS} slots, got {ids.shape[-1]}")
     if expert_map is None:
         narrow = ids.astype(np.int32, copy=False)
         if narrow is not ids and (narrow != ids).any():

@@ -618,6 +618,9 @@ def test_messages_say_what_was_given_and_what_is_taken():
         pyda8w4.moe(**{**good_moe(), "topk_ids": np.array([[0, 1], [7, -1], [1, 1]], np.int32)})
     with pytest.raises(ValueError, match=r"topk_ids must hold -1 to 9, got -3"):
         pyda8w4.moe(**{**good_expert_map(), "topk_ids": np.array([[0, 1], [-3, -1], [1, 1]], np.int32)})
+    slots = np.zeros((1, 1 << 23), np.int32)
+    with pytest.raises(ValueError, match=r"topk_ids must have at most 8388607 slots, got 8388608"):
+        pyda8w4.moe(**{**good_moe(), "x": ones(1, 64), "topk_ids": slots, "topk_weights": slots.view(np.float32)})
     with pytest.raises(ValueError, match=r"expert_map must hold -1 to 2, got 3"):
         pyda8w4.moe(**{**good_moe(), "expert_map": np.arange(4)})
     with pytest.raises(ValueError, match=r"topk_ids must have shape \(3, T\), got \(2, 2\)"):
