@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from pyda8w4.formats._weight import QuantizedWeight
 
 _GROUP = 32  # of what is quantized again
 _PART = 1 << 22  # elements that are packed at once
+
+_Change = Callable[[PackedWeight], PackedWeight]
 
 
 class Checkpoint:
@@ -151,7 +153,7 @@ class Checkpoint:
         requantize = check_flag("requantize", requantize)
         packed, error = self._pack(name, self._matrix(name), 0, requantize)
         if error is not None:
-            self._warn(name, error)
+            self._warn(name, error, stacklevel=3)
         return packed
 
     def stack(self, *names: str | Sequence[str], requantize: bool = False) -> PackedExperts:
@@ -199,14 +201,22 @@ class Checkpoint:
         >>> ups = [f"model.layers.0.mlp.experts.{i}.up_proj" for i in range(128)]  # doctest: +SKIP
         >>> checkpoint.stack(gates, ups)  # doctest: +SKIP
         """
-        packed, errors = self._stack(names, check_flag("requantize", requantize))
+        return self._stacked(names, check_flag("requantize", requantize))
+
+    def _stacked(self, names: Sequence[Any], requantize: bool, change: _Change | None = None) -> PackedExperts:
+        packed, errors = self._stack(names, requantize, change)
         for name, error in errors.items():
             self._warn(name, error)
         return packed
 
-    def _stack(self, names: Sequence[Any], requantize: bool) -> tuple[PackedExperts, dict[str, float]]:
-        """-> the experts; and by names what was quantized again, with the error of `_pack`, or the worst of a stack."""
-        experts = _Experts(self, names, requantize)
+    def _stack(
+        self, names: Sequence[Any], requantize: bool, change: _Change | None = None
+    ) -> tuple[PackedExperts, dict[str, float]]:
+        """-> the experts; and by names what was quantized again, with the error of `_pack`, or the worst of a stack.
+
+        `change` makes of the weight of each expert another.
+        """
+        experts = _Experts(self, names, requantize, change)
         if (packed := experts.packed()) is not None:
             return packed, {}
         try:
@@ -270,13 +280,13 @@ class Checkpoint:
         if not 0 <= index < (layer.shape[0] if layer.is_stack else 1):
             raise self._refused(f"index must be of a matrix of {name} of shape {layer.shape}, got {index}")
 
-    def _warn(self, name: str, error: float) -> None:
+    def _warn(self, name: str, error: float, stacklevel: int = 4) -> None:
         layer = self._layers[name]
         up_to = "up to " if layer.is_stack else ""
         warnings.warn(
             f"{name} of {layer.type} was quantized to 4 bits in groups of {_GROUP}, with an error of {up_to}"
             f"{error:.1%} of its root mean square",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
     def _pack(self, name: str, layer: Layer, index: int, requantize: bool) -> tuple[PackedWeight, float | None]:
@@ -359,6 +369,8 @@ class _Experts:
         As `Checkpoint.stack` takes them.
     requantize : bool
         See there.
+    change : callable, optional
+        Makes of a weight another.
 
     Attributes
     ----------
@@ -368,8 +380,8 @@ class _Experts:
         What was raised where weights were read or joined.
     """
 
-    def __init__(self, checkpoint: Checkpoint, names: Sequence[Any], requantize: bool) -> None:
-        self._checkpoint, self._requantize = checkpoint, requantize
+    def __init__(self, checkpoint: Checkpoint, names: Sequence[Any], requantize: bool, change: _Change | None) -> None:
+        self._checkpoint, self._requantize, self._change = checkpoint, requantize, change
         self._parts = [self._part(part) for part in names]
         if not self._parts:
             raise checkpoint._refused("names must be of at least one stack, got none")
@@ -403,7 +415,7 @@ class _Experts:
         """They as the file has them, where it has just these."""
         (names, _), *more = self._parts
         layer = self._checkpoint._layers[names] if isinstance(names, str) else None
-        if more or layer is None or layer.packed is None:
+        if more or layer is None or layer.packed is None or self._change is not None:
             return None
         found = self._checkpoint._read_packed(str(names), layer)
         assert isinstance(found, PackedExperts)
@@ -418,7 +430,8 @@ class _Experts:
     def _expert(self, expert: int) -> PackedWeight:
         try:
             packed = [self._matrix(names, expert) for names, _ in self._parts]
-            return packed[0] if len(packed) == 1 else self._joined(packed, expert)
+            joined = packed[0] if len(packed) == 1 else self._joined(packed, expert)
+            return joined if self._change is None else self._change(joined)
         except ValueError as error:
             self.refused = error
             raise

@@ -38,9 +38,9 @@ def from_checkpoint(
     Returns
     -------
     transformers.PreTrainedModel
-        In evaluation mode. Quantized matrices are `DA8W4Linear` and `DA8W4Embedding` modules; an output head that
-        is tied to the embedding shares its packed weight. All that the checkpoint keeps in float is as transformers
-        has it.
+        In evaluation mode. Quantized matrices are `DA8W4Linear` and `DA8W4Embedding` modules, those of experts
+        `DA8W4Experts`; an output head that is tied to the embedding shares its packed weight. All that the checkpoint
+        keeps in float is as transformers has it.
 
     Raises
     ------
@@ -62,13 +62,14 @@ def from_checkpoint(
 
     Notes
     -----
-    Quantized matrices are packed one after another, and never made dense: at its peak this needs the memory of the
-    result and what it takes to pack one of them. A quantized tensor that no layer here can hold, such as that of a
-    convolution or of a subclass of Linear that does more than multiply, becomes floats, which are the same numbers.
+    Quantized matrices, and experts, are packed one after another, and never made dense: at its peak this needs the
+    memory of the result and what it takes to pack one of them. A quantized tensor that no layer here can hold, such as
+    that of a convolution or of a subclass of Linear that does more than multiply, becomes floats, which are the same
+    numbers.
 
-    GGUF files of these architectures are known: gemma, gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3 and
-    smollm3. What llama.cpp changes in them is undone: the order of rows of q and k, and norms that are stored
-    with 1 added.
+    GGUF files of these architectures are known: gemma, gemma2, gemma3, gpt-oss, granite, llama (also with experts),
+    olmo2, phi3, qwen2, qwen2moe, qwen3, qwen3moe and smollm3. What llama.cpp changes in them is undone: the order of
+    rows of q and k, norms that are stored with 1 added, and gates and ups of gpt-oss apart.
 
     ``model.save_pretrained`` writes the packed weights, which ``from_pretrained`` loads once
     `pyda8w4.torch.transformers` is imported.

@@ -262,7 +262,7 @@ class DA8W4Experts(nn.Module):
                 check_float(name, bias)
                 if bias.shape != packed.shape[:2]:
                     raise ValueError(f"{name} must have shape {packed.shape[:2]}, got {tuple(bias.shape)}")
-                bias = bias.detach().to(torch.float32, copy=True)
+                bias = bias.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             copies.append(bias)
         self = cls(
             count, k, n // 2, down.shape[1], activation=activation, interleaved=interleaved, alpha=alpha, limit=limit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from pyda8w4._packed import PackedWeight
 from pyda8w4.checkpoints import Checkpoint
 from pyda8w4.formats import QuantizedWeight
 from pyda8w4.torch._embedding import DA8W4Embedding
+from pyda8w4.torch._float_experts import is_experts
 from pyda8w4.torch._layer import PackedLayer
+from pyda8w4.torch._mixtures import FoundMixture, find_mixtures, names_of_stacks
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._names import Names
 from pyda8w4.torch._parts import Part, is_quantized
@@ -51,23 +53,47 @@ class Filling:
         self.state: dict[str, Any] = {}
         self._checkpoint, self._parts, self._act, self._requantize = checkpoint, dict(parts), act, requantize
 
-    def __call__(self, model: Any) -> tuple[dict[str, PackedLayer], set[str]]:
+    def __call__(self, model: Any) -> tuple[dict[str, nn.Module], set[str]]:
         """Packed layers by the names of the modules that they replace; names of all tensors that stay float."""
-        names = Names(model)
-        places = self._places(model, names)
-        packed: dict[str, PackedLayer] = {}
-        progress = Progress("from_checkpoint", len(places))
+        own = {name: module for name, module in model.named_modules() if is_experts(module)}
+        names = Names(model, names_of_stacks(own))
+        mixtures = self._mixtures(find_mixtures(self._parts, own, names))
+        taken = {key for mixture in mixtures for key in mixture.keys}
+        places = self._places(model, names, mixtures, taken)
+        packed: dict[str, nn.Module] = {}
+        progress = Progress("from_checkpoint", len(places) + len(mixtures))
         for key, name in places.items():
             progress.step()
-            layer = packed[name] = self._layer(key, name, model.get_submodule(name))
-            self.state |= {f"{name}.{buffer}": tensor for buffer, tensor in layer.state_dict().items()}
+            self._add(name, self._layer(key, name, model.get_submodule(name)), packed)
+        for mixture in mixtures:
+            progress.step()
+            self._add(mixture.name, mixture.packed(self._checkpoint, self._act, self._requantize), packed)
         progress.end()
-        taken = {*places, *(_bias_of(key) for key in places)}
+        taken |= {*places, *(_bias_of(key) for key in places)}
         floats = {key: part for key, part in self._parts.items() if key not in taken}
         self.state |= {key: _Floats(self._checkpoint, part) for key, part in floats.items()}
         return packed, set(map(names, floats))
 
-    def _places(self, model: Any, names: Names) -> dict[str, str]:
+    def _add(self, name: str, layer: nn.Module, packed: dict[str, nn.Module]) -> None:
+        packed[name] = layer
+        self.state |= {f"{name}.{buffer}": tensor for buffer, tensor in layer.state_dict().items()}
+
+    def _mixtures(self, found: Mapping[str, FoundMixture]) -> list[FoundMixture]:
+        """Those that are quantized. Of the others, stacks that the model has in one are joined as they are loaded."""
+        mixtures = []
+        for mixture in found.values():
+            if any(is_quantized(self._checkpoint, name) for name in mixture.tensors):
+                mixtures.append(mixture)
+                continue
+            if apart := mixture.stacks_apart:
+                for key in mixture.keys:
+                    del self._parts[key]
+                self._parts |= {name: Part(first, more=tuple(more)) for name, (first, *more) in apart.items()}
+        return mixtures
+
+    def _places(
+        self, model: Any, names: Names, mixtures: Sequence[FoundMixture], taken: Container[str]
+    ) -> dict[str, str]:
         """Parts that are packed, and the names of the modules whose weights they are. All is checked before."""
         own, readers = model.state_dict(), weight_readers(model)
         ignored = model._keys_to_ignore_on_load_unexpected or ()
@@ -79,12 +105,14 @@ class Filling:
             if layer.refusal is not None and layer.floats is None:  # and so of no known shape
                 refused.append(part.name)
                 continue
+            if key in taken:
+                if layer.refused and not self._requantize:
+                    refused.append(part.name)
+                continue
             if name in own and not joined:
                 self._check_shape(name, part, module, own[name])
             if not is_quantized(self._checkpoint, part.name) or any(re.search(pattern, name) for pattern in ignored):
                 continue
-            if len(self._checkpoint.shapes[part.name]) == 3 or ".experts." in name:
-                raise self._refused(f"{part.name} is of a mixture of experts, which cannot be loaded yet")
             if joined:
                 raise self._refused(f"{part.name} is quantized: it cannot be cut or joined, which {name} needs")
             if name not in own:
@@ -99,10 +127,20 @@ class Filling:
             hint = "" if layer.floats is None else "; requantize=True quantizes it again"
             others = f" (and {len(more)} more such as {more[0]})" if more else ""
             raise self._refused(f"{first}{others} cannot be packed exactly: {layer.refusal}{hint}")
+        for mixture in mixtures:
+            try:
+                mixture.check(self._checkpoint)
+            except ValueError as error:
+                raise self._refused(str(error)) from None
         return places
 
     def _check_shape(self, name: str, part: Part, module: Any, tensor: torch.Tensor) -> None:
         wanted, found = tuple(tensor.shape), self._checkpoint.shapes[part.name]
+        for more in part.more:
+            e, n, *k = self._checkpoint.shapes[more]
+            found = (found[0], found[1] + n, *found[2:]) if (e, *k) == (found[0], *found[2:]) else ()
+        if part.is_row:
+            found = (1, *found)
         if isinstance(module, Conv1D) and name.endswith(".weight") and is_quantized(self._checkpoint, part.name):
             wanted = wanted[::-1]  # it has the transposed matrix
         if part.rows is not None:
@@ -121,7 +159,7 @@ class Filling:
         return packed_layer(module, packed, numbers, self._act)
 
     def _packed(self, part: Part) -> PackedWeight:
-        name, rows, _ = part
+        name, rows = part.name, part.rows
         if rows is None:
             return self._checkpoint.packed(name, requantize=self._requantize)
         if self._requantize:
@@ -144,7 +182,12 @@ class _Floats:
         self._checkpoint, self._part = checkpoint, part
 
     def __getitem__(self, everything: Any) -> torch.Tensor:
-        name, rows, minus = self._part
+        name, rows, minus, more, is_row = self._part
+        if more:
+            arrays = [self._checkpoint.array(one) for one in (name, *more)]
+            return torch.from_numpy(np.concatenate(arrays, axis=1))
+        if is_row:
+            return torch.from_numpy(self._checkpoint.array(name)[None])
         stored = self._checkpoint._stored(name)
         if stored is not None and stored.dtype in _STORED and not minus:
             # In the type that it has: the largest tensors of many models are embeddings, which stay float.

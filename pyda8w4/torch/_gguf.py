@@ -21,6 +21,7 @@ _FOUR_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_POST_NORM = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
 _POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _SPLIT = {
@@ -38,6 +39,20 @@ _FUSED = {
     "ffn_up": "mlp.gate_up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_gate_up_exps": "mlp.experts.gate_up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_GPT_OSS = {"attn_sinks": "self_attn.sinks", "ffn_gate_inp": "mlp.router"}
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 _ROPE_TENSORS = ("rope_factors_short.weight", "rope_factors_long.weight", "rope_freqs.weight")
@@ -182,6 +197,34 @@ def _llama(values: _Values) -> dict[str, Any]:
     return _plain(values) | biases
 
 
+def _mixture(values: _Values) -> dict[str, Any]:
+    """What configs of mixtures call the numbers of experts differs; each class knows one of the names."""
+    count, used = (values.take(key) for key in ("expert_count", "expert_used_count"))
+    return _plain(values) | {"num_experts": count, "num_local_experts": count, "num_experts_per_tok": used}
+
+
+def _qwen2_moe(values: _Values) -> dict[str, Any]:
+    shared = values.take("expert_shared_feed_forward_length")
+    # No file says whether weights of experts are divided by their sum: llama.cpp knows it by the architecture.
+    return _qwen_moe(values, divides=False) | {"shared_expert_intermediate_size": shared}
+
+
+def _qwen3_moe(values: _Values) -> dict[str, Any]:
+    return _qwen_moe(values, divides=True)
+
+
+def _qwen_moe(values: _Values, divides: bool) -> dict[str, Any]:
+    inner = values.take("expert_feed_forward_length")
+    return _mixture(values) | {"moe_intermediate_size": inner, "norm_topk_prob": divides}
+
+
+def _gpt_oss(values: _Values) -> dict[str, Any]:
+    inner, window = values.take("expert_feed_forward_length"), values.take("attention.sliding_window")
+    config = _mixture(values) | {"intermediate_size": inner, "sliding_window": window}
+    config["rope_parameters"]["truncate"] = False  # as all of its models have it
+    return config
+
+
 def _granite(values: _Values) -> dict[str, Any]:
     config = _llama(values)
     return config | {
@@ -265,15 +308,25 @@ _ARCHITECTURES = {
 }
 
 
+_MIXTURES = {
+    "llama": _Architecture("MixtralForCausalLM", _mixture, _SPLIT | _NORMS | _EXPERTS, permuted=True),
+    "qwen2moe": _Architecture("Qwen2MoeForCausalLM", _qwen2_moe, _SPLIT | _NORMS | _EXPERTS | _SHARED_EXPERT),
+    "qwen3moe": _Architecture("Qwen3MoeForCausalLM", _qwen3_moe, _SPLIT | _NORMS | _QK_NORMS | _EXPERTS),
+    "gpt-oss": _Architecture("GptOssForCausalLM", _gpt_oss, _SPLIT | _POST_NORM | _EXPERTS | _GPT_OSS),
+}
+
+
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Of a GGUF file, or what was converted from one. ValueError for what is not known to be complete and exact."""
     import transformers
 
     values = _Values(checkpoint)
-    architecture = _ARCHITECTURES.get(values.architecture)
+    has_experts = checkpoint.metadata.get(f"{values.architecture}.expert_count", 0) != 0
+    architecture = (_MIXTURES if has_experts else _ARCHITECTURES).get(values.architecture)
     if architecture is None:
+        known, kind = (_MIXTURES, " of a mixture of experts") if has_experts else (_ARCHITECTURES, "")
         raise values.refused(
-            f"general.architecture must be one of {', '.join(sorted(_ARCHITECTURES))}, got {values.architecture}"
+            f"general.architecture{kind} must be one of {', '.join(sorted(known))}, got {values.architecture}"
         )
     model = getattr(transformers, architecture.model)
     try:
@@ -304,7 +357,9 @@ def _parts(
     rotary = ("attn_q", "attn_k") if architecture.permuted else ()
     if not is_cut and layer not in rotary:
         shifted = architecture.shifted_norms and layer.endswith("norm") and kind == "weight"
-        return {f"{place}{names[layer]}.{kind}": Part(name, minus=1.0 if shifted else 0.0)}
+        is_row = layer == "ffn_gate_inp_shexp" and len(checkpoint.shapes[name]) == 1  # older converters drop that
+        target = f"{place}{names[layer]}" + (f".{kind}" if layer != "attn_sinks" else "")
+        return {target: Part(name, minus=1.0 if shifted else 0.0, is_row=is_row)}
     parts, end = {}, 0
     for one in ("attn_q", "attn_k", "attn_v") if is_cut else (layer,):
         heads = config["num_attention_heads" if one == "attn_q" else "num_key_value_heads"]

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
 
 
 class Transforms:
@@ -20,6 +26,18 @@ class Transforms:
         """The new name, and whether tensors are cut or joined."""
         renamed, pattern = rename_source_key(key, self._renamings, self._converters, prefix, own, reverse)
         return renamed, pattern is not None
+
+    def merged(self, key: str) -> int | None:
+        """Which part along N of a stack a matrix and its like become; None where something else is done to them."""
+        _, pattern = rename_source_key(key, self._renamings, self._converters)
+        for one in self._converters:
+            if pattern in one.source_patterns:
+                sources, operations = one.source_patterns, one.operations
+                merges = type(operations[0]) is MergeModulelist and operations[0].dim == 0
+                joins = len(operations) == 2 and type(operations[1]) is Concatenate and operations[1].dim == 1
+                if merges and len(one.target_patterns) == 1 and (joins or len(operations) == len(sources) == 1):
+                    return int(sources.index(pattern))
+        return None
 
 
 class Names:
@@ -39,3 +57,7 @@ class Names:
         if renamed not in self._own and stored in self._own:
             return stored, False
         return renamed, joined
+
+    def merged(self, stored: str) -> int | None:
+        """See `Transforms.merged`."""
+        return self._transforms.merged(stored)

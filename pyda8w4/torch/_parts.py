@@ -17,6 +17,8 @@ class Part(NamedTuple):
     name: str  # in the checkpoint
     rows: slice | npt.NDArray[np.intp] | None = None  # which of it, in which order; None means all
     minus: float = 0.0
+    more: tuple[str, ...] = ()  # stacks whose matrices follow the ones of this stack, along N
+    is_row: bool = False  # of a vector, which is the one row of a matrix
 
 
 class Recipe(NamedTuple):

@@ -24,7 +24,7 @@ from torch_cases import MARKS, same
 import pyda8w4
 import pyda8w4.checkpoints
 import pyda8w4.convert
-from pyda8w4.torch import DA8W4Embedding, DA8W4Linear, from_checkpoint
+from pyda8w4.torch import DA8W4Embedding, DA8W4Experts, DA8W4Linear, from_checkpoint
 
 pytestmark = MARKS
 
@@ -50,6 +50,13 @@ def linears(model: Any) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, DA8W4Linear))}
 
 
+def experts_of(model: Any) -> dict[str, Any]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, DA8W4Experts)}
+
+
+SWIGLUOAI = {"activation": "swigluoai", "interleaved": True, "alpha": 1.702, "limit": 7.0}
+
+
 def assert_is(model: Any, want: Any, packed: set[str]) -> None:
     """A model has the weights of a float model, `packed` ones among them, and computes the same beside its layers."""
     assert type(model) is type(want) and not model.training
@@ -58,6 +65,15 @@ def assert_is(model: Any, want: Any, packed: set[str]) -> None:
         if isinstance(layer, (DA8W4Linear, DA8W4Embedding)):
             found.add(name)
             assert_same_bits(layer.packed.dequantize(), state[f"{name}.weight"].numpy(), name)
+        elif isinstance(layer, DA8W4Experts):
+            found.add(name)
+            for stack in ("gate_up", "down"):
+                weights = state[f"{name}.{stack}_proj"]
+                weights = weights.mT if want.get_submodule(name).is_transposed else weights
+                packed_stack = getattr(layer, stack).packed
+                assert packed_stack.shape == weights.shape
+                for one, weight in zip(packed_stack, weights):
+                    assert_same_bits(one.dequantize(), weight.contiguous().numpy(), name)
     assert found == packed
     for name, parameter in model.named_parameters():
         assert same(parameter, state[name]), name
@@ -67,6 +83,12 @@ def assert_is(model: Any, want: Any, packed: set[str]) -> None:
         if isinstance(layer, DA8W4Linear):
             bias = None if old.bias is None else old.bias.float()
             want.set_submodule(name, DA8W4Linear.from_packed(layer.packed, bias, act=layer.act))
+    for name, layer in experts_of(model).items():
+        old = want.get_submodule(name)
+        biases = [getattr(old, f"{stack}_proj_bias", None) for stack in ("gate_up", "down")]
+        options = {} if biases[0] is None else SWIGLUOAI
+        stacks = layer.gate_up.packed, layer.down.packed
+        want.set_submodule(name, DA8W4Experts.from_packed(*stacks, *biases, **options, act=layer.act))
     assert same(first, want(IDS).logits)
     options = {"attention_mask": torch.ones_like(IDS), "min_new_tokens": 5, "max_new_tokens": 5, "do_sample": False}
     assert model.generate(IDS, **options).shape == (1, IDS.shape[1] + 5)
@@ -100,10 +122,11 @@ class Written:
     def __init__(
         self, path: Path, model: Any, architecture: str, *, heads: bool = False, shift: bool = False,
         values: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None, without: str = "^$",
-        types: Sequence[str] = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+        types: Sequence[str] = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), experts: dict[str, str] | None = None,
+        gate_is_vector: bool = False,
     ) -> None:  # fmt: skip
         gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-        self.path, config = path, model.config
+        self.path, self.config = path, (config := model.config)
         self.writer = writer = gguf.GGUFWriter(path, architecture)
         writer.add_bos_token_id(config.bos_token_id)
         writer.add_eos_token_id(config.eos_token_id)
@@ -130,7 +153,17 @@ class Written:
         for i, (name, tensor) in enumerate(state.items()):
             base, _, last = name.rpartition(".")
             array = tensor.numpy().copy()
+            if base.endswith(".experts"):
+                self.without = without
+                self.add_experts(tensor, name, names, gguf, experts)
+                continue
+            if last == "sinks":
+                base, last = name, "weight"
             target = f"{names.get_name(base)}.{last}"
+            if target.endswith("ffn_gate_inp_shexp.weight") and gate_is_vector:
+                array = array[0]
+                writer.add_tensor(target, array)
+                continue
             assert not target.startswith("None"), name
             if re.search(without, target):
                 continue
@@ -147,7 +180,7 @@ class Written:
             if heads and base.endswith(("q_proj", "k_proj")):
                 array = permuted(array, self.heads(base, config))
             writer.add_tensor(target, gguf.quantize(array, dtype), raw_dtype=dtype)
-            if dtype.name.startswith("Q"):
+            if dtype.name.startswith("Q") and not target.endswith("ffn_gate_inp.weight"):  # routers are no Linear
                 self.packed.add(base)
         for name, array in (tensors or {}).items():
             array, dtype = array if type(array) is tuple else (array, None)
@@ -158,6 +191,30 @@ class Written:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+    def add_experts(self, tensor: Any, name: str, names: Any, gguf: Any, types: dict[str, str] | None) -> None:
+        """As `modify_tensors` of convert_hf_to_gguf.py: stacks of gates, ups and downs, with or without a bias."""
+        base, last = name.removesuffix("_bias").rpartition(".")[::2]
+        kind = "bias" if name.endswith("_bias") else "weight"
+        is_gpt_oss = type(self.config).__name__ == "GptOssConfig"
+        stacked = tensor.mT if is_gpt_oss and kind == "weight" else tensor
+        parts = {last: stacked}
+        if last == "gate_up_proj":
+            halves = (stacked[:, ::2], stacked[:, 1::2]) if is_gpt_oss else stacked.chunk(2, dim=1)
+            parts = dict(zip(("gate_proj", "up_proj"), halves))
+        for part, values in parts.items():
+            target = f"{names.get_name(f'{base}.{part}')}.{kind}"
+            if re.search(self.without, target):
+                continue
+            if kind == "bias":
+                self.writer.add_tensor(target, values.contiguous().numpy())
+                continue
+            dtype = gguf.GGMLQuantizationType[(types or {}).get(part, "Q4_0")]
+            data = gguf.quantize(values.contiguous().numpy(), dtype)
+            values.copy_(torch.from_numpy(gguf.dequantize(data, dtype)))  # a view of the model's
+            self.writer.add_tensor(target, data, raw_dtype=dtype)
+            if dtype.name != "F16":
+                self.packed.add(base)
 
     @staticmethod
     def heads(base: str, config: Any) -> int:
@@ -186,6 +243,9 @@ YARN_VALUES = {
     "rope.freq_base": 5000.0,
 }  # fmt: skip
 
+EXPERTS_5, INNER_32 = {"expert_count": 5, "expert_used_count": 2}, {"expert_feed_forward_length": 32}
+MOE = {"num_experts": 5, "moe_intermediate_size": 32}
+UP_2 = "model.layers.0.mlp.experts.2.up_proj.weight"
 USUAL = {"attention.causal": True, "expert_count": 0, "attention.sliding_window": 0, "vocab_size": 96}
 
 # Architecture, class, options of the config, options of the file.
@@ -222,6 +282,38 @@ GGUF_CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "granite": ("granite", "Granite", MULTIPLIERS, {"heads": True, "values": GRANITE_VALUES}),
     "olmo2": ("olmo2", "Olmo2", {}, {}),
     "smollm3": ("smollm3", "SmolLM3", {"num_hidden_layers": 4}, {"heads": True}),
+    "mixtral": (
+        "llama", "Mixtral", {"num_local_experts": 5, "head_dim": 16},
+        {"heads": True, "values": {**EXPERTS_5, "vocab_size": 96}},
+    ),
+    "mixtral-float": (
+        "llama", "Mixtral", {"num_local_experts": 5, "head_dim": 16},
+        {"heads": True, "values": EXPERTS_5, "experts": dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "F16")},
+    ),
+    "qwen2moe": (
+        "qwen2moe", "Qwen2Moe",
+        {**MOE, "shared_expert_intermediate_size": 96, "num_experts_per_tok": 2, "norm_topk_prob": False},
+        {"values": {**EXPERTS_5, **INNER_32, "expert_shared_feed_forward_length": 96},
+         "experts": {"down_proj": "Q8_0"}},
+    ),
+    "qwen2moe-vector": (
+        "qwen2moe", "Qwen2Moe",
+        {**MOE, "shared_expert_intermediate_size": 32, "num_experts_per_tok": 2, "norm_topk_prob": False},
+        {"values": {**EXPERTS_5, **INNER_32, "expert_shared_feed_forward_length": 32}, "gate_is_vector": True},
+    ),
+    "qwen3moe": (
+        "qwen3moe", "Qwen3Moe", {**MOE, **HEADS_OF_32, "num_experts_per_tok": 3, "norm_topk_prob": True},
+        {"values": {**EXPERTS_5, **INNER_32, **LENGTHS_OF_32, "expert_used_count": 3},
+         "experts": {"down_proj": "Q5_1"}},
+    ),
+    "gpt-oss": (
+        "gpt-oss", "GptOss",
+        {**HEADS_OF_32, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters":
+         {**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0}},
+        {"values": {**EXPERTS_5, **LENGTHS_OF_32, **YARN_VALUES, "expert_feed_forward_length": 96,
+                    "attention.sliding_window": 8},
+         "experts": dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "MXFP4")},
+    ),
 }  # fmt: skip
 
 
@@ -231,7 +323,8 @@ def test_gguf(case: str, tmp_path: Path) -> None:
     want = random_model(kind, **options)
     written = Written(tmp_path / "model.gguf", want, architecture, **more)
     model = from_checkpoint(written.path, act="int16")
-    assert {layer.act for layer in linears(model).values()} == {"int16"}
+    packed = [*linears(model).values(), *experts_of(model).values()]
+    assert {layer.act for layer in packed if type(layer) is not nn.Linear} == {"int16"}
     assert model.name_or_path == str(written.path)
     ignored = ("quantization_config", "architectures", "_name_or_path", "rope_parameters")
     a, b = ({k: v for k, v in m.config.to_dict().items() if k not in ignored} for m in (model, want))
@@ -416,7 +509,8 @@ def test_gguf_that_cannot_be_packed_exactly(tmp_path: Path) -> None:
         ({"tensors": {"rope_factors_long.weight": np.ones(8, np.float32)}}, r"factors of rotary embeddings"),
         ({"values": {"attention.clamp_kqv": 3.0}}, r"nothing is known of its value llama.attention.clamp_kqv = 3.0"),
         ({"values": {"attention.causal": False}}, r"nothing is known of its value llama.attention.causal = False"),
-        ({"values": {"expert_count": 8}}, r"nothing is known of its value llama.expert_count = 8"),
+        ({"values": {"expert_count": 8}}, r"llama.expert_used_count"),
+        ({"values": {"expert_count": 8, "expert_used_count": 2}}, r"blk.0.ffn_gate.weight is in no Mixtral"),
         ({"values": {"rope.dimension_count": 8}}, r"llama.rope.dimension_count must be 16, got 8"),
         ({"values": {"rope.scaling.type": "su"}}, r"llama.rope.scaling.type must be none, .*, got su"),
         ({"values": {"rope.scaling.type": "longrope"}}, r"must have tensors rope_factors_short.weight"),
@@ -534,7 +628,8 @@ def write_folders(model: Any, path: Path, method: str, names: str = "_proj$", tr
         groups = k // 16
         order = np.arange(k) // 16
         if method == "gptq":
-            order = rng.permutation(order)
+            like = re.sub(r"gate|up|w3", "w1", layer)  # have the same inputs
+            order = np.random.default_rng(list(like.encode())).permutation(order)
         codes, zeros = rng.integers(0, 16, (n, k), np.uint8), rng.integers(1, 16, (n, groups), np.uint8)
         scales = rng.uniform(0.01, 0.1, (n, groups)).astype(np.float16)
         weight = np.empty((n, k), np.float32)
@@ -724,11 +819,159 @@ def test_float_folder(tmp_path: Path) -> None:
     assert_is(from_checkpoint(tmp_path), want, set())
 
 
-def test_folder_of_a_mixture_of_experts(tmp_path: Path) -> None:
-    model = random_model("Mixtral", num_local_experts=4)
-    write_folders(model, tmp_path, "gptq", r"experts.\d+.w\d$")
-    with pytest.raises(ValueError, match=r"experts.0.w\d is of a mixture of experts, which cannot be loaded yet"):
-        from_checkpoint(tmp_path / "quantized")
+MIXTURES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "mixtral": ("Mixtral", {"num_local_experts": 12}, r"_proj$|experts.\d+.w\d$"),
+    "qwen3": ("Qwen3Moe", {**MOE, "norm_topk_prob": True, "num_experts_per_tok": 2}, r"_proj$"),
+    "deepseek": (
+        "DeepseekV3",
+        {"n_routed_experts": 4, "moe_intermediate_size": 32, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+         "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16,
+         "num_experts_per_tok": 2, "num_key_value_heads": 4, "topk_method": "noaux_tc"},
+        r"experts.*_proj$",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["awq", "compressed-tensors", "gptq"])
+@pytest.mark.parametrize("case", MIXTURES)
+def test_folder_of_a_mixture_of_experts(case: str, method: str, tmp_path: Path) -> None:
+    """A quantized matrix for each expert."""
+    kind, options, names = MIXTURES[case]
+    want = write_folders(random_model(kind, **options), tmp_path, method, names)
+    model = from_checkpoint(tmp_path / "quantized", act="int16")
+    packed = {name for name in linears(want) if re.search("experts" if case == "deepseek" else "_proj$", name)}
+    mixtures = {name for name, module in want.named_modules() if name.endswith(".experts")}
+    assert len(mixtures) == (1 if case == "deepseek" else 2) and not packed & mixtures
+    close = want(IDS).logits
+    assert torch.allclose(model(IDS).logits, close, atol=2e-3 * float(close.abs().max()))
+    assert_is(model, want, packed | mixtures)
+    assert_loads_again(model, tmp_path / "again")
+
+
+def write_stacks(path: Path, model: Any, weights: dict[str, Any], stored: dict[str, Any], quantization: Any) -> Any:
+    """A folder with quantized tensors in the place of weights, and the float model of the same numbers."""
+    from safetensors.torch import save_file
+
+    model.load_state_dict(weights, strict=False)
+    model.save_pretrained(path)
+    save_file({name: tensor for name, tensor in model.state_dict().items() if name not in weights} | stored,
+              path / "model.safetensors", {"format": "pt"})  # fmt: skip
+    change_config(path, lambda config: config.update(quantization_config=quantization))
+    return model
+
+
+def gpt_oss(path: Path) -> Any:
+    """MXFP4 as OpenAI has it; numbers are what transformers reads."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    model = random_model("GptOss", **HEADS_OF_32, num_local_experts=5, num_experts_per_tok=2, sliding_window=8)
+    weights, stored, generator = {}, {}, torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            e, k, n = tensor.shape
+            blocks = torch.randint(0, 256, (e, n, k // 32, 16), generator=generator, dtype=torch.uint8)
+            scales = torch.randint(120, 126, (e, n, k // 32), generator=generator, dtype=torch.uint8)
+            weights[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32) + 0.0  # -0 is 0
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    return write_stacks(path, model, weights, stored, quantization)
+
+
+def mlx(path: Path) -> Any:
+    """Stacks of gates, ups and downs under the name of mlx-lm, and a router that is quantized, too."""
+    model = random_model("Qwen3Moe", **MOE, norm_topk_prob=True, num_experts_per_tok=2)
+    rng, weights, stored = np.random.default_rng(0), {}, {}
+
+    def quantized(name: str, *shape: int) -> Any:
+        codes, (scales, offsets) = rng.integers(0, 16, shape), rng.uniform(-0.3, 0.3, (2, *shape[:-1], shape[-1] // 32))
+        words = sum(codes[..., i::8] << 4 * i for i in range(8)).astype(np.uint32)
+        scales, offsets = scales.astype(np.float16), offsets.astype(np.float16)
+        for part, array in (("weight", words), ("scales", scales), ("biases", offsets)):
+            stored[f"{name}.{part}"] = torch.from_numpy(array)
+        groups = codes.reshape(*scales.shape, 32).astype(np.float64)  # which is exact
+        floats = groups * scales[..., None].astype(np.float64) + offsets[..., None].astype(np.float64)
+        return torch.from_numpy(floats.reshape(shape).astype(np.float32))
+
+    for name, tensor in model.state_dict().items():
+        base, _, last = name.rpartition(".")
+        switch = base.replace("experts", "switch_mlp")
+        if last == "gate_up_proj":
+            e, n, k = tensor.shape
+            halves = [quantized(f"{switch}.{part}_proj", e, n // 2, k) for part in ("gate", "up")]
+            weights[name] = torch.cat(halves, 1)
+        elif last == "down_proj":
+            weights[name] = quantized(f"{switch}.down_proj", *tensor.shape)
+        elif base.endswith("mlp.gate"):
+            weights[name] = quantized(base, *tensor.shape)
+    return write_stacks(path, model, weights, stored, {"quant_method": "mlx", "bits": 4, "group_size": 32})
+
+
+@pytest.mark.parametrize("write", [gpt_oss, mlx])
+def test_folders_of_stacks(write: Callable[[Path], Any], tmp_path: Path) -> None:
+    want = write(tmp_path / "quantized")
+    model = from_checkpoint(tmp_path / "quantized", act="int16")
+    close = want(IDS).logits
+    assert torch.allclose(model(IDS).logits, close, atol=2e-3 * float(close.abs().max()))
+    assert_is(model, want, {f"model.layers.{i}.mlp.experts" for i in range(2)})
+    assert_loads_again(model, tmp_path / "again")
+    pyda8w4.convert.run(pyda8w4.checkpoints.open(tmp_path / "quantized"), tmp_path / "out.safetensors")
+    for path in (tmp_path / "again", tmp_path / "out.safetensors"):
+        assert same(from_checkpoint(path, act="int16")(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"without": r"layers.1.mlp.experts.3\."}, r"gate_up is \(5, 64, 64\) by .*, \(4, 32, 64\) and \(4, 32, 64\)"),
+        ({"without": r"layers.1.mlp.experts.3.up_proj"}, r"gate_up is .*, \(5, 32, 64\) and \(4, 32, 64\) in the"),
+        ({"without": r"layers.0.mlp.experts.*down_proj"}, r"layers.0.mlp.experts: down is \(5, 64, 32\) by .*, none"),
+        ({"config": {"moe_intermediate_size": 64}}, r"gate_up is \(5, 128, 64\) by the config of .*, \(5, 32, 64\)"),
+        (
+            {"config": {"num_experts": 4, "num_local_experts": 4}, "without": r"mlp.gate.weight"},
+            r"gate_up is \(4, 64, 64\) by the config of the model, \(5, 32, 64\) and \(5, 32, 64\) in the checkpoint",
+        ),
+        (
+            {"without": r"layers.0.mlp.experts.2.up_proj", "tensors": {UP_2: torch.ones(32, 64)}},
+            r"experts.\d.\w+_proj is quantized, but .*.mlp.experts.2.up_proj.weight of the same experts is float",
+        ),
+        ({"config": {"hidden_act": "relu"}}, r"mlp.experts cannot be packed: its gate with \w+ is none of silu, gelu"),
+    ],
+)  # fmt: skip
+def test_experts_that_are_not_those_of_the_model(changes: dict[str, Any], match: str, tmp_path: Path) -> None:
+    write_folders(random_model("Qwen3Moe", **MOE, num_experts_per_tok=2), tmp_path, "awq")
+    path = edited(tmp_path, **changes)
+    with pytest.raises(ValueError, match=match) as caught:
+        from_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_gates_and_ups_of_two_kinds(tmp_path: Path) -> None:
+    values, types = {**EXPERTS_5, **INNER_32}, {"gate_proj": "Q4_0", "up_proj": "Q8_0"}
+    want = random_model("Qwen3Moe", **MOE, num_experts_per_tok=2)
+    written = Written(tmp_path / "model.gguf", want, "qwen3moe", values=values, experts=types)
+    match = r"blk.0.ffn_gate_exps.weight and blk.0.ffn_up_exps.weight cannot be joined: weights\[1\] must have bits = 4"
+    with pytest.raises(ValueError, match=match):
+        from_checkpoint(written.path)
+
+
+def test_experts_that_cannot_be_packed_exactly(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    want = random_model("Qwen3Moe", **MOE | {"moe_intermediate_size": 256}, num_experts_per_tok=2)
+    kind = gguf.GGMLQuantizationType.IQ3_S
+    blocks = np.random.default_rng(0).integers(0, 256, (5, 64, 110), np.uint8)
+    blocks[..., :2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+    values = {**EXPERTS_5, "expert_feed_forward_length": 256}
+    tensors = {f"blk.{i}.ffn_down_exps.weight": (blocks, kind) for i in range(2)}
+    path = tmp_path / "model.gguf"
+    Written(path, want, "qwen3moe", without="ffn_down_exps", values=values, tensors=tensors)
+    with pytest.raises(ValueError, match=r"blk.0.ffn_down_exps.weight \(and 1 more .*codebook.*requantize=True"):
+        from_checkpoint(path)
+    with pytest.warns(UserWarning, match="was quantized to 4 bits .* an error of up to") as caught:
+        model = from_checkpoint(path, requantize=True)
+    assert len(caught) == 2
+    for one, floats in zip(model.model.layers[0].mlp.experts.down.packed, gguf.dequantize(blocks, kind)):
+        packed = pyda8w4.prepack(*pyda8w4.quantize_weight(floats, 32), group_size=32)
+        assert_same_bits(one.dequantize(), packed.dequantize())
 
 
 def test_layers_that_transformers_cuts(tmp_path: Path) -> None:
@@ -824,18 +1067,25 @@ def test_bias_that_only_the_file_has(tmp_path: Path) -> None:
 # ---- files that were converted ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", ["gguf", "folder"])
+@pytest.mark.parametrize("source", ["gguf", "folder", "experts of gguf", "experts of a folder"])
 def test_converted(source: str, tmp_path: Path) -> None:
     """A file of packed weights gives the model of what it was made of, and is mapped."""
     if source == "gguf":
         want = random_model("Llama", tie_word_embeddings=True)
         path = Written(tmp_path / "model.gguf", want, "llama", heads=True, types=("Q4_1", "F16", "Q8_0")).path
+    elif source == "experts of gguf":
+        want = random_model("Qwen3Moe", **MOE, num_experts_per_tok=2, norm_topk_prob=True)
+        path = Written(tmp_path / "model.gguf", want, "qwen3moe", values={**EXPERTS_5, **INNER_32}).path
+    elif source == "experts of a folder":
+        want = write_folders(random_model("Mixtral", num_local_experts=5), tmp_path, "gptq", r"experts.\d+.w\d$")
+        path = tmp_path / "quantized"
     else:
         want = write_folders(random_model("Qwen2"), tmp_path, "awq")
         path = tmp_path / "quantized"
     pyda8w4.convert.run(pyda8w4.checkpoints.open(path), tmp_path / "packed.safetensors")
     first, model = from_checkpoint(path), from_checkpoint(tmp_path / "packed.safetensors")
-    packed = {name for name, layer in first.named_modules() if isinstance(layer, (DA8W4Linear, DA8W4Embedding))}
+    kinds = (DA8W4Linear, DA8W4Embedding, DA8W4Experts)
+    packed = {name for name, layer in first.named_modules() if isinstance(layer, kinds)}
     assert same(model(IDS).logits, first(IDS).logits)
     assert_is(model, want, packed)
     assert_loads_again(model, tmp_path / "again")

@@ -247,9 +247,9 @@ void prepare_zp_terms(const PanelJob &job, Panel *panel) {
     const ZeroPoints zps = zero_points(job);
     const typename V::Int minus_bias = V::broadcast(-layout_of(job.block.kind).bias);
     const size_t count = zps.each ? groups_touched(job) * kBlock : kBlock;
-    for (size_t i = 0; i < count; i += V::kLanes)
-        V::store(job.buffer.zp_terms + i, V::low_int16(V::sub(minus_bias, zps.load<V>(i))));
-    panel->zp_terms = job.buffer.zp_terms;
+    int32_t *const terms = job.buffer.zp_terms;  // which the stores could otherwise have changed
+    for (size_t i = 0; i < count; i += V::kLanes) V::store(terms + i, V::low_int16(V::sub(minus_bias, zps.load<V>(i))));
+    panel->zp_terms = terms;
     panel->zp_stride = zps.each ? kBlock : 0;
 }
 
