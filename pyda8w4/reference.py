@@ -415,7 +415,7 @@ def _gelu(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     kt = t * np.where(piece < 6, _F32(0.5), _F32(0))
     r, n = _reduce(t * kt, fma(t, kt, -(t * kt)))
     m = -np.ldexp(m, n)
-    return fma(m, r * _polynomial(r, _EXP), _most(_F32(-0.0), x) + m)
+    return fma(m, _fraction(r), _most(_F32(-0.0), x) + m)
 
 
 def _gelu_tanh(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -441,7 +441,7 @@ def _times_sigmoid(x: npt.NDArray[Any], r: npt.NDArray[Any], n: npt.NDArray[Any]
     """x / (1 + exp(-z)), where z = r - n * ln 2."""
     least = np.minimum(n, 100)
     power, scale = np.ldexp(_F32(1), least), np.ldexp(_F32(1), least - n)
-    y: npt.NDArray[Any] = x * scale / (power + fma(r * _polynomial(r, _EXP), power, scale))
+    y: npt.NDArray[Any] = x * scale / (power + fma(_fraction(r), power, scale))
     return y
 
 
@@ -450,6 +450,11 @@ def _reduce(z: npt.NDArray[Any], low: npt.NDArray[Any] | None = None) -> tuple[n
     n = fma(-_LOG2_E, z, _F32(3 << 22)) - _F32(3 << 22)  # next to -z / ln 2
     exact = fma(n, _LN2[0], z)
     return fma(n, _LN2[1], exact) if low is None else exact + fma(n, _LN2[1], low), n.astype(int)
+
+
+def _fraction(r: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """exp(-r) - 1."""
+    return fma(r * r, _polynomial(r, _EXP), -r)
 
 
 def _polynomial(x: npt.NDArray[Any], coefficients: Iterable[Any]) -> npt.NDArray[Any]:
@@ -466,7 +471,7 @@ def _hex(*numbers: str) -> npt.NDArray[Any]:
 # src/kernels/gate_constants.h says what they are.
 _LOG2_E = _F32(1.4426950408889634)
 _LN2 = _hex("0x1.62e43p-1", "-0x1.05c61p-29")
-_EXP = _hex("0x1.6a504cp-10", "-0x1.123974p-7", "0x1.5558acp-5", "-0x1.555492p-3", "0x1.fffffcp-2", "-1")
+_EXP = _hex("0x1.6a504cp-10", "-0x1.123974p-7", "0x1.5558acp-5", "-0x1.555492p-3", "0x1.fffffcp-2")
 _TANH_C = _hex("0x1.98846p+0", "-0x1.985794p-21")
 _TANH_D = _hex("0x1.2444f2p-4", "0x1.49b16ap-29")
 # fmt: off

@@ -12,11 +12,11 @@ constexpr float kMinusLog2E = -0x1.715476p+0f;
 constexpr float kLn2 = 0x1.62e43p-1f, kLn2Low = -0x1.05c61p-29f;
 constexpr float kRound = 0x1.8p+23f;
 
-// exp(-r) = 1 + r * polynomial(r), here as below with the highest coefficient first, by a minimax fit of the relative
-// error where |r| <= ln 2 / 2, in which coefficients were rounded to float32 one after the other: 2^-28.2.
-constexpr size_t kExpTerms = 6;
-constexpr float kExp[kExpTerms] = {0x1.6a504cp-10f, -0x1.123974p-7f, 0x1.5558acp-5f,
-                                   -0x1.555492p-3f, 0x1.fffffcp-2f,  -1};
+// exp(-r) - 1 = r^2 * polynomial(r) - r, here as below with the highest coefficient first, by a minimax fit of the
+// relative error of exp(-r) where |r| <= ln 2 / 2, in which coefficients were rounded to float32 one after the other:
+// 2^-28.2.
+constexpr size_t kExpTerms = 5;
+constexpr float kExp[kExpTerms] = {0x1.6a504cp-10f, -0x1.123974p-7f, 0x1.5558acp-5f, -0x1.555492p-3f, 0x1.fffffcp-2f};
 
 // The z of a sigmoid. Above, 1 + exp(-z) is 1; below, what sigmoid(z) is multiplied by here becomes 0.
 constexpr float kLowestZ = -150, kHighestZ = 87;

@@ -216,9 +216,9 @@ Reduced reduced(float z, float low) {
 
 // exp(-r) - 1
 float fraction(float r) {
-    float slope = kExp[0];
-    for (size_t i = 1; i < kExpTerms; i++) slope = fmaf(r, slope, kExp[i]);
-    return r * slope;
+    float sum = kExp[0];
+    for (size_t i = 1; i < kExpTerms; i++) sum = fmaf(r, sum, kExp[i]);
+    return fmaf(r * r, sum, -r);
 }
 
 // x * sigmoid(z)

@@ -46,9 +46,9 @@ DA8W4_INLINE Reduced<V> reduced(typename V::Float z, typename V::Float low) {
 // exp(-r) - 1
 template <class V>
 DA8W4_INLINE typename V::Float fraction(typename V::Float r) {
-    typename V::Float slope = V::broadcast_float(kExp[0]);
-    for (size_t i = 1; i < kExpTerms; i++) slope = V::fma(r, slope, V::broadcast_float(kExp[i]));
-    return V::mul(r, slope);
+    typename V::Float sum = V::broadcast_float(kExp[0]);
+    for (size_t i = 1; i < kExpTerms; i++) sum = V::fma(r, sum, V::broadcast_float(kExp[i]));
+    return V::fms(V::mul(r, r), sum, r);
 }
 
 // x * sigmoid(z)
