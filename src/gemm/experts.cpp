@@ -17,8 +17,8 @@ namespace {
 
 // What results of a stripe take, one of which is added while the next one is multiplied.
 constexpr size_t kStripeBytes = size_t{4} << 20;
-// What results that wait to be quantized may take. More tokens in a round would read weights less often, but with so
-// many that already makes no difference.
+// What quantized tokens and results that wait to be quantized may take. More tokens in a round would read weights less
+// often, but with so many that already makes no difference.
 constexpr size_t kRoundBytes = size_t{128} << 20;
 // Outputs of a token that one thread adds at a time.
 constexpr size_t kSumCols = 256;
@@ -198,7 +198,7 @@ private:
 
 MoePlan plan_moe(const Product &gate_up, const Product &down, const Kernel &kernel, size_t experts, size_t tokens,
                  size_t slots) {
-    const size_t token_bytes = slots * (sizeof(float) + 1) * down.grouping.k + 1;
+    const size_t token_bytes = gate_up.grouping.k + slots * (sizeof(float) + 1) * down.grouping.k;
     const size_t fitting = kRoundBytes / token_bytes;
     const size_t round_tokens = lesser(tokens, fitting > kLeastRoundTokens ? fitting : kLeastRoundTokens);
     const size_t rows = round_tokens * slots;
