@@ -52,8 +52,12 @@ struct TilePointers {
     const uint8_t *prefetch;
     size_t prefetch_lines;  // at each K step
 
-    // The pair of column vectors that begins at this column. The first pair of a tile prefetches for all.
-    TilePointers columns_from(size_t n) const {
+    // The pair of column vectors that begins at this column, in so many K steps. Each pair of a tile prefetches its part:
+    // memory that waits while another pair is multiplied cannot make up for it.
+    template <size_t kLanes>
+    TilePointers columns_from(size_t n, size_t steps) const {
+        constexpr size_t kPairs = kHalf / kLanes;
+        const size_t pair = n / kLanes, first = prefetch_lines * pair / kPairs;
         TilePointers at = *this;
         at.codes += n * 4;
         at.scales = element(scales, scale_type, n);
@@ -62,7 +66,8 @@ struct TilePointers {
         at.acc_from += n;
         at.acc += n;
         at.carried += n;
-        if (n) at.prefetch_lines = 0;
+        at.prefetch += steps * first * 64;
+        at.prefetch_lines = prefetch_lines * (pair + 1) / kPairs - first;
         return at;
     }
 };
@@ -127,7 +132,7 @@ public:
     template <size_t kQuads>
     DA8W4_INLINE void add_step() {
         constexpr size_t kBytes = kQuads / kUnitQuads * Codes::kUnitBytes;
-        constexpr size_t kLines = Codes::kPacked ? kBytes / 64 : kQuads;
+        constexpr size_t kLines = (Codes::kPacked ? kBytes / 64 : kQuads) * V::kLanes / kHalf;
         static_assert(kQuads % kUnitQuads == 0);
         if (at_.prefetch_lines == kLines) {
 #pragma GCC unroll 16
@@ -309,13 +314,16 @@ __attribute__((noinline)) void short_path(const TilePointers &from, size_t group
     Fast::template run<V, kRows, Codes, kShortStepQuads>(at, groups, steps);
 }
 
+inline size_t steps_of(const KBlock &block) { return block.length() / (kStepQuads * kQuad); }
+
 template <class V, class Fast, class Codes, size_t kRows>
 DA8W4_INLINE void run_tile(const TilePointers &at, const MicroTiles &tiles) {
     const Grouping &grouping = tiles.grouping;
+    const size_t steps = steps_of(tiles.k);
     // Only the general path knows of zero points that a biased panel does not hold.
     const bool fast = has_fast_path(grouping, tiles.k) && (Codes::kPacked || !V::kBiasedPanels || !at.zp_terms);
     for (size_t n = 0; n < kHalf; n += V::kLanes) {
-        const TilePointers from = at.columns_from(n);
+        const TilePointers from = at.columns_from<V::kLanes>(n, steps);
         if (!fast)
             general_path<V, kRows, Codes>(from, grouping, tiles.k);
         else if (grouping.group % (kStepQuads * kQuad) == 0)
@@ -341,7 +349,7 @@ void run_tiles_of(const MicroTiles &tiles, Panel &panel) {
     const ActRows &act = tiles.act;
     const size_t together = act.is_int16 ? 2 : 1, all = tiles.rows / together;
     const size_t count = ceil_div(all, V::kRows / together), height = all / count, higher = all % count;
-    const size_t steps = tiles.k.length() / (kStepQuads * kQuad);
+    const size_t steps = steps_of(tiles.k);
     const bool first_k = tiles.k.begin == 0;
     for (size_t tile = 0, row = 0, rows; tile < count; tile++, row += rows) {
         rows = (height + (tile < higher)) * together;
