@@ -52,8 +52,8 @@ struct TilePointers {
     const uint8_t *prefetch;
     size_t prefetch_lines;  // at each K step
 
-    // The pair of column vectors that begins at this column, in so many K steps. Each pair of a tile prefetches its part:
-    // memory that waits while another pair is multiplied cannot make up for it.
+    // The pair of column vectors that begins at this column, in so many K steps. Each pair of a tile prefetches its
+    // part: memory that waits while another pair is multiplied cannot make up for it.
     template <size_t kLanes>
     TilePointers columns_from(size_t n, size_t steps) const {
         constexpr size_t kPairs = kHalf / kLanes;
