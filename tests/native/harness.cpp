@@ -57,9 +57,8 @@ void crashed(int signal) {
     sigaction(signal, &standard, nullptr);  // the instruction is run again, and ends the process
 }
 
-// Chooses kernels; false if the one that was requested cannot run.
-// 0, or the exit status of a program that has no kernel to check: 77, by which Meson knows a test that is skipped,
-// where the CPU lacks what the kernel needs.
+// Chooses kernels: 0, or the exit status of a program that has no kernel to check: 77, by which Meson knows a test that
+// is skipped, where the CPU lacks what the kernel needs.
 int choose_kernels() {
     constexpr int kUnknown = 2, kSkipped = 77;
     check_scalar = options.kernel.empty() || options.kernel == "scalar";
