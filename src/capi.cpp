@@ -102,14 +102,17 @@ size_t threads_of(const Call &call, const Product &product, size_t rows) {
 template <class Call>
 Planned<GroupedPlan> plan_of(const Call &call, const Kernel *kernel, size_t weights, const da8w4_packed &weight) {
     const Product product = product_of(weight, call.act_type, call.scheme, call.gating);
-    return {kernel, plan_grouped(product, *kernel, weights, call.m), threads_of(call, product, call.m)};
+    return {.kernel = kernel,
+            .plan = plan_grouped(product, *kernel, weights, call.m),
+            .threads = threads_of(call, product, call.m)};
 }
 
 Planned<MoePlan> plan_of(const da8w4_moe_call &call, const Kernel *kernel) {
     const Product gate_up = product_of(*call.gate_up, call.act_type, call.scheme, call.gating);
     const Product down = product_of(*call.down, call.act_type, call.scheme, nullptr);
-    return {kernel, plan_moe(gate_up, down, *kernel, call.experts, call.m, call.slots),
-            threads_of(call, gate_up, call.m * call.slots)};
+    return {.kernel = kernel,
+            .plan = plan_moe(gate_up, down, *kernel, call.experts, call.m, call.slots),
+            .threads = threads_of(call, gate_up, call.m * call.slots)};
 }
 
 da8w4_status check_act_zps(const da8w4_call &call) {
