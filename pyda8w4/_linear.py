@@ -170,26 +170,7 @@ def linear(
     >>> pyda8w4.linear(np.array([0.0, 0.0, 25.5, 0.0], np.float32), packed)
     array([25.5], dtype=float32)
     """
-    x, x_type = as_array_of("x", x, FLOATS)
-    rows = _check_rows("x", x, packed)
-    act = check_scheme("act", act, _SCHEMES)
-    n = packed._format.n
-    bias = None if bias is None else operand("bias", bias, "float32", (n,))
-    out, out_type = output(out, out_dtype, x_type, (*rows, n))
-    try:
-        packed._view.linear(
-            m=prod(rows),
-            x=bits(plain(x), x_type),
-            x_type=TYPES[x_type],
-            scheme=SCHEMES[act],
-            bias=bias,
-            out=bits(out, out_type),
-            out_type=TYPES[out_type],
-            kernel=forced_kernel(),
-        )
-    except CoreError as error:
-        raise translate(error) from None
-    return out
+    return _linear(x, packed, "packed", bias, None, act, out, out_dtype)
 
 
 def linear_gated(
@@ -257,17 +238,30 @@ def linear_gated(
     >>> pyda8w4.linear_gated(np.array([0.0, 0.0, 0.0, 255.0], np.float32), gate_up).shape
     (1,)
     """
-    x, x_type = as_array_of("x", x, FLOATS)
-    rows = _check_rows("x", x, gate_up, "gate_up")
-    n = gate_up._format.n
-    if n % 2:
-        raise ValueError(f"gate_up must have an even N, of which half are gates, got shape {gate_up.shape}")
     gating = check_gating(activation, interleaved, alpha, limit)
+    return _linear(x, gate_up, "gate_up", bias, gating, act, out, out_dtype)
+
+
+def _linear(
+    x: npt.ArrayLike,
+    packed: PackedWeight,
+    packed_name: str,
+    bias: npt.ArrayLike | None,
+    gating: Gating | None,
+    act: str,
+    out: npt.NDArray[Any] | None,
+    out_dtype: npt.DTypeLike | None,
+) -> npt.NDArray[Any]:
+    x, x_type = as_array_of("x", x, FLOATS)
+    rows = _check_rows("x", x, packed, packed_name)
+    n = packed._format.n
+    if gating is not None and n % 2:
+        raise ValueError(f"{packed_name} must have an even N, of which half are gates, got shape {packed.shape}")
     act = check_scheme("act", act, _SCHEMES)
     bias = None if bias is None else operand("bias", bias, "float32", (n,))
-    out, out_type = output(out, out_dtype, x_type, (*rows, n // 2))
+    out, out_type = output(out, out_dtype, x_type, (*rows, n if gating is None else n // 2))
     try:
-        gate_up._view.linear(
+        packed._view.linear(
             m=prod(rows),
             x=bits(plain(x), x_type),
             x_type=TYPES[x_type],

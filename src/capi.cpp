@@ -84,10 +84,8 @@ bool are_alike(const da8w4_packed &a, const da8w4_packed &b) {
 
 bool valid_product(const da8w4_packed *weight) { return valid(weight) && weight->sums; }
 
-// A call as its kernel and its plan see it.
 template <class Plan>
 struct Planned {
-    const Kernel *kernel;
     Plan plan;
     size_t threads;
 
@@ -100,18 +98,15 @@ size_t threads_of(const Call &call, const Product &product, size_t rows) {
 }
 
 template <class Call>
-Planned<GroupedPlan> plan_of(const Call &call, const Kernel *kernel, size_t weights, const da8w4_packed &weight) {
+Planned<GroupedPlan> plan_of(const Call &call, const Kernel &kernel, size_t weights, const da8w4_packed &weight) {
     const Product product = product_of(weight, call.act_type, call.scheme, call.gating);
-    return {.kernel = kernel,
-            .plan = plan_grouped(product, *kernel, weights, call.m),
-            .threads = threads_of(call, product, call.m)};
+    return {.plan = plan_grouped(product, kernel, weights, call.m), .threads = threads_of(call, product, call.m)};
 }
 
-Planned<MoePlan> plan_of(const da8w4_moe_call &call, const Kernel *kernel) {
+Planned<MoePlan> plan_of(const da8w4_moe_call &call, const Kernel &kernel) {
     const Product gate_up = product_of(*call.gate_up, call.act_type, call.scheme, call.gating);
     const Product down = product_of(*call.down, call.act_type, call.scheme, nullptr);
-    return {.kernel = kernel,
-            .plan = plan_moe(gate_up, down, *kernel, call.experts, call.m, call.slots),
+    return {.plan = plan_moe(gate_up, down, kernel, call.experts, call.m, call.slots),
             .threads = threads_of(call, gate_up, call.m * call.slots)};
 }
 
@@ -158,7 +153,7 @@ da8w4_status execute(const da8w4_call *call, bool (*takes)(da8w4_type)) {
     const Kernel *kernel;
     da8w4_status status = find_kernel(call->kernel, &kernel);
     if (status != DA8W4_OK || call->m == 0) return status;
-    const Planned<GroupedPlan> planned = plan_of(*call, kernel, 1, *call->weight);
+    const Planned<GroupedPlan> planned = plan_of(*call, *kernel, 1, *call->weight);
     if (!has_operands(*call, call->weight->k, planned.plan.product.product.outputs())) return DA8W4_BAD_ARGUMENT;
     status = is_float(call->act_type) ? DA8W4_OK : check_act_zps(*call);
     if (status != DA8W4_OK) return status;
@@ -188,13 +183,9 @@ bool valid(const da8w4_moe_call *call) {
            is_float(call->act_type) && is_float(call->out_type);
 }
 
-// Whether the weights that have rows are like the first one.
-template <class HasRows>
-bool valid_experts(const da8w4_packed *weights, size_t count, HasRows has_rows) {
-    for (size_t expert = 1; expert < count; expert++)
-        if (has_rows(expert) && !(valid_product(weights + expert) && are_alike(weights[expert], *weights)))
-            return false;
-    return true;
+// Whether an expert that has rows is like the first one, which every call has checked.
+bool valid_expert(const da8w4_packed *weights, size_t expert) {
+    return expert == 0 || (valid_product(weights + expert) && are_alike(weights[expert], *weights));
 }
 
 }  // namespace
@@ -283,7 +274,7 @@ da8w4_status da8w4_quantize_rows(const char *name, const void *x, da8w4_type x_t
 size_t da8w4_workspace_bytes(const da8w4_call *call) {
     const Kernel *kernel;
     if (!valid(call) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
-    return plan_of(*call, kernel, 1, *call->weight).workspace_bytes();
+    return plan_of(*call, *kernel, 1, *call->weight).workspace_bytes();
 }
 
 da8w4_status da8w4_gemm(const da8w4_call *call) {
@@ -297,7 +288,7 @@ da8w4_status da8w4_linear(const da8w4_call *call) { return execute(call, is_floa
 size_t da8w4_grouped_workspace_bytes(const da8w4_grouped_call *call) {
     const Kernel *kernel;
     if (!valid(call) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
-    return plan_of(*call, kernel, call->experts, *call->weights).workspace_bytes();
+    return plan_of(*call, *kernel, call->experts, *call->weights).workspace_bytes();
 }
 
 da8w4_status da8w4_grouped_linear(const da8w4_grouped_call *call) {
@@ -306,12 +297,12 @@ da8w4_status da8w4_grouped_linear(const da8w4_grouped_call *call) {
     for (size_t expert = 0; expert < call->experts; left -= call->rows_of_expert[expert++])
         if (call->rows_of_expert[expert] > left) return DA8W4_BAD_EXPERT;
     if (left) return DA8W4_BAD_EXPERT;
-    const auto has_rows = [&](size_t expert) { return call->rows_of_expert[expert] != 0; };
-    if (!valid_experts(call->weights, call->experts, has_rows)) return DA8W4_BAD_ARGUMENT;
+    for (size_t expert = 0; expert < call->experts; expert++)
+        if (call->rows_of_expert[expert] && !valid_expert(call->weights, expert)) return DA8W4_BAD_ARGUMENT;
     const Kernel *kernel;
     const da8w4_status status = find_kernel(call->kernel, &kernel);
     if (status != DA8W4_OK || call->m == 0) return status;
-    const Planned<GroupedPlan> planned = plan_of(*call, kernel, call->experts, *call->weights);
+    const Planned<GroupedPlan> planned = plan_of(*call, *kernel, call->experts, *call->weights);
     if (!has_operands(*call, call->weights->k, planned.plan.product.product.outputs())) return DA8W4_BAD_ARGUMENT;
     if (call->workspace_bytes < planned.workspace_bytes()) return DA8W4_WORKSPACE_TOO_SMALL;
     const GroupedCall grouped = {.weights = call->experts,
@@ -326,7 +317,7 @@ da8w4_status da8w4_grouped_linear(const da8w4_grouped_call *call) {
 size_t da8w4_moe_workspace_bytes(const da8w4_moe_call *call) {
     const Kernel *kernel;
     if (!valid(call) || find_kernel(call->kernel, &kernel) != DA8W4_OK) return 0;
-    return plan_of(*call, kernel).workspace_bytes();
+    return plan_of(*call, *kernel).workspace_bytes();
 }
 
 da8w4_status da8w4_moe(const da8w4_moe_call *call) {
@@ -338,13 +329,12 @@ da8w4_status da8w4_moe(const da8w4_moe_call *call) {
     for (size_t i = 0; i < call->m * call->slots; i++) {
         const int32_t id = call->ids[i];
         if (id < -1 || (id >= 0 && static_cast<size_t>(id) >= call->experts)) return DA8W4_BAD_EXPERT;
-        const auto is_valid = [&](const da8w4_packed *weights) {
-            return valid_product(weights + id) && are_alike(weights[id], *weights);
-        };
-        if (id > 0 && !(is_valid(call->gate_up) && is_valid(call->down))) return DA8W4_BAD_ARGUMENT;
+        if (id < 0) continue;
+        const size_t expert = static_cast<size_t>(id);
+        if (!valid_expert(call->gate_up, expert) || !valid_expert(call->down, expert)) return DA8W4_BAD_ARGUMENT;
     }
     if (!has_operands(*call, call->gate_up->k, call->down->n)) return DA8W4_BAD_ARGUMENT;
-    const Planned<MoePlan> planned = plan_of(*call, kernel);
+    const Planned<MoePlan> planned = plan_of(*call, *kernel);
     if (call->workspace_bytes < planned.workspace_bytes()) return DA8W4_WORKSPACE_TOO_SMALL;
     mix_experts(*call, *kernel, planned.plan, planned.threads);
     return DA8W4_OK;
