@@ -145,17 +145,9 @@ class _Forced(Pyda8w4):
         super().build()
 
 
-class Avx2(_Forced):
-    name = "pyda8w4-avx2"
-    about = "kernel avx2"
-    kernel = "avx2"
-
-
-class Scalar(_Forced):
-    name = "pyda8w4-scalar"
-    about = "kernel scalar; slow, so only when named"
-    by_default = False
-    kernel = "scalar"
+for _kernel in ("avx512vnni", "avxvnni", "avx2", "scalar"):
+    _attributes = {"name": f"pyda8w4-{_kernel}", "about": f"kernel {_kernel}", "kernel": _kernel}
+    type(_kernel, (_Forced,), {**_attributes, "by_default": _kernel == "avx2"})
 
 
 class Module(TorchPeer):
