@@ -17,25 +17,26 @@
 namespace da8w4 {
 namespace {
 
-constexpr size_t kTileRows = 16, kTileK = 64, kTileQuads = kTileK / kQuad;
+constexpr size_t kTileRows = 16, kTileK = 64, kShortTileK = 32;
 // One tile of avx512vnni: beyond, its dot products alone take longer than unpacking the panel for AMX.
 constexpr size_t kAmxPackedMax = 6;
-constexpr size_t kAmxTilesOfReading = 4;
+constexpr size_t kAmxTilesOfReading = 3;
 
-// The thread's state is the number of rows that its configuration is for; 0 if it has none. Other code of the process
-// may use tiles in between, so they are released at the end of each thread's part.
-void configure(size_t rows, size_t *state) {
-    if (rows == *state) return;
+// k of a tile. A short group has tiles of its own length.
+size_t tile_k(const Grouping &grouping) { return grouping.group > kShortTileK ? kTileK : kShortTileK; }
+
+// The thread's state is the number of rows and of k that its configuration is for; 0 if it has none. Other code of the
+// process may use tiles in between, so they are released at the end of each thread's part.
+void configure(size_t rows, size_t k, size_t *state) {
+    const size_t wanted = k * 256 + rows;
+    if (wanted == *state) return;
     TileConfig config = {};
     config.palette = 1;
-    const size_t upper = rows < kTileRows ? rows : kTileRows, lower = rows - upper;
-    const size_t tile_rows[8] = {upper, upper, lower, lower, upper, lower, kTileQuads, kTileQuads};
-    for (size_t tile = 0; tile < 8; tile++) {
-        config.rows[tile] = static_cast<uint8_t>(tile_rows[tile]);
-        config.row_bytes[tile] = tile_rows[tile] ? kTileK : 0;
-    }
+    for (int sums = 0; sums < 4; sums++) config.set(sums, rows, kTileRows * sizeof(int32_t));
+    config.set(4, rows, k);
+    for (int weights = 5; weights < 7; weights++) config.set(weights, k / kQuad, kTileRows * kQuad);
     load_config(config);
-    *state = rows;
+    *state = wanted;
 }
 
 void release(size_t state) {
@@ -46,50 +47,16 @@ Panel prepare_panel_amx(const PanelJob &job) {
     if (!fit_bytes(job)) return avx512vnni::prepare_panel(job);
     Panel panel = prepare_floats<Vec512>(job, false);
     panel.codes = job.buffer.codes;
+    const size_t quads = tile_k(job.grouping) / kQuad;
     with_kind(job.block.kind, [&](auto kind) {
-        unpack_codes<Vec512, PackedCodes<Vec512, kind.kKind>, Encoding::signed_, kTileQuads>(job, zero_points(job));
+        using Codes = PackedCodes<Vec512, kind.kKind>;
+        if (quads == kTileK / kQuad)
+            unpack_codes<Vec512, Codes, Encoding::signed_, kTileK / kQuad>(job, zero_points(job));
+        else
+            unpack_codes<Vec512, Codes, Encoding::signed_, kShortTileK / kQuad>(job, zero_points(job));
     });
-    panel.prefetch = prefetch_next(job, 2 * kTileRows, kTileQuads);
+    panel.prefetch = prefetch_next(job, kTileRows, quads);
     return panel;
-}
-
-constexpr size_t kSumBytes = kBlock * sizeof(int32_t);
-
-void start_sums(const int32_t *from, bool two) {
-    if (!from) {
-        zero_tile<0>();
-        zero_tile<1>();
-        if (two) {
-            zero_tile<2>();
-            zero_tile<3>();
-        }
-        return;
-    }
-    load_tile<0>(from, kSumBytes);
-    load_tile<1>(from + kHalf, kSumBytes);
-    if (!two) return;
-    load_tile<2>(from + kTileRows * kBlock, kSumBytes);
-    load_tile<3>(from + kTileRows * kBlock + kHalf, kSumBytes);
-}
-
-void store_sums(int32_t *to, bool two) {
-    store_tile<0>(to, kSumBytes);
-    store_tile<1>(to + kHalf, kSumBytes);
-    if (!two) return;
-    store_tile<2>(to + kTileRows * kBlock, kSumBytes);
-    store_tile<3>(to + kTileRows * kBlock + kHalf, kSumBytes);
-}
-
-void add_products(const int8_t *act, size_t stride, const uint8_t *codes, bool two) {
-    load_tile<6>(codes, kPanelLineBytes);
-    load_tile<4>(act, stride);
-    multiply_tiles<0, 4, 6>();
-    load_tile<7>(codes + kHalf * kQuad, kPanelLineBytes);
-    multiply_tiles<1, 4, 7>();
-    if (!two) return;
-    load_tile<5>(act + kTileRows * stride, stride);
-    multiply_tiles<2, 5, 6>();
-    multiply_tiles<3, 5, 7>();
 }
 
 void prefetch_step(Prefetch &prefetch) {
@@ -97,98 +64,155 @@ void prefetch_step(Prefetch &prefetch) {
     for (size_t i = 0; i < prefetch.lines; i++, prefetch.codes += 64) __builtin_prefetch(prefetch.codes, 0, 2);
 }
 
-// What the end of a group takes beside its sums.
-struct GroupEnd {
-    const float *scales, *offsets;  // of the panel; no offsets: null
-    const float *group_sums;        // of the rows
-    const float *group_scales;      // of the rows, or null
+// What a K block has of one group, in one micro-tile.
+struct Part {
+    size_t row, rows;   // whose sums are wanted
+    size_t skip;        // rows of the tiles before these
+    size_t group;       // from the first one of the K block
+    bool begins, ends;  // the group, in this K block
 };
 
-// kRows: 1, or 2 of 16-bit activations.
+// Multiplies the parts of all micro-tiles one after the other, and finishes the sums of each while the next one is
+// multiplied. kRows is 1, or 2 of 16-bit activations. All is inlined, so that what describes a part stays in registers:
+// the CPU looks only so many instructions ahead.
 template <bool kOffsets, bool kGroupScales, size_t kRows>
-void scale_sums(const int32_t *sums, const GroupEnd &end, size_t rows, float *acc) {
-    Vec512::Float scale[2], offset[2];
-    for (size_t v = 0; v < 2; v++) {
-        scale[v] = Vec512::load_f32(end.scales + v * kHalf);
-        if (kOffsets) offset[v] = Vec512::load_f32(end.offsets + v * kHalf);
+class PanelRun {
+public:
+    DA8W4_INLINE PanelRun(const MicroTiles &tiles, const Panel &panel, int32_t *sums)
+        : tiles_(tiles), panel_(panel), prefetch_(panel.prefetch), tile_k_(tile_k(tiles.grouping)), sums_(sums) {}
+
+    // Micro-tiles have equal heights, for another one takes another configuration: the last may begin in the one
+    // before.
+    DA8W4_INLINE Prefetch run() {
+        const size_t count = ceil_div(tiles_.rows, kTileRows);
+        const size_t height = round_up(ceil_div(tiles_.rows, count), kRows);
+        configure(height, tile_k_, tiles_.state);
+        if (tiles_.k.begin == 0) memset(tiles_.acc, 0, tiles_.rows * kBlock * sizeof(float));
+        for (size_t row = 0; row < tiles_.rows; row += height) {
+            const size_t rows = lesser(height, tiles_.rows - row);
+            run_tile({.row = row, .rows = rows, .skip = height - rows, .group = 0, .begins = false, .ends = false});
+        }
+        if (odd_)
+            finish<0>();
+        else
+            finish<2>();
+        return prefetch_;
     }
-    for (size_t row = 0; row < rows; row += kRows, sums += kRows * kBlock, acc += kRows * kBlock)
+
+private:
+    DA8W4_INLINE void run_tile(Part part) {
+        const size_t group = tiles_.grouping.group, k_end = tiles_.k.end;
+        const int8_t *act = tiles_.act.rows + (part.row - part.skip) * tiles_.act.stride;
+        const uint8_t *codes = panel_.codes;
+        size_t k = tiles_.k.begin, group_end = tiles_.k.group * group;
+        part.begins = k == group_end;
+        for (; k < k_end; part.group++, part.begins = true) {
+            group_end = lesser(group_end + group, tiles_.grouping.k);
+            const size_t end = lesser(group_end, k_end), steps = ceil_div(end - k, tile_k_);
+            part.ends = end == group_end;
+            if (odd_)
+                add<2, 0>(act, codes, steps);
+            else
+                add<0, 2>(act, codes, steps);
+            odd_ = !odd_;
+            last_ = part;
+            act += end - k;
+            codes += steps * tile_k_ / kQuad * kPanelLineBytes;
+            k = end;
+        }
+    }
+
+    // Sums to two tiles, and on with those of the part before.
+    template <int kSums, int kLast>
+    DA8W4_INLINE void add(const int8_t *act, const uint8_t *codes, size_t steps) {
+        zero_tile<kSums>();
+        zero_tile<kSums + 1>();
+        for (; steps; steps--, act += tile_k_, codes += tile_k_ / kQuad * kPanelLineBytes) {
+            prefetch_step(prefetch_);
+            load_tile<4>(act, tiles_.act.stride);
+            load_tile<5>(codes, kPanelLineBytes);
+            multiply_tiles<kSums, 4, 5>();
+            load_tile<6>(codes + kHalf * kQuad, kPanelLineBytes);
+            multiply_tiles<kSums + 1, 4, 6>();
+        }
+        if (last_.rows) finish<kLast>();
+    }
+
+    template <int kSums>
+    DA8W4_INLINE void finish() {
+        store_tile<kSums>(sums_, kBlock * sizeof(int32_t));
+        store_tile<kSums + 1>(sums_ + kHalf, kBlock * sizeof(int32_t));
+        if (!last_.begins || !last_.ends) carry();
+        if (last_.ends) scale();
+    }
+
+    // From the K block before, and to the next one.
+    DA8W4_INLINE void carry() {
+        int32_t *sums = sums_ + last_.skip * kBlock, *carried = tiles_.carried + last_.row * kBlock;
+        int32_t *to = last_.ends ? sums : carried;
+        for (size_t i = 0; i < last_.rows * kBlock; i += Vec512::kLanes) {
+            Vec512::Int sum = Vec512::load(sums + i);
+            if (!last_.begins) sum = Vec512::add(sum, Vec512::load(carried + i));
+            Vec512::store(to + i, sum);
+        }
+    }
+
+    // The end of a group.
+    DA8W4_INLINE void scale() {
+        const float *scales = static_cast<const float *>(panel_.scales) + last_.group * kBlock;
+        const float *offsets = static_cast<const float *>(panel_.offsets) + last_.group * kBlock;
+        const size_t of_rows = last_.group * tiles_.act.sums_stride + last_.row;
+        const float *group_sums = tiles_.act.group_sums + of_rows, *group_scales = tiles_.act.group_scales + of_rows;
+        const int32_t *sums = sums_ + last_.skip * kBlock;
+        float *acc = tiles_.acc + last_.row * kBlock;
+        Vec512::Float scale[2], offset[2];
         for (size_t v = 0; v < 2; v++) {
-            Vec512::Float sum = Vec512::to_float(Vec512::load(sums + v * kHalf)), factor = scale[v];
-            if (kRows == 2)
-                sum = Vec512::fma(Vec512::broadcast_float(256), sum,
-                                  Vec512::to_float(Vec512::load(sums + kBlock + v * kHalf)));
-            if (kGroupScales) factor = Vec512::mul(factor, Vec512::broadcast_float(end.group_scales[row]));
-            Vec512::Float total = Vec512::fma(sum, factor, Vec512::load_f32(acc + v * kHalf));
-            if (kOffsets) total = Vec512::fma(Vec512::broadcast_float(end.group_sums[row]), offset[v], total);
-            Vec512::store_f32(acc + v * kHalf, total);
+            scale[v] = Vec512::load_f32(scales + v * kHalf);
+            if (kOffsets) offset[v] = Vec512::load_f32(offsets + v * kHalf);
         }
-}
-
-auto scale_sums_of(const GroupEnd &end, bool is_int16) {
-    if (is_int16) return end.offsets ? scale_sums<true, false, 2> : scale_sums<false, false, 2>;
-    if (end.group_scales) return end.offsets ? scale_sums<true, true, 1> : scale_sums<false, true, 1>;
-    return end.offsets ? scale_sums<true, false, 1> : scale_sums<false, false, 1>;
-}
-
-// Rows row.. of the tiles, at most two tile registers of them.
-void run_tile_amx(const MicroTiles &tiles, size_t row, size_t rows, Panel &panel) {
-    alignas(64) int32_t sums[2][2 * kTileRows * kBlock];
-    const Grouping &grouping = tiles.grouping;
-    const KBlock &block = tiles.k;
-    const bool two = rows > kTileRows;
-    const int8_t *act = tiles.act.rows + row * tiles.act.stride;
-    float *acc = tiles.acc + row * kBlock;
-    int32_t *carried = tiles.carried + row * kBlock;
-    const uint8_t *codes = panel.codes;
-    GroupEnd scaled = {
-        .scales = static_cast<const float *>(panel.scales),
-        .offsets = static_cast<const float *>(panel.offsets),
-        .group_sums = tiles.act.group_sums + row,
-        .group_scales = tiles.act.group_scales ? tiles.act.group_scales + row : nullptr,
-    };
-    const int32_t *waiting = nullptr;  // sums of the group before, not scaled yet
-    const auto scale = scale_sums_of(scaled, tiles.act.is_int16);
-    const auto scale_waiting = [&] {
-        scale(waiting, scaled, rows, acc);
-        scaled.scales += kBlock;
-        scaled.group_sums += tiles.act.sums_stride;
-        if (scaled.offsets) scaled.offsets += kBlock;
-        if (scaled.group_scales) scaled.group_scales += tiles.act.sums_stride;
-    };
-    if (block.begin == 0) memset(acc, 0, rows * kBlock * sizeof(float));
-    for (size_t k = block.begin, group = block.group, end; k < block.end; k = end, group++) {
-        const size_t group_end = (group + 1) * grouping.group;
-        end = lesser(group_end, block.end);
-        start_sums(k == group * grouping.group ? nullptr : carried, two);
-        for (size_t at = k; at < end; at += kTileK) {
-            prefetch_step(panel.prefetch);
-            add_products(act + (at - block.begin), tiles.act.stride, codes, two);
-            codes += kTileQuads * kPanelLineBytes;
-        }
-        if (waiting) scale_waiting();
-        waiting = nullptr;
-        if (end == group_end || end == grouping.k) {
-            int32_t *to = sums[group % 2];
-            store_sums(to, two);
-            waiting = to;
+        const auto scale_row = [&](size_t row) {
+            for (size_t v = 0; v < 2; v++) {
+                const size_t at = row * kBlock + v * kHalf;
+                Vec512::Float sum = Vec512::to_float(Vec512::load(sums + at)), factor = scale[v];
+                if (kRows == 2)
+                    sum = Vec512::fma(Vec512::broadcast_float(256), sum,
+                                      Vec512::to_float(Vec512::load(sums + at + kBlock)));
+                if (kGroupScales) factor = Vec512::mul(factor, Vec512::broadcast_float(group_scales[row]));
+                Vec512::Float total = Vec512::fma(sum, factor, Vec512::load_f32(acc + at));
+                if (kOffsets) total = Vec512::fma(Vec512::broadcast_float(group_sums[row]), offset[v], total);
+                Vec512::store_f32(acc + at, total);
+            }
+        };
+        if (last_.rows == kTileRows) {
+#pragma GCC unroll 16
+            for (size_t row = 0; row < kTileRows; row += kRows) scale_row(row);
         } else {
-            store_sums(carried, two);
+            for (size_t row = 0; row < last_.rows; row += kRows) scale_row(row);
         }
     }
-    if (waiting) scale_waiting();
+
+    const MicroTiles &tiles_;
+    const Panel &panel_;
+    Prefetch prefetch_;
+    const size_t tile_k_;
+    int32_t *const sums_;
+    Part last_ = {};  // whose sums are still in tiles; no rows: none
+    bool odd_ = false;
+};
+
+template <bool kOffsets, bool kGroupScales, size_t kRows>
+void run_tiles_of(const MicroTiles &tiles, Panel &panel) {
+    alignas(64) int32_t sums[kTileRows * kBlock];
+    panel.prefetch = PanelRun<kOffsets, kGroupScales, kRows>(tiles, panel, sums).run();
 }
 
-// Two rows of 16-bit activations stay together.
 void run_panel_amx(const MicroTiles &tiles, Panel &panel) {
     if (panel.zp_terms) return avx512vnni::run_panel(tiles, panel);
-    const size_t together = tiles.act.is_int16 ? 2 : 1, all = tiles.rows / together;
-    const size_t count = ceil_div(all, 2 * kTileRows / together), height = all / count, higher = all % count;
-    for (size_t tile = 0, row = 0, rows; tile < count; tile++, row += rows) {
-        rows = (height + (tile < higher)) * together;
-        configure(rows, tiles.state);
-        run_tile_amx(tiles, row, rows, panel);
-    }
+    if (tiles.act.is_int16)
+        return panel.offsets ? run_tiles_of<true, false, 2>(tiles, panel) : run_tiles_of<false, false, 2>(tiles, panel);
+    if (tiles.act.group_scales)
+        return panel.offsets ? run_tiles_of<true, true, 1>(tiles, panel) : run_tiles_of<false, true, 1>(tiles, panel);
+    return panel.offsets ? run_tiles_of<true, false, 1>(tiles, panel) : run_tiles_of<false, false, 1>(tiles, panel);
 }
 
 constexpr Kernel amx_kernel() {
@@ -211,12 +235,12 @@ constexpr Kernel amx_kernel() {
             },
         .unpacked =
             {
-                .mr = 2 * kTileRows,
+                .mr = kTileRows,
                 .mc = kMc,
                 .kc = kPanelKc,
                 .pass_blocks = kPassBlocks,
                 .tiles_of_reading = kAmxTilesOfReading,
-                .panel_bytes = panel_bytes<kTileQuads>,
+                .panel_bytes = panel_bytes<kTileK / kQuad>,
                 .sum_row = avx512vnni::sum_panel_row,
                 .prepare = prepare_panel_amx,
                 .run = run_panel_amx,

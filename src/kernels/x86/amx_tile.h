@@ -1,7 +1,7 @@
 // The tile instructions of Intel AMX as functions. They are inline assembly that clobbers memory, because GCC 12's
 // intrinsics do not say what they read: it deletes the stores that fill a configuration or a matrix.
 //
-// tmm0..3: sums of 2 x 2 tiles, row by row; tmm4, 5: activations; tmm6, 7: weights.
+// tmm0, 1 and 2, 3: sums of 16 rows by 32 columns, in turn; tmm4: activations; tmm5, 6: weights.
 #pragma once
 
 #include <stddef.h>
@@ -14,6 +14,11 @@ struct TileConfig {  // what LDTILECFG reads
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
+
+    void set(int tile, size_t tile_rows, size_t bytes) {
+        rows[tile] = static_cast<uint8_t>(tile_rows);
+        row_bytes[tile] = static_cast<uint16_t>(bytes);
+    }
 };
 
 inline void load_config(const TileConfig &config) { __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory"); }
