@@ -171,9 +171,9 @@ struct Kernel {
     const char *description;
     uint64_t needs;  // CPU bits of runtime/cpu.h, all of them
 
-    // Up to packed_max rows, micro-kernels read packed codes and unpack them in registers. Beyond, each panel is
+    // Up to packed_max(group) rows, micro-kernels read packed codes and unpack them in registers. Beyond, each panel is
     // unpacked once for all rows.
-    size_t packed_max;
+    size_t (*packed_max)(size_t group);
     WeightForm packed, unpacked;
 
     // One row of floats to a' ^ flip (k bytes), its scale and z_a - c, as docs/numbers.md defines them. A flip of 0x80

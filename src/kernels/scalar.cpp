@@ -297,6 +297,7 @@ void sum_slots(const SlotSum &sum) {
 }
 
 size_t no_panel(size_t, size_t) { return 0; }
+size_t packed_max(size_t) { return SIZE_MAX; }
 
 constexpr WeightForm kForm = {
     .mr = 2,
@@ -316,7 +317,7 @@ extern constexpr Kernel kernel_scalar = {
     .name = "scalar",
     .description = "portable C++",
     .needs = 0,
-    .packed_max = SIZE_MAX,
+    .packed_max = packed_max,
     .packed = kForm,
     .unpacked = kForm,
     .quantize_row = quantize_row,

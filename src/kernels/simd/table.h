@@ -13,7 +13,7 @@ namespace {
 
 // Unpacking a panel pays from some micro-tiles on; before, each may as well unpack for itself. Measured for 512-bit
 // vpdpbusd and for 256-bit vpmaddubsw.
-constexpr size_t kPackedMax = 24;
+inline size_t packed_max(size_t) { return 24; }
 
 // Either form reads K blocks of 16 KiB of codes, half an L1 cache. A row block's activations of one K block and its
 // accumulators, 128 KiB each, stay in L2.
@@ -27,7 +27,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
         .name = name,
         .description = description,
         .needs = needs,
-        .packed_max = kPackedMax,
+        .packed_max = packed_max,
         .packed =
             {
                 .mr = V::kRows,
@@ -47,7 +47,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
                 .kc = kPanelKc,
                 .pass_blocks = kPassBlocks,
                 .tiles_of_reading = V::kTilesOfReading,
-                .panel_bytes = panel_bytes<1>,
+                .panel_bytes = panel_bytes,
                 .sum_row = sum_row<V, panel_encoding<V>>,
                 .prepare = prepare_panel<V, kPanelKc>,
                 .run = run_tiles<V, Fast, false>,

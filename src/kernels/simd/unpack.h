@@ -71,9 +71,9 @@ inline bool fit_bytes(const PanelJob &job) {
     return least >= range.least && most <= range.most;
 }
 
-// From quads of packed codes to lines of a panel. Groups are filled up with zeros to multiples of kMultiple quads.
-template <class V, class Packed, Encoding kEncoding, size_t kMultiple>
-void unpack_codes(const PanelJob &job, const ZeroPoints &zps) {
+// From quads of packed codes to lines of a panel. Groups are filled up with zeros: of so many quads to filled(quads).
+template <class V, class Packed, Encoding kEncoding, class Filled>
+void unpack_codes(const PanelJob &job, const ZeroPoints &zps, Filled filled) {
     using Int = typename V::Int;
     constexpr size_t kUnit = Packed::kUnitQuads;
     constexpr int kBias = layout_of(Packed::kKind).bias, kShift = kEncoding == Encoding::biased ? 128 - kBias : -kBias;
@@ -84,7 +84,7 @@ void unpack_codes(const PanelJob &job, const ZeroPoints &zps) {
     size_t first = job.k.begin / kQuad % kUnit;  // from the unit at `from` on
     for (size_t g = 0, begin = job.k.begin, end; begin < job.k.end; g++, begin = end) {
         end = lesser((job.k.group + g + 1) * group, job.k.end);
-        const size_t quads = quads_of(end - begin), all_quads = round_up(quads, kMultiple);
+        const size_t quads = quads_of(end - begin), all_quads = filled(quads);
         for (size_t n = 0; n < kHalf; n += V::kLanes) {
             Int shift[2];
             for (size_t v = 0; v < 2; v++) {
@@ -294,7 +294,7 @@ Panel prepare_panel(const PanelJob &job) {
         if constexpr (kind.kKind == DA8W4_INT8)
             panel.codes = job.block.codes_at(job.k.begin);
         else
-            unpack_codes<V, PackedCodes<V, kind.kKind>, kEncoding, 1>(job, zps);
+            unpack_codes<V, PackedCodes<V, kind.kKind>, kEncoding>(job, zps, [](size_t quads) { return quads; });
     });
     panel.prefetch = prefetch_next(job, V::kRows, kStepQuads);
     return panel;
@@ -302,10 +302,9 @@ Panel prepare_panel(const PanelJob &job) {
 
 inline size_t no_panel(size_t, size_t) { return 0; }
 
-// Bytes of the panel of a K block, whose groups are filled up to multiples of kMultiple quads.
-template <size_t kMultiple>
-size_t panel_bytes(size_t length, size_t group) {
-    return ceil_div(length, group) * round_up(quads_of(lesser(length, group)), kMultiple) * kPanelLineBytes;
+// Bytes of the panel of a K block.
+inline size_t panel_bytes(size_t length, size_t group) {
+    return ceil_div(length, group) * quads_of(lesser(length, group)) * kPanelLineBytes;
 }
 
 }  // namespace

@@ -17,24 +17,33 @@
 namespace da8w4 {
 namespace {
 
-constexpr size_t kTileRows = 16, kTileK = 64, kShortTileK = 32;
-// One tile of avx512vnni: beyond, its dot products alone take longer than unpacking the panel for AMX.
-constexpr size_t kAmxPackedMax = 6;
+constexpr size_t kTileRows = 16, kTileQuads = 16;
 constexpr size_t kAmxTilesOfReading = 3;
 
-// k of a tile. A short group has tiles of its own length.
-size_t tile_k(const Grouping &grouping) { return grouping.group > kShortTileK ? kTileK : kShortTileK; }
+// A product of tiles takes as long for 4 k as for 64, and scaling its sums longer than that. So the shortest groups are
+// left to avx512vnni whatever the rows, and the next ones until rows are many.
+constexpr size_t kAmxLeastGroup = 32;
+size_t amx_packed_max(size_t group) { return group < kAmxLeastGroup ? packed_max(group) : group < 56 ? 14 : 6; }
+
+// Quads of a tile: a group shorter than the largest tile has tiles of its own length.
+size_t tile_quads(const Grouping &grouping) { return lesser(quads_of(grouping.group), kTileQuads); }
+size_t in_whole_tiles(size_t quads, size_t tile) { return quads <= tile ? tile : round_up(quads, kTileQuads); }
+
+size_t amx_panel_bytes(size_t length, size_t group) {
+    const size_t quads = quads_of(lesser(length, group)), tile = lesser(quads_of(group), kTileQuads);
+    return ceil_div(length, group) * in_whole_tiles(quads, tile) * kPanelLineBytes;
+}
 
 // The thread's state is the number of rows and of k that its configuration is for; 0 if it has none. Other code of the
 // process may use tiles in between, so they are released at the end of each thread's part.
-void configure(size_t rows, size_t k, size_t *state) {
-    const size_t wanted = k * 256 + rows;
+void configure(size_t rows, size_t quads, size_t *state) {
+    const size_t wanted = quads * 256 + rows;
     if (wanted == *state) return;
     TileConfig config = {};
     config.palette = 1;
     for (int sums = 0; sums < 4; sums++) config.set(sums, rows, kTileRows * sizeof(int32_t));
-    config.set(4, rows, k);
-    for (int weights = 5; weights < 7; weights++) config.set(weights, k / kQuad, kTileRows * kQuad);
+    config.set(4, rows, quads * kQuad);
+    for (int weights = 5; weights < 7; weights++) config.set(weights, quads, kTileRows * kQuad);
     load_config(config);
     *state = wanted;
 }
@@ -44,18 +53,15 @@ void release(size_t state) {
 }
 
 Panel prepare_panel_amx(const PanelJob &job) {
-    if (!fit_bytes(job)) return avx512vnni::prepare_panel(job);
+    if (job.grouping.group < kAmxLeastGroup || !fit_bytes(job)) return avx512vnni::prepare_panel(job);
     Panel panel = prepare_floats<Vec512>(job, false);
     panel.codes = job.buffer.codes;
-    const size_t quads = tile_k(job.grouping) / kQuad;
+    const size_t tile = tile_quads(job.grouping);
     with_kind(job.block.kind, [&](auto kind) {
-        using Codes = PackedCodes<Vec512, kind.kKind>;
-        if (quads == kTileK / kQuad)
-            unpack_codes<Vec512, Codes, Encoding::signed_, kTileK / kQuad>(job, zero_points(job));
-        else
-            unpack_codes<Vec512, Codes, Encoding::signed_, kShortTileK / kQuad>(job, zero_points(job));
+        unpack_codes<Vec512, PackedCodes<Vec512, kind.kKind>, Encoding::signed_>(
+            job, zero_points(job), [&](size_t quads) { return in_whole_tiles(quads, tile); });
     });
-    panel.prefetch = prefetch_next(job, kTileRows, quads);
+    panel.prefetch = prefetch_next(job, kTileRows, tile);
     return panel;
 }
 
@@ -79,14 +85,14 @@ template <bool kOffsets, bool kGroupScales, size_t kRows>
 class PanelRun {
 public:
     DA8W4_INLINE PanelRun(const MicroTiles &tiles, const Panel &panel, int32_t *sums)
-        : tiles_(tiles), panel_(panel), prefetch_(panel.prefetch), tile_k_(tile_k(tiles.grouping)), sums_(sums) {}
+        : tiles_(tiles), panel_(panel), prefetch_(panel.prefetch), quads_(tile_quads(tiles.grouping)), sums_(sums) {}
 
     // Micro-tiles have equal heights, for another one takes another configuration: the last may begin in the one
     // before.
     DA8W4_INLINE Prefetch run() {
         const size_t count = ceil_div(tiles_.rows, kTileRows);
         const size_t height = round_up(ceil_div(tiles_.rows, count), kRows);
-        configure(height, tile_k_, tiles_.state);
+        configure(height, quads_, tiles_.state);
         if (tiles_.k.begin == 0) memset(tiles_.acc, 0, tiles_.rows * kBlock * sizeof(float));
         for (size_t row = 0; row < tiles_.rows; row += height) {
             const size_t rows = lesser(height, tiles_.rows - row);
@@ -108,26 +114,27 @@ private:
         part.begins = k == group_end;
         for (; k < k_end; part.group++, part.begins = true) {
             group_end = lesser(group_end + group, tiles_.grouping.k);
-            const size_t end = lesser(group_end, k_end), steps = ceil_div(end - k, tile_k_);
+            const size_t end = lesser(group_end, k_end), quads = in_whole_tiles(quads_of(end - k), quads_);
             part.ends = end == group_end;
             if (odd_)
-                add<2, 0>(act, codes, steps);
+                add<2, 0>(act, codes, quads);
             else
-                add<0, 2>(act, codes, steps);
+                add<0, 2>(act, codes, quads);
             odd_ = !odd_;
             last_ = part;
             act += end - k;
-            codes += steps * tile_k_ / kQuad * kPanelLineBytes;
+            codes += quads * kPanelLineBytes;
             k = end;
         }
     }
 
     // Sums to two tiles, and on with those of the part before.
     template <int kSums, int kLast>
-    DA8W4_INLINE void add(const int8_t *act, const uint8_t *codes, size_t steps) {
+    DA8W4_INLINE void add(const int8_t *act, const uint8_t *codes, size_t quads) {
         zero_tile<kSums>();
         zero_tile<kSums + 1>();
-        for (; steps; steps--, act += tile_k_, codes += tile_k_ / kQuad * kPanelLineBytes) {
+        const uint8_t *const end = codes + quads * kPanelLineBytes;
+        for (; codes < end; codes += quads_ * kPanelLineBytes, act += quads_ * kQuad) {
             prefetch_step(prefetch_);
             load_tile<4>(act, tiles_.act.stride);
             load_tile<5>(codes, kPanelLineBytes);
@@ -194,7 +201,7 @@ private:
     const MicroTiles &tiles_;
     const Panel &panel_;
     Prefetch prefetch_;
-    const size_t tile_k_;
+    const size_t quads_;  // of a tile
     int32_t *const sums_;
     Part last_ = {};  // whose sums are still in tiles; no rows: none
     bool odd_ = false;
@@ -207,7 +214,7 @@ void run_tiles_of(const MicroTiles &tiles, Panel &panel) {
 }
 
 void run_panel_amx(const MicroTiles &tiles, Panel &panel) {
-    if (panel.zp_terms) return avx512vnni::run_panel(tiles, panel);
+    if (tiles.grouping.group < kAmxLeastGroup || panel.zp_terms) return avx512vnni::run_panel(tiles, panel);
     if (tiles.act.is_int16)
         return panel.offsets ? run_tiles_of<true, false, 2>(tiles, panel) : run_tiles_of<false, false, 2>(tiles, panel);
     if (tiles.act.group_scales)
@@ -220,7 +227,7 @@ constexpr Kernel amx_kernel() {
         .name = "amx",
         .description = "AMX-INT8: 16 x 16 tiles, tdpbssd",
         .needs = kAvx512Vnni | kAmxInt8 | kAmxAllowed,
-        .packed_max = kAmxPackedMax,
+        .packed_max = amx_packed_max,
         .packed =
             {
                 .mr = Vec512::kRows,
@@ -240,7 +247,7 @@ constexpr Kernel amx_kernel() {
                 .kc = kPanelKc,
                 .pass_blocks = kPassBlocks,
                 .tiles_of_reading = kAmxTilesOfReading,
-                .panel_bytes = panel_bytes<kTileK / kQuad>,
+                .panel_bytes = amx_panel_bytes,
                 .sum_row = avx512vnni::sum_panel_row,
                 .prepare = prepare_panel_amx,
                 .run = run_panel_amx,
