@@ -22,16 +22,17 @@ constexpr size_t kAmxTilesOfReading = 3;
 
 // A product of tiles takes as long for 4 k as for 64, and scaling its sums longer than that. So the shortest groups are
 // left to avx512vnni whatever the rows, and the next ones until rows are many.
-constexpr size_t kAmxLeastGroup = 32;
-size_t amx_packed_max(size_t group) { return group < kAmxLeastGroup ? packed_max(group) : group < 56 ? 14 : 6; }
+constexpr size_t kAmxLeastGroup = 20;
+size_t amx_packed_max(size_t group) { return group < 40 ? packed_max(group) : 7; }
 
-// Quads of a tile: a group shorter than the largest tile has tiles of its own length.
-size_t tile_quads(const Grouping &grouping) { return lesser(quads_of(grouping.group), kTileQuads); }
-size_t in_whole_tiles(size_t quads, size_t tile) { return quads <= tile ? tile : round_up(quads, kTileQuads); }
+// Quads of a tile: those of a group, or of the part of one that a K block may have, in tiles of equal length.
+size_t tile_quads(size_t group) {
+    const size_t quads = quads_of(lesser(group, kPanelKc));
+    return ceil_div(quads, ceil_div(quads, kTileQuads));
+}
 
 size_t amx_panel_bytes(size_t length, size_t group) {
-    const size_t quads = quads_of(lesser(length, group)), tile = lesser(quads_of(group), kTileQuads);
-    return ceil_div(length, group) * in_whole_tiles(quads, tile) * kPanelLineBytes;
+    return ceil_div(length, group) * round_up(quads_of(lesser(length, group)), tile_quads(group)) * kPanelLineBytes;
 }
 
 // The thread's state is the number of rows and of k that its configuration is for; 0 if it has none. Other code of the
@@ -56,10 +57,10 @@ Panel prepare_panel_amx(const PanelJob &job) {
     if (job.grouping.group < kAmxLeastGroup || !fit_bytes(job)) return avx512vnni::prepare_panel(job);
     Panel panel = prepare_floats<Vec512>(job, false);
     panel.codes = job.buffer.codes;
-    const size_t tile = tile_quads(job.grouping);
+    const size_t tile = tile_quads(job.grouping.group);
     with_kind(job.block.kind, [&](auto kind) {
         unpack_codes<Vec512, PackedCodes<Vec512, kind.kKind>, Encoding::signed_>(
-            job, zero_points(job), [&](size_t quads) { return in_whole_tiles(quads, tile); });
+            job, zero_points(job), [&](size_t quads) { return round_up(quads, tile); });
     });
     panel.prefetch = prefetch_next(job, kTileRows, tile);
     return panel;
@@ -85,7 +86,7 @@ template <bool kOffsets, bool kGroupScales, size_t kRows>
 class PanelRun {
 public:
     DA8W4_INLINE PanelRun(const MicroTiles &tiles, const Panel &panel, int32_t *sums)
-        : tiles_(tiles), panel_(panel), prefetch_(panel.prefetch), quads_(tile_quads(tiles.grouping)), sums_(sums) {}
+        : tiles_(tiles), panel_(panel), prefetch_(panel.prefetch), quads_(tile_quads(tiles.grouping.group)), sums_(sums) {}
 
     // Micro-tiles have equal heights, for another one takes another configuration: the last may begin in the one
     // before.
@@ -114,7 +115,7 @@ private:
         part.begins = k == group_end;
         for (; k < k_end; part.group++, part.begins = true) {
             group_end = lesser(group_end + group, tiles_.grouping.k);
-            const size_t end = lesser(group_end, k_end), quads = in_whole_tiles(quads_of(end - k), quads_);
+            const size_t end = lesser(group_end, k_end), quads = round_up(quads_of(end - k), quads_);
             part.ends = end == group_end;
             if (odd_)
                 add<2, 0>(act, codes, quads);
