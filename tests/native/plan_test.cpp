@@ -158,7 +158,8 @@ void check_row_blocks(const ProductPlan &plan, const Kernel &kernel, size_t m) {
     const size_t parts = parts_of(plan.product), row_block = plan.row_block(m), blocks = ceil_div(m, row_block);
     const Blocking &blocking = plan.of(m);
     const size_t most = blocking.form->mc / parts;
-    CHECK(blocking.form == (m * parts <= kernel.packed_max(plan.product.grouping.group) ? &kernel.packed : &kernel.unpacked));
+    CHECK(blocking.form ==
+          (m * parts <= kernel.packed_max(plan.product.grouping.group) ? &kernel.packed : &kernel.unpacked));
     CHECK(blocking.mr == blocking.form->mr / parts && blocking.mc == most);
     CHECK(row_block <= most && row_block <= m && row_block <= plan.most_row_block(m));
     CHECK(blocks == 1 || row_block % blocking.mr == 0 || row_block == most);

@@ -1,13 +1,13 @@
-// Kernel amx: tdpbssd, 16 x 16 sums of 64 products in 16 cycles. A micro-tile is 32 rows by 32 columns in 2 x 2 tile
-// registers, so that each register of activations and of weights that is loaded is used twice.
+// Kernel amx: tdpbssd, 16 x 16 sums of up to 64 products each in 16 cycles. A micro-tile is up to 16 rows by 32
+// columns: two tile registers of sums, with one of activations and two of weights. Two such pairs of sums take turns:
+// one multiplies, while the other is stored and scaled as 512-bit floats. docs/amx.md has the measurements behind this.
 //
-// A panel holds value - zp as int8, in rows of 16 quads for each 64 k of a group; a group that is no multiple of 64 is
-// filled up with zeros. So activations beyond its end, which lie in the same row or right after it in the workspace,
-// are multiplied by zero, and one tile configuration does for all of k. Only the number of rows makes another.
+// A panel holds value - zp as int8, in rows of 32 columns for each quad of a group; a group that is no multiple of its
+// tiles is filled up with zeros. So activations beyond its end, which lie in the same row or right after it in the
+// workspace, are multiplied by zero, and one tile configuration does for all of a panel.
 //
-// The sums of a group are stored and scaled as 512-bit floats while the next group multiplies. Exact: int32 sums of
-// int8 products, and the same chain of fma as everywhere. Few rows, and panels whose zero points leave value - zp
-// no room in int8, are left to avx512vnni.
+// Exact: int32 sums of int8 products, and the same chain of fma as everywhere. Few rows, the shortest groups, and
+// panels whose zero points leave value - zp no room in int8, are left to avx512vnni.
 #include "kernels/simd/table.h"
 #include "kernels/x86/amx_tile.h"
 #include "kernels/x86/avx512vnni.h"
@@ -18,16 +18,21 @@ namespace da8w4 {
 namespace {
 
 constexpr size_t kTileRows = 16, kTileQuads = 16;
+
+// Shorter K blocks and row blocks than avx512vnni has: what decides is how much comes from L2. A panel and the
+// activations of some micro-tiles stay in L1, and the activations of a row block in half an L2.
+constexpr size_t kAmxKc = 256, kAmxMc = 128;
 constexpr size_t kAmxTilesOfReading = 3;
 
-// A product of tiles takes as long for 4 k as for 64, and scaling its sums longer than that. So the shortest groups are
-// left to avx512vnni whatever the rows, and the next ones until rows are many.
+// A product of tiles takes as long for 4 k as for 64, and scaling its sums longer than that: so the shortest groups are
+// left to avx512vnni whatever the rows. Where it has as few as two micro-tiles, or four of groups that suit it, it is
+// faster than one tile and the unpacking.
 constexpr size_t kAmxLeastGroup = 20;
-size_t amx_packed_max(size_t group) { return group < 40 ? packed_max(group) : 7; }
+size_t amx_packed_max(size_t group) { return group < 24 || group == 32 ? packed_max(group) : 12; }
 
 // Quads of a tile: those of a group, or of the part of one that a K block may have, in tiles of equal length.
 size_t tile_quads(size_t group) {
-    const size_t quads = quads_of(lesser(group, kPanelKc));
+    const size_t quads = quads_of(lesser(group, kAmxKc));
     return ceil_div(quads, ceil_div(quads, kTileQuads));
 }
 
@@ -86,7 +91,11 @@ template <bool kOffsets, bool kGroupScales, size_t kRows>
 class PanelRun {
 public:
     DA8W4_INLINE PanelRun(const MicroTiles &tiles, const Panel &panel, int32_t *sums)
-        : tiles_(tiles), panel_(panel), prefetch_(panel.prefetch), quads_(tile_quads(tiles.grouping.group)), sums_(sums) {}
+        : tiles_(tiles),
+          panel_(panel),
+          prefetch_(panel.prefetch),
+          quads_(tile_quads(tiles.grouping.group)),
+          sums_(sums) {}
 
     // Micro-tiles have equal heights, for another one takes another configuration: the last may begin in the one
     // before.
@@ -244,8 +253,8 @@ constexpr Kernel amx_kernel() {
         .unpacked =
             {
                 .mr = kTileRows,
-                .mc = kMc,
-                .kc = kPanelKc,
+                .mc = kAmxMc,
+                .kc = kAmxKc,
                 .pass_blocks = kPassBlocks,
                 .tiles_of_reading = kAmxTilesOfReading,
                 .panel_bytes = amx_panel_bytes,
