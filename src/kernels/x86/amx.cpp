@@ -1,5 +1,5 @@
 // Kernel amx: tdpbssd, 16 x 16 sums of up to 64 products each in 16 cycles. A micro-tile is up to 16 rows by 32
-// columns: two tile registers of sums, with one of activations and two of weights. Two such pairs of sums take turns:
+// columns: two tile registers of sums, with one of activations and two of weights. Two such pairs of sums alternate:
 // one multiplies, while the other is stored and scaled as 512-bit floats. docs/amx.md has the measurements behind this.
 //
 // A panel holds value - zp as int8, in rows of 32 columns for each quad of a group; a group that is no multiple of its
