@@ -471,8 +471,10 @@ static void check_faults(void) {
         text[size] = 0;
         close(ends[0]);
         if (child < 0 || waitpid(child, &status, 0) != child) exit(2);
-        if (emulated && *fault->text) snprintf(want, sizeof want, "amx_emulator: %s\n", fault->text);
-        if (WIFSIGNALED(status) && WTERMSIG(status) == fault->signal && strcmp(text, want) == 0) continue;
+        if (*fault->text) snprintf(want, sizeof want, "amx_emulator: %s\n", fault->text);
+        // Of what hardware refuses, the emulator sees illegal instructions, but not how tiles are configured.
+        const int said = !emulated || strcmp(text, want) == 0;
+        if (WIFSIGNALED(status) && WTERMSIG(status) == fault->signal && said) continue;
         printf("FAILED fault %td: status 0x%x, not signal %d\n    said '%s'\n    not  '%s'\n", fault - faults,
                (unsigned)status, fault->signal, text, want);
         failures++;
