@@ -176,7 +176,7 @@ def quantize_(
     def keep(module: nn.Module, name: str) -> str | None:
         return None if filter_fn is None or filter_fn(module, name) else "filter_fn"
 
-    report = replace_layers(model, int(group_size), act, symmetric_weight, keep)
+    report = replace_layers(model, int(group_size), act, symmetric_weight, chooser(model, keep))
     for reason, kind in {
         reason: type(module).__name__
         for name, reason in report.kept.items()
@@ -197,14 +197,13 @@ def replace_layers(
     group_size: int,
     act: str,
     symmetric_weight: bool,
-    keep: Callable[[nn.Module, str], str | None],
+    reason_of: Callable[[nn.Module, str], str | None],
 ) -> Report:
-    """As `quantize_`; `keep` gives the reason why a layer is not wanted."""
+    """As `quantize_`; `reason_of` tells why a layer is kept: None if it is not."""
     report = Report()
     names = layers_of(model)
     if any(is_experts(model.get_submodule(name)) for name in names):
         report.what = "Linear layers and mixtures of experts"
-    reason_of = chooser(model, keep)
     made: dict[int, nn.Module] = {}  # by the float module; modules that are one stay one
     packed: dict[int, DA8W4Linear] = {}  # by the float weight
     alive: list[object] = []  # float weights and modules that others share: their ids stay theirs
@@ -329,8 +328,8 @@ def _is_plain(linear: nn.Linear) -> bool:
     tolerance = 64 * torch.finfo(linear.weight.dtype).eps
     with torch.no_grad():
         for input in (ones[0], 100 * ones, 0 * ones, 0.01 * ones[:, :1]):
-            want = nn.functional.linear(input, linear.weight, linear.bias)
             try:
+                want = nn.functional.linear(input, linear.weight, linear.bias)
                 out = linear(input)
             except Exception:
                 return False
@@ -341,8 +340,10 @@ def _is_plain(linear: nn.Linear) -> bool:
     return True
 
 
-def _size(weight: torch.Tensor) -> int:
-    size: int = weight.numel() * weight.element_size()
+def _size(weight: Any) -> int:
+    """In bytes, in this process."""
+    local = weight.to_local() if hasattr(weight, "to_local") else weight  # a DTensor is a part
+    size: int = local.numel() * local.element_size()
     return size
 
 

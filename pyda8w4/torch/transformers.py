@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import torch
+import transformers
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -40,7 +42,7 @@ from pyda8w4.torch._gated import GatedMLP
 from pyda8w4.torch._layer import PackedLayer
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._names import Names, Transforms
-from pyda8w4.torch._quantize import is_linear, replace_layers
+from pyda8w4.torch._quantize import chooser, is_linear, replace_layers
 from pyda8w4.torch._state import zeros_of
 
 __all__ = ["DA8W4Config"]
@@ -217,7 +219,7 @@ class _Quantizer(HfQuantizer):
         return True
 
     def update_device_map(self, device_map: Any) -> Any:
-        if self._is_packed or device_map in (None, "cpu", {"": "cpu"}):
+        if self._is_packed or device_map in (None, "cpu", {"": "cpu"}, {"": torch.device("cpu")}):
             return device_map
         if device_map != "auto":
             warnings.warn(
@@ -228,6 +230,8 @@ class _Quantizer(HfQuantizer):
         return {"": "cpu"}
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        if _is_divided(model):
+            raise ValueError("model has only the parts of this process: save it where it is whole")
         if any(isinstance(module, (FusedPart, GatedMLP)) for module in model.modules()):
             raise ValueError(
                 "model must be saved before fuse_linears and fuse_gated; what is loaded again can be joined again"
@@ -253,6 +257,7 @@ class _Quantizer(HfQuantizer):
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **options: Any
     ) -> None:
         """Puts packed layers where the checkpoint has such: empty ones, or what `from_checkpoint` made."""
+        _check_divided(model.config)
         if not self._is_packed:
             return
         filling = _filling.get()
@@ -265,7 +270,9 @@ class _Quantizer(HfQuantizer):
                 if getattr(module, "bias", None) is None:
                     # It gets its weight after loading: until then it must not seem to miss one.
                     self._tied[name] = module, source
-                    model.set_submodule(name, nn.Identity())
+                    empty: Any = nn.Identity()
+                    empty.out_features, empty.in_features = module.weight.shape  # which tensor parallelism asks for
+                    model.set_submodule(name, empty)
         for name, layer in packed.items():
             model.set_submodule(name, layer)
         _untie(model, {*packed, *self._tied})
@@ -323,7 +330,10 @@ class _Quantizer(HfQuantizer):
         config = self.quantization_config
         for name, (module, source) in self._tied.items():
             model.set_submodule(name, tied_layer(module, model.get_submodule(source), config.act))
-        if not self._is_packed:
+        parallel = _tensor_parallel(model)
+        if self._is_packed and parallel is not None:
+            parallel.cut(model)
+        elif not self._is_packed:
             unwanted, float32 = config.modules_to_not_convert or [], list(model._keep_in_fp32_modules or [])
             kept = self.get_modules_to_not_convert(model, config.modules_to_not_convert, float32)
 
@@ -336,13 +346,42 @@ class _Quantizer(HfQuantizer):
                     return f"{type(model).__name__} keeps it in float32"
                 return "the output head; modules_to_not_convert=[] includes it"
 
-            report = replace_layers(model, config.group_size, config.act, config.symmetric_weight, keep)
+            how = config.group_size, config.act, config.symmetric_weight
+            if parallel is None:
+                report = replace_layers(model, *how, chooser(model, keep))
+            else:
+                report = parallel.replace_layers(model, *how, keep)
             if report.float_share > 0.1:
                 warnings.warn(f"{type(model).__name__}: {report.summary()}", stacklevel=2)
         self.quantization_config = copy.copy(config)  # the caller's may serve another model
         model.config.quantization_config = self.quantization_config
         set_config(model, self.quantization_config)
         return model
+
+
+def _check_divided(config: Any) -> None:
+    """Raise ValueError where a model is to be divided among processes in another way than by tensor parallelism."""
+    for size in ("pp_size", "dp_size", "ep_size"):
+        count = getattr(getattr(config, "distributed_config", None), size, 1)
+        if count > 1:
+            raise ValueError(
+                f"distributed_config must have {size} = 1 for packed layers, which take tp_size, got {count}"
+            )
+
+
+def _is_divided(model: Any) -> bool:
+    return (getattr(model, "_tp_size", None) or 1) > 1
+
+
+def _tensor_parallel(model: Any) -> Any:
+    """How transformers divides the model; None where one process has it."""
+    if not _is_divided(model):
+        return None
+    if not hasattr(model, "_mesh_manager"):
+        raise ValueError(f"tp_plan needs transformers 5.20 or later, got {transformers.__version__}")
+    from pyda8w4.torch._parallel import TensorParallel
+
+    return TensorParallel(model)
 
 
 def _shares(model: Any, one: str, other: str) -> bool:
