@@ -13,12 +13,12 @@ import argparse
 import json
 import multiprocessing
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from memory import peak_of
 from safetensors.numpy import save_file
 
 HIDDEN, INNER, VOCABULARY, GROUP = 4096, 11008, 32000, 128
@@ -141,30 +141,11 @@ def measured(step: Callable[[Path], Callable[[], object]], path: Path) -> tuple[
 
 def _child(step: Callable[[Path], Callable[[], object]], path: Path, out) -> None:
     run = step(path)
-    start, peak, done = resident(), [0, 0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[:] = map(max, peak, resident())
-
-    watcher = threading.Thread(target=watch, daemon=True)  # which a failure ends
-    watcher.start()
     begin = time.perf_counter()
-    kept = run()
-    seconds = time.perf_counter() - begin
-    done.set()
-    watcher.join()
-    peak[:] = map(max, peak, resident())
-    out.send((seconds, peak[0] - start[0], peak[1] - start[1]))
+    kept, peak, _ = peak_of(run)
+    out.send((time.perf_counter() - begin, *peak))
     del kept
     out.close()
-
-
-def resident() -> tuple[int, int]:
-    """Anonymous and all resident memory."""
-    with open("/proc/self/status") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return tuple(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "VmRSS"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What compare.py and experts.py say of a run before its tables."""
+"""What programs here say of a run before its tables."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from typing import Any
 from machine import describe, page_policy
 
 
-def start_report(
-    program: str, arguments: list[str] | None, options: argparse.Namespace, cold_bytes: int
-) -> dict[str, Any]:
-    """A report without tables; `cold_bytes` of 0 means that weights may stay in cache."""
+def say_where(program: str, arguments: list[str] | None) -> dict[str, Any]:
+    """What was called, when, and on what machine."""
     return {
         "command": shlex.join(["python", f"benchmarks/{program}", *(arguments or sys.argv[1:])]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": describe(),
         "pages": page_policy(),
+    }
+
+
+def start_report(
+    program: str, arguments: list[str] | None, options: argparse.Namespace, cold_bytes: int
+) -> dict[str, Any]:
+    """A report without tables; `cold_bytes` of 0 means that weights may stay in cache."""
+    return {
+        **say_where(program, arguments),
         "cold_bytes": cold_bytes,
         "seconds": options.seconds,
         "rounds": options.rounds,
