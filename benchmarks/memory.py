@@ -11,7 +11,7 @@ _Result = TypeVar("_Result")
 
 
 class Memory(NamedTuple):
-    """Bytes: what a process has allocated, and all that is resident, with pages of files, which the system can take back."""
+    """Bytes that are allocated, and all that are resident: with pages of files, which the system can take back."""
 
     anonymous: int
     resident: int

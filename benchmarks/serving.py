@@ -41,7 +41,6 @@ PROMPT_OF_BATCH = 32  # tokens of each request
 STEPS = 16
 KV_CACHE = 256 << 20
 TOLERANCE = 0.5  # Activations of 8 bits cost about a tenth; other weights, more than 1.
-SPINNING = 0.05  # of a core: what all engines may use while none of them has anything to do
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ ENGINES = {
     "pyda8w4-float": Engine("bfloat16, quantized as it is loaded", "float", _OUR_OPERATION, _OURS, _QUANTIZE),
 }
 BY_DEFAULT = [name for name, engine in ENGINES.items() if engine.by_default]
-_HEAD = ("_C::onednn_mm", "_C::weight_packed_linear", "zentorch::zentorch_linear_unary", "aten::linear", "aten::mm")
+_HEAD = ("_C::onednn_mm", "_C::weight_packed_linear", "zentorch::zentorch_linear_unary", "aten::mm", "aten::addmm")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,8 +166,6 @@ def _measure(workers: dict[str, Worker], rounds: int) -> dict[str, Any]:
             workers.pop(name).close()
     waiting = _cores_while_waiting(workers)
     print(f"engines that wait use {waiting:.2f} of a core together", flush=True)
-    if waiting > SPINNING:
-        print("that disturbs those that run", flush=True)
     runs = {name: partial(worker.ask, "run") for name, worker in workers.items()}
     results: dict[str, dict[str, Any]] = {}
     for name, samples in interleaved_samples(runs, rounds, SETTLE_SECONDS).items():
