@@ -28,7 +28,7 @@ class FloatExperts(NamedTuple):
     gating: Gating
 
 
-_FLAGS = ("has_bias", "has_gate", "has_post_expert_norm", "is_concatenated", "is_transposed")
+_FLAGS = ("has_bias", "has_gate", "is_concatenated", "is_transposed")
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -50,7 +50,7 @@ def float_experts(module: Any) -> FloatExperts:
             ("has_gate", True, "it has no gate"),
             ("has_post_expert_norm", False, "its experts have norms"),
         ):
-            if getattr(module, flag) != wanted:
+            if getattr(module, flag, wanted) != wanted:  # transformers before 5.20 knows no norms of experts
                 raise ValueError(reason)
         is_transposed, has_bias, gate = module.is_transposed, module.has_bias, module._apply_gate
     wanted_names = {"gate_up_proj", "down_proj", *(("gate_up_proj_bias", "down_proj_bias") if has_bias else ())}
@@ -82,7 +82,7 @@ def _gate_of_llama4(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 def _gating(module: Any, gate: Callable[[torch.Tensor], torch.Tensor], columns: int) -> Gating:
     """What a gate is seen to compute."""
     generator = torch.Generator().manual_seed(0)
-    gate_up = torch.empty(8, columns, device="cpu").uniform_(-12, 12, generator=generator)
+    gate_up = torch.empty(8, columns, dtype=torch.float32, device="cpu").uniform_(-12, 12, generator=generator)
     gate_up[1:3] *= 0.1
     gate_up[3] *= 1000  # a limit is seen where numbers exceed it
     with torch.no_grad():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from cases import Weight, assert_same_bits, pack
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from model_files import TEXT, Written, permuted, random_model, write_folders
 from torch import nn
 from torch_cases import MARKS, same
 
@@ -29,21 +29,6 @@ from pyda8w4.torch import DA8W4Embedding, DA8W4Experts, DA8W4Linear, from_checkp
 pytestmark = MARKS
 
 IDS = torch.arange(24)[None] * 7 % 50 + 5
-TEXT = {
-    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 2.0**-20, "bos_token_id": 1,
-    "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-
-
-def random_model(kind: str, **options: Any) -> Any:
-    """A model in whose parameters no number is 0 or 1, so that every one of them matters."""
-    cls = getattr(transformers, f"{kind}ForCausalLM")
-    model = cls(cls.config_class(**{**TEXT, **options})).eval()
-    for name, parameter in model.named_parameters():
-        parameter.normal_(1 if "norm" in name else 0, 0.2)
-    model.tie_weights()
-    return model
 
 
 def linears(model: Any) -> dict[str, Any]:
@@ -109,117 +94,6 @@ def shares_memory(one: Any, other: Any) -> bool:
 
 
 # ---- GGUF ------------------------------------------------------------------------------------
-
-
-def permuted(w: Any, heads: int) -> Any:
-    """As `LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py."""
-    return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
-
-
-class Written:
-    """A GGUF file of a model, as llama.cpp's converter and quantizer write it; `model` gets what the file has."""
-
-    def __init__(
-        self, path: Path, model: Any, architecture: str, *, heads: bool = False, shift: bool = False,
-        values: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None, without: str = "^$",
-        types: Sequence[str] = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), experts: dict[str, str] | None = None,
-        gate_is_vector: bool = False,
-    ) -> None:  # fmt: skip
-        gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-        self.path, self.config = path, (config := model.config)
-        self.writer = writer = gguf.GGUFWriter(path, architecture)
-        writer.add_bos_token_id(config.bos_token_id)
-        writer.add_eos_token_id(config.eos_token_id)
-        writer.add_pad_token_id(config.pad_token_id)
-        usual = {
-            "context_length": config.max_position_embeddings,
-            "embedding_length": config.hidden_size,
-            "block_count": config.num_hidden_layers,
-            "feed_forward_length": config.intermediate_size,
-            "attention.head_count": config.num_attention_heads,
-            "attention.head_count_kv": config.num_key_value_heads,
-            "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-            "rope.freq_base": config.rope_parameters.get("rope_theta"),
-        }
-        for key, value in (usual | (values or {})).items():
-            key = f"{architecture}.{key}"
-            kinds = {int: "uint32", float: "float32", str: "string", list: "array", bool: "bool"}
-            getattr(writer, f"add_{kinds[type(value)]}")(key, value)
-        arch = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-        names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-        self.packed = set()
-        tied = model.all_tied_weights_keys
-        state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-        for i, (name, tensor) in enumerate(state.items()):
-            base, _, last = name.rpartition(".")
-            array = tensor.numpy().copy()
-            if base.endswith(".experts"):
-                self.without = without
-                self.add_experts(tensor, name, names, gguf, experts)
-                continue
-            if last == "sinks":
-                base, last = name, "weight"
-            target = f"{names.get_name(base)}.{last}"
-            if target.endswith("ffn_gate_inp_shexp.weight") and gate_is_vector:
-                array = array[0]
-                writer.add_tensor(target, array)
-                continue
-            assert not target.startswith("None"), name
-            if re.search(without, target):
-                continue
-            if array.ndim == 1:
-                shifted = shift and last == "weight"
-                stored = array + np.float32(shifted)
-                tensor.copy_(torch.from_numpy(stored - np.float32(shifted)))
-                if heads and base.endswith(("q_proj", "k_proj")):
-                    stored = permuted(stored, self.heads(base, config))
-                writer.add_tensor(target, stored)
-                continue
-            dtype = gguf.GGMLQuantizationType[types[i % len(types)]]
-            tensor.copy_(torch.from_numpy(gguf.dequantize(gguf.quantize(array, dtype), dtype)))
-            if heads and base.endswith(("q_proj", "k_proj")):
-                array = permuted(array, self.heads(base, config))
-            writer.add_tensor(target, gguf.quantize(array, dtype), raw_dtype=dtype)
-            if dtype.name.startswith("Q") and not target.endswith("ffn_gate_inp.weight"):  # routers are no Linear
-                self.packed.add(base)
-        for name, array in (tensors or {}).items():
-            array, dtype = array if type(array) is tuple else (array, None)
-            writer.add_tensor(name, array, raw_dtype=dtype)
-        model.tie_weights()
-        self.packed |= {name.removesuffix(".weight") for name in tied if types[0].startswith("Q")}
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-
-    def add_experts(self, tensor: Any, name: str, names: Any, gguf: Any, types: dict[str, str] | None) -> None:
-        """As `modify_tensors` of convert_hf_to_gguf.py: stacks of gates, ups and downs, with or without a bias."""
-        base, last = name.removesuffix("_bias").rpartition(".")[::2]
-        kind = "bias" if name.endswith("_bias") else "weight"
-        is_gpt_oss = type(self.config).__name__ == "GptOssConfig"
-        stacked = tensor.mT if is_gpt_oss and kind == "weight" else tensor
-        parts = {last: stacked}
-        if last == "gate_up_proj":
-            halves = (stacked[:, ::2], stacked[:, 1::2]) if is_gpt_oss else stacked.chunk(2, dim=1)
-            parts = dict(zip(("gate_proj", "up_proj"), halves))
-        for part, values in parts.items():
-            target = f"{names.get_name(f'{base}.{part}')}.{kind}"
-            if re.search(self.without, target):
-                continue
-            if kind == "bias":
-                self.writer.add_tensor(target, values.contiguous().numpy())
-                continue
-            dtype = gguf.GGMLQuantizationType[(types or {}).get(part, "Q4_0")]
-            data = gguf.quantize(values.contiguous().numpy(), dtype)
-            values.copy_(torch.from_numpy(gguf.dequantize(data, dtype)))  # a view of the model's
-            self.writer.add_tensor(target, data, raw_dtype=dtype)
-            if dtype.name != "F16":
-                self.packed.add(base)
-
-    @staticmethod
-    def heads(base: str, config: Any) -> int:
-        count: int = config.num_attention_heads if base.endswith("q_proj") else config.num_key_value_heads
-        return count
 
 
 SOFTCAPS = {"attn_logit_softcapping": 40.0, "final_logit_softcapping": 20.0}
@@ -551,102 +425,6 @@ def test_gguf_of_other_architectures(tmp_path: Path) -> None:
 # ---- folders ---------------------------------------------------------------------------------
 
 
-def gptq(codes: Any, zeros: Any, scales: Any, order: Any) -> dict[str, Any]:
-    """(N, K) codes, (N, G) zero points and scales, (K,) the group of each k, as AutoGPTQ packs them."""
-    n, k = codes.shape
-    qweight, qzeros = np.zeros((k // 8, n), np.uint32), np.zeros((zeros.shape[1], n // 8), np.uint32)
-    for i in range(8):
-        qweight |= codes.T[i::8].astype(np.uint32) << np.uint32(4 * i)
-        qzeros |= (zeros.T[:, i::8] - 1).astype(np.uint32) << np.uint32(4 * i)
-    words = {"qweight": qweight.view(np.int32), "qzeros": qzeros.view(np.int32), "scales": scales.T}
-    return {**words, "g_idx": order.astype(np.int32)}
-
-
-def awq(codes: Any, zeros: Any, scales: Any, order: Any) -> dict[str, Any]:
-    """As AutoAWQ's gemm kernels have them: columns 0, 2, 4, 6, 1, 3, 5, 7 of eight are a word."""
-    words = {"qweight": codes, "qzeros": zeros}
-    for name, array in words.items():
-        words[name] = np.zeros((array.shape[1], len(array) // 8), np.uint32)
-        for i, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
-            words[name] |= array.T[:, column::8].astype(np.uint32) << np.uint32(4 * i)
-    return {**{name: array.view(np.int32) for name, array in words.items()}, "scales": scales.T}
-
-
-def compressed(codes: Any, zeros: Any, scales: Any, order: Any) -> dict[str, Any]:
-    """pack-quantized, asymmetric: codes along K, zero points along N."""
-    weight = np.zeros((len(codes), codes.shape[1] // 8), np.uint32)
-    zero_point = np.zeros((len(codes) // 8, zeros.shape[1]), np.uint32)
-    for i in range(8):
-        weight |= codes[:, i::8].astype(np.uint32) << np.uint32(4 * i)
-        zero_point |= zeros[i::8].astype(np.uint32) << np.uint32(4 * i)
-    return {
-        "weight_packed": weight.view(np.int32),
-        "weight_zero_point": zero_point.view(np.int32),
-        "weight_scale": scales,
-        "weight_shape": np.array(codes.shape, np.int64),
-    }
-
-
-FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "gptq": (
-        gptq,
-        {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True, "sym": False},
-    ),
-    "awq": (
-        awq,
-        {"quant_method": "awq", "bits": 4, "group_size": 16, "zero_point": True, "version": "gemm",
-         "modules_to_not_convert": []},
-    ),
-    "compressed-tensors": (
-        compressed,
-        {
-            "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-            "ignore": [],
-            "config_groups": {"group_0": {
-                "targets": ["Linear"], "input_activations": None, "output_activations": None,
-                "weights": {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 16},
-            }},
-        },
-    ),
-}  # fmt: skip
-
-
-def write_folders(model: Any, path: Path, method: str, names: str = "_proj$", transposed: bool = False) -> Any:
-    """A checkpoint with quantized layers, and the float model of the same numbers; names are those in files."""
-    from safetensors.torch import load_file, save_file
-
-    model.save_pretrained(path / "float")
-    state = load_file(path / "float" / "model.safetensors")
-    pack, quantization = FORMATS[method]
-    rng, packed = np.random.default_rng(0), {}
-    for name, tensor in state.items():
-        layer = name.removesuffix(".weight")
-        if layer == name or tensor.dim() != 2 or not re.search(names, layer):
-            packed[name] = tensor
-            continue
-        n, k = reversed(tensor.shape) if transposed else tensor.shape
-        groups = k // 16
-        order = np.arange(k) // 16
-        if method == "gptq":
-            like = re.sub(r"gate|up|w3", "w1", layer)  # have the same inputs
-            order = np.random.default_rng(list(like.encode())).permutation(order)
-        codes, zeros = rng.integers(0, 16, (n, k), np.uint8), rng.integers(1, 16, (n, groups), np.uint8)
-        scales = rng.uniform(0.01, 0.1, (n, groups)).astype(np.float16)
-        weight = np.empty((n, k), np.float32)
-        for i in range(k):
-            group = order[i]
-            weight[:, i] = (codes[:, i].astype(np.float32) - zeros[:, group]) * scales[:, group].astype(np.float32)
-        state[name] = torch.from_numpy(weight.T.copy() if transposed else weight)
-        arrays = pack(codes, zeros, scales, order)
-        packed |= {f"{layer}.{part}": torch.from_numpy(array.copy()) for part, array in arrays.items()}
-    save_file(state, path / "float" / "model.safetensors", {"format": "pt"})
-    shutil.copytree(path / "float", path / "quantized")
-    save_file(packed, path / "quantized" / "model.safetensors", {"format": "pt"})
-    config = json.loads((path / "quantized" / "config.json").read_text())
-    (path / "quantized" / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-    return type(model).from_pretrained(path / "float", dtype=torch.float32).eval()
-
-
 FOLDER_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptq": ("Llama", {"tie_word_embeddings": False}),
     "awq": ("Qwen2", {"tie_word_embeddings": True}),
@@ -731,6 +509,14 @@ def test_folder_has_a_dtype(tmp_path: Path) -> None:
     model = from_checkpoint(tmp_path / "quantized")
     assert model.dtype == torch.bfloat16 and model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     assert from_checkpoint(tmp_path / "quantized", dtype=torch.float32).dtype == torch.float32
+
+
+def test_folder_of_a_mixture_has_a_dtype(tmp_path: Path) -> None:
+    kind, options, names = MIXTURES["mixtral"]
+    write_folders(random_model(kind, **options).to(torch.bfloat16), tmp_path, "gptq", names)
+    model = from_checkpoint(tmp_path / "quantized")
+    assert model.dtype == torch.bfloat16 and len(experts_of(model)) == 2
+    assert model(IDS).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("names", ["embed_tokens$|lm_head$|_proj$", "embed_tokens$|_proj$", "lm_head$|_proj$"])

@@ -521,6 +521,15 @@ def test_experts_that_are_kept(change: Any, reason: str, hf: Any) -> None:
     assert all(torch.equal(after[name].nan_to_num(), before[name].nan_to_num()) for name in before)
 
 
+def test_experts_that_say_nothing_of_norms(hf: Any) -> None:
+    """As before transformers 5.20, which vLLM needs."""
+    model = model_of(hf, "mixtral")
+    for layer in model.model.layers:
+        vars(layer.mlp.experts).pop("has_post_expert_norm", None)
+    quantize_(model, 32)
+    assert len(mixtures(model)) == 2
+
+
 def test_filter_and_routers(hf: Any) -> None:
     model = model_of(hf, "hunyuan_v1_moe")
     seen = []
