@@ -72,14 +72,38 @@ def linear(
 ) -> torch.Tensor:
     """The operator on the CPU."""
     scheme = SCHEMES[check_scheme("activation", activation, tuple(SCHEMES))]
-    tensors = dict(zip(names_of(weight, layout), weight))
-    return Product(format_of(layout, tensors), tensors, bias).multiply(input, scheme)
+    return _product_of(weight, bias, layout).multiply(input, scheme)
 
 
 def embedding(input: torch.Tensor, weight: list[torch.Tensor], layout: list[int], dtype: torch.dtype) -> torch.Tensor:
     """The operator on the CPU."""
-    tensors = dict(zip(names_of(weight, layout), weight))
-    return Product(format_of(layout, tensors), tensors, None).rows(input, dtype)
+    return _product_of(weight, None, layout).rows(input, dtype)
+
+
+# Compiled models give the same tensors in each call. A product is what is seen of them and their addresses, so it may
+# serve whatever tensors look so and lie there.
+_products: dict[tuple[Any, ...], Product] = {}
+_MOST_PRODUCTS = 1 << 14
+
+
+def _product_of(weight: list[torch.Tensor], bias: torch.Tensor | None, layout: list[int]) -> Product:
+    key = (tuple(layout), *map(_seen, weight), None if bias is None else _seen(bias))
+    product = _products.get(key)
+    if product is None:
+        tensors = dict(zip(names_of(weight, layout), weight))
+        product = Product(format_of(layout, tensors), tensors, bias)
+        if product.format.has_perm:  # whose numbers are looked at in each call
+            return product
+        if len(_products) == _MOST_PRODUCTS:
+            _products.clear()
+        _products[key] = product
+    return product
+
+
+def _seen(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """All that a product asks of a tensor. One of no dimensions is a zero point."""
+    value = None if tensor.dim() else tensor.item()
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.device, tensor.is_contiguous(), value
 
 
 class Product:
