@@ -121,13 +121,15 @@ class Checkpoint:
         """
         return self._read(name, self._layer(name), index)
 
-    def packed(self, name: str, *, requantize: bool = False) -> PackedWeight:
+    def packed(self, name: str, index: int | None = None, *, requantize: bool = False) -> PackedWeight:
         """Give a matrix as a packed weight.
 
         Parameters
         ----------
         name : str
-            One of `types`; of a matrix (N, K).
+            One of `types`.
+        index : int, optional
+            Which matrix of a stack; of a matrix, none is needed.
         requantize : bool
             Whether a matrix that cannot be packed exactly, such as one of floats, is dequantized and
             quantized to 4 bits in groups of 32.
@@ -151,7 +153,10 @@ class Checkpoint:
             When a matrix is quantized again: what that cost.
         """
         requantize = check_flag("requantize", requantize)
-        packed, error = self._pack(name, self._matrix(name), 0, requantize)
+        layer = self._layer(name)
+        if index is None or not layer.is_stack:
+            self._matrix(name)
+        packed, error = self._pack(name, layer, 0 if index is None else index, requantize)
         if error is not None:
             self._warn(name, error, stacklevel=3)
         return packed
@@ -291,11 +296,11 @@ class Checkpoint:
 
     def _pack(self, name: str, layer: Layer, index: int, requantize: bool) -> tuple[PackedWeight, float | None]:
         """-> the weight; and if it was quantized again, the error as a part of the root mean square."""
+        self._check_index(name, layer, index)
         if requantize and layer.read is None:
             return self._requantized(name, layer, index)
         try:
             if layer.packed is not None:
-                self._check_index(name, layer, index)
                 return matrix_of(self._read_packed(name, layer), index), None
             return concat_parts(layer.shape[-2], self._parts(name, layer, index)), None
         except ValueError:

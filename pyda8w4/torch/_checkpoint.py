@@ -9,7 +9,9 @@ import torch
 
 import pyda8w4.checkpoints
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
+from pyda8w4.checkpoints import Checkpoint
 from pyda8w4.torch import _folder, _gguf
+from pyda8w4.torch._parts import Recipe
 from pyda8w4.torch._tensors import FLOATS
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def from_checkpoint(
         raise ImportError("from_checkpoint needs transformers 5: pip install transformers", name=error.name) from error
 
     checkpoint = pyda8w4.checkpoints.open(path)
-    recipe = (_gguf if "general.architecture" in checkpoint.metadata else _folder).recipe(checkpoint)
+    recipe = recipe_of(checkpoint)
     filling = Filling(checkpoint, recipe.parts, act, requantize)
     with transformers.filled_by(filling):
         model, report = recipe.model.from_pretrained(
@@ -115,3 +117,10 @@ def from_checkpoint(
             raise ValueError(f"{checkpoint.path}: {first}{others} is {where}")
     model.name_or_path = model.config.name_or_path = str(checkpoint.path)
     return model
+
+
+def recipe_of(checkpoint: Checkpoint) -> Recipe:
+    """What model it is of. ValueError for one that transformers has not, or that is not known."""
+    if "general.architecture" in checkpoint.metadata:
+        return _gguf.recipe(checkpoint)
+    return _folder.recipe(checkpoint)

@@ -13,19 +13,15 @@ from transformers.pytorch_utils import Conv1D
 
 from pyda8w4._packed import PackedWeight
 from pyda8w4.checkpoints import Checkpoint
-from pyda8w4.formats import QuantizedWeight
 from pyda8w4.torch._embedding import DA8W4Embedding
 from pyda8w4.torch._float_experts import is_experts
 from pyda8w4.torch._layer import PackedLayer
 from pyda8w4.torch._mixtures import FoundMixture, find_mixtures, names_of_stacks
 from pyda8w4.torch._module import DA8W4Linear
 from pyda8w4.torch._names import Names
-from pyda8w4.torch._parts import Part, is_quantized
+from pyda8w4.torch._parts import Floats, Part, is_quantized, packed_part
 from pyda8w4.torch._quantize import Progress, plain_linear
 from pyda8w4.torch._readers import weight_readers
-
-# Types of half the size of float32, as safetensors names them.
-_STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Filling:
@@ -71,7 +67,7 @@ class Filling:
         progress.end()
         taken |= {*places, *(_bias_of(key) for key in places)}
         floats = {key: part for key, part in self._parts.items() if key not in taken}
-        self.state |= {key: _Floats(self._checkpoint, part) for key, part in floats.items()}
+        self.state |= {key: Floats(self._checkpoint, part) for key, part in floats.items()}
         return packed, set(map(names, floats))
 
     def _add(self, name: str, layer: nn.Module, packed: dict[str, nn.Module]) -> None:
@@ -152,52 +148,14 @@ class Filling:
         bias = self._parts.get(_bias_of(key))
         if bias is None and getattr(module, "bias", None) is not None:
             raise self._refused(f"{name} must have a bias, got none")
-        packed = self._packed(self._parts[key])
-        numbers = None if bias is None else _Floats(self._checkpoint, bias)[...]
+        packed = packed_part(self._checkpoint, self._parts[key], self._requantize)
+        numbers = None if bias is None else Floats(self._checkpoint, bias)[...]
         if bias is not None and numbers is not None and numbers.shape != packed.shape[:1]:
             raise self._refused(f"{bias.name} must be of shape {packed.shape[:1]}, got {tuple(numbers.shape)}")
         return packed_layer(module, packed, numbers, self._act)
 
-    def _packed(self, part: Part) -> PackedWeight:
-        name, rows = part.name, part.rows
-        if rows is None:
-            return self._checkpoint.packed(name, requantize=self._requantize)
-        if self._requantize:
-            weight = QuantizedWeight.from_packed(self._checkpoint.packed(name, requantize=True))
-        else:
-            weight = self._checkpoint.weight(name)
-        try:
-            return weight.rows(rows).pack()
-        except ValueError as error:
-            raise self._refused(f"{name} cannot be packed: {error}") from None
-
     def _refused(self, why: str) -> ValueError:
         return ValueError(f"{self._checkpoint.path}: {why}")
-
-
-class _Floats:
-    """A tensor that is read when it is loaded: what transformers needs of a slice of safetensors."""
-
-    def __init__(self, checkpoint: Checkpoint, part: Part) -> None:
-        self._checkpoint, self._part = checkpoint, part
-
-    def __getitem__(self, everything: Any) -> torch.Tensor:
-        name, rows, minus, more, is_row = self._part
-        if more:
-            arrays = [self._checkpoint.array(one) for one in (name, *more)]
-            return torch.from_numpy(np.concatenate(arrays, axis=1))
-        if is_row:
-            return torch.from_numpy(self._checkpoint.array(name)[None])
-        stored = self._checkpoint._stored(name)
-        if stored is not None and stored.dtype in _STORED and not minus:
-            # In the type that it has: the largest tensors of many models are embeddings, which stay float.
-            array = stored.array()
-            array = np.array(array if rows is None else array[rows])
-            return torch.from_numpy(array.view(np.int16)).view(_STORED[stored.dtype])
-        array = self._checkpoint.array(name)
-        if rows is not None:
-            array = np.ascontiguousarray(array[rows])
-        return torch.from_numpy(array - np.float32(minus) if minus else array)
 
 
 # ---- modules ---------------------------------------------------------------------------------

@@ -31,12 +31,15 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
         raise ValueError(f"{checkpoint.path}: architectures must be of the model_type {kind}, got {names}")
     if (dtype := getattr(config, "dtype", None)) not in (None, *FLOATS):
         raise ValueError(f"{checkpoint.path}: dtype must be float32, bfloat16 or float16, got {dtype}")
-    # Quantized matrices have the names of their modules.
-    parts = {f"{name}.weight" if is_quantized(checkpoint, name) else name: Part(name) for name in checkpoint.types}
     generation = None
     if _GENERATION in checkpoint.metadata:
         generation = config_of(checkpoint, transformers.GenerationConfig, checkpoint.metadata[_GENERATION])
-    return Recipe(model, config, parts, generation)
+    return Recipe(model, config, parts_of(checkpoint), generation)
+
+
+def parts_of(checkpoint: Checkpoint) -> dict[str, Part]:
+    """All that it has: quantized matrices have the names of their modules."""
+    return {f"{name}.weight" if is_quantized(checkpoint, name) else name: Part(name) for name in checkpoint.types}
 
 
 def _without_quantization(values: dict[str, Any]) -> dict[str, Any]:
