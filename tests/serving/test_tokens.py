@@ -1,0 +1,138 @@
+"""Tokens of vLLM with this library, beside those of transformers with the same packed weights.
+
+vLLM generates greedily. Then transformers computes the logits of all positions of each prompt with the tokens that
+vLLM chose. A token is equal if transformers chooses it, too, so that where all are equal both generate the same. Where
+one is not, its logit must be close to the highest. At every position all logits are compared, in standard deviations
+of the logits of that position.
+
+In float32 most logits equal those of transformers up to the order of float sums. At some positions a last bit that
+differs is a step when activations are quantized, 1/255 of a row. In bfloat16 such steps are the rule: vLLM and
+transformers round after other operations, of norms, rotary embeddings and residual sums. How much both differ without
+this library is in the rows "float".
+
+A rank quantizes rows of its part of the inputs of some layers, so two ranks compute other numbers than one process.
+They are compared with both: with one process, and with layers of transformers that are cut in the same way.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+import torch
+from tiny import FORMATS, Served, cut
+from transformers import AutoTokenizer
+
+# Of weights whose inputs are permuted over the borders of ranks.
+REFUSED = "perm keeps inputs apart"
+TOKENS = 32
+PROMPTS = [
+    "The quick brown fox jumps over the lazy dog; 0123456789.",
+    "Hi",
+    "Eine Zeile mit Umlauten: äöü, und eine zweite.\n" * 2,
+    "tensor parallel ranks",
+]
+
+
+class Case(NamedTuple):
+    format: str
+    mode: str
+    ranks: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
+
+class Comparison(NamedTuple):
+    equal: int  # tokens
+    margin: float  # the most by which the logit of another token is higher
+    usual: float  # what logits differ by: the most of a position, at the median of positions
+    most: float  # and at any position
+
+
+# Above these, something else than rounding differs.
+SAME = Comparison(equal=0, margin=0.2, usual=1e-4, most=0.2)
+ROUNDED = Comparison(equal=0, margin=0.5, usual=0.25, most=1)
+
+
+def compare(model: Any, answer: dict[str, Any]) -> Comparison:
+    equal, margin, errors = 0, 0.0, []
+    for prompt, tokens, rows in zip(answer["prompts"], answer["tokens"], answer["logits"]):
+        chosen = torch.tensor(tokens)[:, None]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens[:-1]])).logits[0, len(prompt) - 1 :].float()
+        logits, found = (one / one.std(-1, keepdim=True) for one in (logits, torch.tensor(rows)))
+        best = logits.max(-1, keepdim=True)
+        equal += int((best.indices == chosen).sum())
+        margin = max(margin, float((best.values - logits.gather(-1, chosen)).max()))
+        errors.append((logits - found).abs().amax(-1))
+    all_errors = torch.cat(errors)
+    return Comparison(equal, margin, float(all_errors.median()), float(all_errors.max()))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Served]:
+    found: dict[str, Served] = {}
+
+    def model(name: str) -> Served:
+        if name not in found:
+            torch.manual_seed(0)
+            found[name] = FORMATS[name](tmp_path_factory.mktemp("model"))
+        return found[name]
+
+    return model
+
+
+# What CI runs; --matrix runs all.
+SELECTED = [
+    *(
+        Case(format, "eager", 1, "float32")
+        for format in (
+            "GPTQ asymmetric", "GPTQ act-order, asymmetric", "GPTQ Phi-3", "AWQ Qwen2, tied", "auto-round",
+            "compressed-tensors W4A16 asymmetric", "compressed-tensors W4A8", "packed, tied", "converted", "on load",
+            "GGUF Q4_K_M", "AWQ Mixtral", "packed Qwen3-MoE",
+        )
+    ),
+    Case("compressed-tensors W4A16 symmetric", "eager", 2, "float32"),
+    Case("GPTQ Qwen3-MoE", "eager", 2, "bfloat16"),
+    Case("GPTQ Qwen2", "compiled", 1, "bfloat16"),
+    Case("on load Mixtral", "compiled", 2, "float32"),
+]  # fmt: skip
+CASES = [
+    pytest.param(case, id=str(case), marks=() if case in SELECTED else pytest.mark.matrix)
+    for case in itertools.starmap(
+        Case, itertools.product(FORMATS, ("eager", "compiled"), (1, 2), ("float32", "bfloat16"))
+    )
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tokens(case: Case, models: Any, engine: Any, tokenizer: Path, record_property: Any) -> None:
+    served = models(case.format)
+    options = {
+        "dtype": case.dtype, "enforce_eager": case.mode == "eager", "tensor_parallel_size": case.ranks,
+        "tokenizer": str(tokenizer), **served.options,
+    }  # fmt: skip
+    job = {"model": str(served.path), "options": options, "prompts": PROMPTS, "tokens": TOKENS}
+    if "act-order" in case.format and case.ranks > 1:
+        with pytest.raises(RuntimeError, match=REFUSED):
+            engine.generate(job)
+        return
+    answer = engine.generate(job)
+    assert answer["prompts"] == [AutoTokenizer.from_pretrained(tokenizer)(prompt).input_ids for prompt in PROMPTS]
+    assert [len(tokens) for tokens in answer["tokens"]] == [TOKENS] * len(PROMPTS)
+    model = served.reference(getattr(torch, case.dtype)).eval()
+    found = [compare(model, answer)]
+    if case.ranks > 1:
+        cut(model, case.ranks)
+        found.append(compare(model, answer))
+    record_property("serving", (case, TOKENS * len(PROMPTS), found))
+    for comparison, bound in zip(reversed(found), (SAME if case.dtype == "float32" else ROUNDED, ROUNDED)):
+        assert all(one <= limit for one, limit in zip(comparison[1:], bound[1:])), (comparison, bound)
