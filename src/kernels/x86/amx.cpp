@@ -177,9 +177,10 @@ private:
     // The end of a group.
     DA8W4_INLINE void scale() {
         const float *scales = static_cast<const float *>(panel_.scales) + last_.group * kBlock;
-        const float *offsets = static_cast<const float *>(panel_.offsets) + last_.group * kBlock;
+        const float *offsets = kOffsets ? static_cast<const float *>(panel_.offsets) + last_.group * kBlock : nullptr;
         const size_t of_rows = last_.group * tiles_.act.sums_stride + last_.row;
-        const float *group_sums = tiles_.act.group_sums + of_rows, *group_scales = tiles_.act.group_scales + of_rows;
+        const float *group_sums = kOffsets ? tiles_.act.group_sums + of_rows : nullptr;
+        const float *group_scales = kGroupScales ? tiles_.act.group_scales + of_rows : nullptr;
         const int32_t *sums = sums_ + last_.skip * kBlock;
         float *acc = tiles_.acc + last_.row * kBlock;
         Vec512::Float scale[2], offset[2];
