@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -43,10 +44,10 @@ class Engine:
             with self._log.open("w") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                    env=self._environment,
+                    env=self._environment, start_new_session=True,
                 )  # fmt: skip
         began = self._log.stat().st_size
-        watch = Timer(600, self._process.kill)
+        watch = Timer(600, os.killpg, (self._process.pid, signal.SIGKILL))  # with the processes of ranks
         watch.start()
         print(json.dumps(job), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()

@@ -113,8 +113,9 @@ def packed(kind: str = "Llama", **options: Any) -> Any:
 
         def reference(dtype: torch.dtype) -> Any:
             model = load(path / "packed", dtype=dtype)
-            # transformers before 5.20 leaves Mixtral's routers in the type of the file, which is bfloat16.
-            return model.float() if dtype == torch.float32 else model
+            for parameter in model.parameters():  # transformers before 5.20 leaves Mixtral's routers in the file's type
+                parameter.data = parameter.data.to(dtype)
+            return model
 
         return Served(path / "packed", {}, reference)
 
