@@ -381,7 +381,10 @@ class PackedWeight(Packed):
         n = self._format.n
         if n % count:
             raise ValueError(f"count must divide N = {n}, got {count}")
-        begin, end = n // count * index, n // count * (index + 1)
+        return self._rows(n // count * index, n // count * (index + 1))
+
+    def _rows(self, begin: int, end: int) -> PackedWeight:
+        """Output features, in the memory of this one where they begin and end at blocks."""
         if self._format.is_sliceable(begin, end):
             return self[begin:end]
         first, last = self._format.blocks_around(begin, end)

@@ -122,19 +122,6 @@ class ServingConfig(QuantizationConfig):
         """
         return []
 
-    @staticmethod
-    def get_checkpoint_weight_mapper() -> Any:
-        """Return how names of the checkpoint are changed.
-
-        Returns
-        -------
-        WeightsMapper
-            That changes none.
-        """
-        from vllm.model_executor.models.utils import WeightsMapper
-
-        return WeightsMapper()
-
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """Return what serves a layer.
 

@@ -17,7 +17,7 @@ from pyda8w4._concat import concat
 from pyda8w4._experts import stack
 from pyda8w4._packed import PackedWeight
 from pyda8w4.torch import DA8W4Experts
-from pyda8w4.vllm._method import Cut, packed_of
+from pyda8w4.vllm._method import Cut, naming, packed_of
 from pyda8w4.vllm._options import Options
 from pyda8w4.vllm._stored import Stored
 
@@ -135,11 +135,8 @@ class ExpertsMethod(FusedMoEMethodBase):
         if expert >= 0:
             if isinstance(loaded_weight, Stored):
                 self._given.append(given)
-            try:
+            with naming(f"{self.prefix}, {shard_id} of expert {expert_id}", loaded_weight):
                 self._packed[shard_id, expert] = self._pack(loaded_weight, shard_id)
-            except ValueError as error:
-                name = f", {loaded_weight.source.name} of the checkpoint" if isinstance(loaded_weight, Stored) else ""
-                raise ValueError(f"{self.prefix}{name}, {shard_id} of expert {expert_id}: {error}") from None
         return expert >= 0 if return_success else None
 
     def _pack(self, loaded: torch.Tensor, shard_id: str) -> PackedWeight:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 
 from pyda8w4._concat import concat
 from pyda8w4._packed import PackedWeight
-from pyda8w4.formats import QuantizedWeight
 from pyda8w4.torch._module import pack_floats
 from pyda8w4.vllm._options import Options
 from pyda8w4.vllm._stored import Stored
@@ -36,10 +36,7 @@ class Cut:
         """Cut a packed weight. Rows that begin and end at blocks share its memory."""
         begin, end, _ = self.rows.indices(packed.shape[0])
         if (begin, end) != (0, packed.shape[0]):
-            if packed._format.is_sliceable(begin, end):
-                packed = packed[begin:end]
-            else:
-                packed = QuantizedWeight.from_packed(packed).rows(self.rows).pack()
+            packed = packed._rows(begin, end)
         return packed if self.count == 1 else packed.shard(self.index, self.count, axis=1)
 
     def of_floats(self, floats: torch.Tensor, options: Options) -> PackedWeight:
@@ -107,11 +104,8 @@ class WeightMethod(QuantizeMethodBase):
             return
         if isinstance(loaded, Stored):
             self._given.append((loaded, shard, named))
-        try:
+        with naming(self.prefix, loaded):
             self._packed |= self._pack(layer, loaded, *shard, *named.values())
-        except ValueError as error:
-            name = f", {loaded.source.name} of the checkpoint" if isinstance(loaded, Stored) else ""
-            raise ValueError(f"{self.prefix}{name}: {error}") from None
 
     def _pack(self, layer: nn.Module, loaded: torch.Tensor, *shard: Any) -> dict[int, PackedWeight]:
         """The parts of the weight that are given, by their numbers: those of this rank."""
@@ -144,6 +138,16 @@ class WeightMethod(QuantizeMethodBase):
 
     def _finish(self, layer: nn.Module, packed: Sequence[PackedWeight]) -> None:
         raise NotImplementedError
+
+
+@contextmanager
+def naming(where: str, loaded: torch.Tensor) -> Iterator[None]:
+    """Have errors say of what layer, and of what weight of the checkpoint."""
+    try:
+        yield
+    except ValueError as error:
+        name = f", {loaded.source.name} of the checkpoint" if isinstance(loaded, Stored) else ""
+        raise ValueError(f"{where}{name}: {error}") from None
 
 
 def packed_of(loaded: torch.Tensor, options: Options) -> Callable[[Cut], PackedWeight]:

@@ -262,6 +262,19 @@ def test_gates_and_ups_of_two_stacks_are_joined(tmp_path, n):
         np.testing.assert_array_equal(expert.dequantize(), want)
 
 
+def test_one_matrix_of_a_stack(tmp_path):
+    path = write(tmp_path / "model.gguf", ("gate", small_blocks(Q.Q4_K, 3, 5, 512), Q.Q4_K))
+    file = open_checkpoint(path)
+    for index, expert in enumerate(file.stack("gate")):
+        assert_same_weight(file.packed("gate", index), expert)
+    with pytest.raises(ValueError, match=f"^{path}: index must be of a matrix of gate of shape .*, got 3"):
+        file.packed("gate", 3)
+    with pytest.raises(TypeError, match="index must be an int, got str"):
+        file.packed("gate", "0")
+    with pytest.raises(ValueError, match=f"^{path}: name must be of a matrix, got gate .*; stack takes it"):
+        file.packed("gate")
+
+
 def test_stacks_that_cannot_be_joined(tmp_path):
     stacks = [("gate", (3, 5, 512), Q.Q4_K), ("up", (3, 5, 512), Q.Q6_K), ("down", (2, 5, 512), Q.Q4_K)]
     stacks.append(("one", (5, 512), Q.Q4_K))
