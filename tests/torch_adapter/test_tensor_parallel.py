@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from torch_cases import MARKS, same
 
 import pyda8w4
 from pyda8w4.torch import DA8W4Embedding, DA8W4Linear
-from pyda8w4.torch.transformers import DA8W4Config
+
+with warnings.catch_warnings():  # by libraries that transformers imports where they are installed
+    warnings.simplefilter("ignore")
+    from pyda8w4.torch.transformers import DA8W4Config
 
 pytestmark = [
     *MARKS,
