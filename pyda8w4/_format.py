@@ -79,7 +79,7 @@ _TYPES = {dtype: type for type, dtype in _DTYPES.items()}
 Sliceable = TypeVar("Sliceable", bound=Any)  # arrays of numpy or tensors of torch
 
 
-def _fits(group: int, k: int) -> bool:
+def fits(group: int, k: int) -> bool:
     """Whether rows of `k` can be cut into such groups: no quad may lie in two of them."""
     return 0 < group <= k and (group % _QUAD == 0 or group == k)
 
@@ -93,7 +93,7 @@ def check_group_size(value: Any, k: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"group_size must be an int, got {type(value).__name__}")
     group = min(int(value), k)
-    if not _fits(group, k):
+    if not fits(group, k):
         raise ValueError(f"group_size must be a multiple of {_QUAD}, or K = {k}, got {value}")
     return group
 
@@ -115,7 +115,7 @@ def group_size_of(k: int, groups: int, name: str) -> int:
     """-> the one group size that cuts rows of `k` into so many groups, which the array `name` has."""
     if k % groups == 0:
         group = k // groups
-        if not _fits(group, k):
+        if not fits(group, k):
             raise ValueError(
                 f"{name} with {groups} groups of K = {k} make groups of {group}, not a multiple of {_QUAD}"
             )
@@ -186,7 +186,7 @@ class Format:
             size = getattr(self, name)
             if type(size) is not int or size < 1:
                 raise ValueError(f"{name} must be a positive int, got {size!r}")
-        if not _fits(self.group_size, self.k):
+        if not fits(self.group_size, self.k):
             raise ValueError(f"group_size must be a multiple of {_QUAD}, or K = {self.k}, got {self.group_size}")
         if self.scale_dtype not in FLOATS:
             raise ValueError(f"scale_dtype must be {one_of(FLOATS)}, got {self.scale_dtype!r}")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pyda8w4._checks import TYPES, as_array, ceil_div, one_of, type_name
 from pyda8w4._core import Memory, Source, View
-from pyda8w4._format import KINDS, LAYOUT_VERSION, LAYOUT_VERSIONS, SHARED, Format
+from pyda8w4._format import KINDS, LAYOUT_VERSION, LAYOUT_VERSIONS, SHARED, Format, fits, group_count
 
 _CODE_FORMATS = {"uint8": 0, "int8": 1, "low_first": 2, "high_first": 3}
 _NAMES_OF_TYPES = {number: name for name, number in TYPES.items()}
@@ -337,11 +337,12 @@ class PackedWeight(Packed):
         index : int
             Which: 0 to count - 1.
         count : int
-            How many parts. It divides N (axis 0), or the groups of K, all of one size (axis 1).
+            How many parts. It divides N (axis 0) or K (axis 1).
         axis : {0, 1}
             0 cuts output features: the outputs of the parts, side by side, are those of the weight, bit for
             bit. 1 cuts input features: the outputs of `gemm` with the parts add up to those with the weight,
-            up to the rounding of that sum. `linear` also quantizes other rows: those of a part.
+            up to the rounding of that sum. `linear` also quantizes other rows: those of a part. A border
+            inside a group cuts all groups into pieces that end there.
 
         Returns
         -------
@@ -354,8 +355,8 @@ class PackedWeight(Packed):
         TypeError
             If an argument is no int.
         ValueError
-            If there is no such part, or `axis` is 1 and the permutation mixes the parts: such weights
-            must be cut before they are permuted.
+            If there is no such part, or `axis` is 1 and either a border lies inside a quad of inputs, or the
+            permutation mixes the parts: such weights must be cut before they are permuted.
 
         Examples
         --------
@@ -395,20 +396,27 @@ class PackedWeight(Packed):
         return pack_again(given, part._format)
 
     def _shard_of_k(self, index: int, count: int) -> PackedWeight:
-        k, group, groups, super_size = self._format.k, self.group_size, self.groups, self.super_size
-        if groups % count or (count > 1 and k % group):
-            raise ValueError(f"count must cut K = {k} at borders of its groups of {group}, got {count}")
+        k, super_size = self._format.k, self.super_size
+        if k % count:
+            raise ValueError(f"count must divide K = {k}, got {count}")
         size = k // count
         ks = slice(size * index, size * (index + 1))
-        shard_groups = groups // count
-        first = shard_groups * index
+        # A border inside a group makes pieces of all groups, with the scales of the groups that they are pieces of.
+        group = self.group_size if count == 1 else gcd(self.group_size, size)
+        if not fits(group, size):
+            raise ValueError(
+                f"count must cut K = {k} into parts of groups of a multiple of 4, got {count}, which cuts groups of "
+                f"{self.group_size} into pieces of {group}"
+            )
+        pieces = np.arange(index * group_count(size, group), (index + 1) * group_count(size, group))
+        groups = pieces // (self.group_size // group)
         given = self._given()
+        floats = groups
         if super_size:
             # Super-groups that lie in one shard, each in one of the old: so these may come several times.
-            super_size = gcd(min(super_size, groups), shard_groups)
-            floats = np.arange(first, first + shard_groups, super_size) // self.super_size
-        else:
-            floats = np.arange(first, first + shard_groups)
+            new_super = gcd(min(super_size, self.groups) * (self.group_size // group), len(pieces))
+            floats = groups[::new_super] // super_size
+            super_size = new_super
         for name in given:
             if name == "codes":
                 given[name] = given[name][:, ks]
@@ -424,8 +432,8 @@ class PackedWeight(Packed):
                         "weight before it is permuted"
                     )
             elif name != "table":
-                given[name] = given[name][:, first : first + shard_groups]
-        return pack_again(given, replace(self._format, super_size=super_size))
+                given[name] = given[name][:, groups]
+        return pack_again(given, replace(self._format, group_size=group, super_size=super_size))
 
     def _given(self) -> dict[str, npt.NDArray[Any]]:
         """What was packed, as `pack_again` takes it."""

@@ -141,6 +141,8 @@ def main() -> int:
         found["gpt_oss terms"] = outputs(with_terms(load(folder / "gpt_oss/packed"), ()))
         found["half whole"] = outputs(load(folder / "llama/packed", dtype=torch.bfloat16))
         found["half"] = outputs(load(folder / "llama/packed", AUTO, dtype=torch.bfloat16))
+        found["groups terms"] = outputs(with_terms(load(folder / "groups")))
+        found["groups"] = outputs(load(folder / "groups", AUTO))
         found["fused terms"] = outputs(with_terms(fused(load(folder / "llama/packed"))))
         found["fused"] = outputs(fused(load(folder / "llama/packed", AUTO)))
         model = load(folder / "tied/packed", AUTO)
@@ -151,7 +153,6 @@ def main() -> int:
             "n": error_of(load, folder / "odd/float", {"tp_plan": {"lm_head": "colwise"}}, **quantized),
             "n packed": error_of(load, folder / "odd/packed", AUTO),
             "parameters": error_of(load, folder / "gpt_oss/float", EXPERTS, **quantized),
-            "groups packed": error_of(load, folder / "groups", AUTO),
             "perm": error_of(load, folder / "perm", AUTO),
             "style": error_of(load, folder / "tied/packed", {"tp_plan": {"model.embed_tokens": "all_reduce"}}),
             "experts": error_of(load, folder / "qwen3_moe/packed", {"tp_size": 2, "ep_size": 2}),

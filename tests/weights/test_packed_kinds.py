@@ -261,6 +261,36 @@ def test_shards_of_input_features(count, kind, supers, group):
         np.testing.assert_allclose(total, pyda8w4.gemm(a, packed, None, zps), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    "k, group, supers, count, pieces",
+    [
+        (64, 64, 0, 2, 32),  # one group for a row
+        (64, 64, 0, 16, 4),
+        (64, 64, 1, 2, 32),
+        (192, 64, 0, 2, 32),  # a border in the middle of the second group
+        (192, 64, 2, 2, 32),
+        (480, 32, 5, 4, 8),
+        (480, 32, 15, 6, 16),
+        (72, 32, 0, 2, 4),  # the last group is shorter
+        (72, 32, 2, 3, 8),
+        (96, 64, 1, 3, 32),
+    ],
+)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_shards_whose_borders_lie_in_groups(k, group, supers, count, pieces, bits):
+    packed = pack(Weight(33, k, group, "float16", "random", supers > 1, bits, supers=supers))
+    a, size = quantized(k, "int8")[0][:5], k // count
+    zps = np.full(5, 3, np.int32)
+    total = np.zeros((5, 33))
+    for i in range(count):
+        shard = packed.shard(i, count, axis=1)
+        part = slice(size * i, size * i + size)
+        assert (shard.shape, shard.group_size, shard.super_size > 0) == ((33, size), pieces, supers > 0)
+        assert_same_bits(shard.dequantize(), packed.dequantize()[:, part])
+        total += pyda8w4.gemm(np.ascontiguousarray(a[:, part]), shard, None, zps).astype(np.float64)
+    np.testing.assert_allclose(total, pyda8w4.gemm(a, packed, None, zps), rtol=1e-4, atol=1e-2)
+
+
 def test_shards_of_a_permuted_weight():
     weight = Weight(33, 64, 16, bits=6, factors=True)
     rng = np.random.default_rng(0)
@@ -287,8 +317,9 @@ def test_shards_of_a_permuted_weight():
         ((2, 2, 0), ValueError, "index must be 0 to 1"),
         ((-1, 2, 0), ValueError, "index"),
         ((0, 5, 0), ValueError, "count must divide N = 33, got 5"),
-        ((0, 2, 1), ValueError, "count must cut K = 70 at borders of its groups of 32, got 2"),
-        ((0, 3, 1), ValueError, "count must cut K = 70"),
+        ((0, 2, 1), ValueError, "groups of a multiple of 4, got 2, which cuts groups of 32 into pieces of 1"),
+        ((0, 5, 1), ValueError, "of a multiple of 4, got 5, which cuts groups of 32 into pieces of 2"),
+        ((0, 3, 1), ValueError, "count must divide K = 70, got 3"),
         ((0.0, 2, 0), TypeError, "index must be an int"),
         ((0, "2", 0), TypeError, "count"),
         ((0, 2, None), TypeError, "axis"),
