@@ -409,7 +409,7 @@ class PackedWeight(Packed):
                 f"{self.group_size} into pieces of {group}"
             )
         pieces = np.arange(index * group_count(size, group), (index + 1) * group_count(size, group))
-        groups = pieces // (self.group_size // group)
+        groups: npt.NDArray[Any] = pieces // (self.group_size // group)
         given = self._given()
         floats = groups
         if super_size:

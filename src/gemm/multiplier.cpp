@@ -2,6 +2,8 @@
 // multiplied. K is never split between threads and rows never meet, so neither changes a bit of the result.
 #include "gemm/multiplier.h"
 
+#include "runtime/tuning.h"
+
 namespace da8w4 {
 
 void Multiplier::multiply(const Problem &problem, const WorkItem &item, const Rows &rows, char *own,
@@ -34,6 +36,7 @@ void Multiplier::multiply(const Problem &problem, const WorkItem &item, const Ro
             .grouping = product_.grouping,
             .buffer = buffer,
             .rows = work.count * product_.act_parts(),
+            .near_k = near_k(),
             .next_block = next ? &next_block : nullptr,
             .next_k = next ? &next->k : nullptr,
         });

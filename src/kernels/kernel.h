@@ -71,15 +71,21 @@ struct PanelJob {
     const Grouping &grouping;
     const PanelBuffer &buffer;
     size_t rows;                    // that will pass over it
+    size_t near_k;                  // of runtime/tuning.h
     const PackedBlock *next_block;  // what the thread prepares after this, to be prefetched; null for nothing
     const KBlock *next_k;
 };
 
-// The codes of the next panel, prefetched a little at each K step of a micro-tile so that they arrive while this panel
-// is multiplied. Only the kernel reads or advances it.
+// The next panel, prefetched a little at each K step and group of a micro-tile so that it arrives while this panel is
+// multiplied; or what is `near`, a little ahead in this one and then in what follows it. Only the kernel reads or
+// advances it.
 struct Prefetch {
     const uint8_t *codes, *end;
     size_t lines;  // cache lines for each K step
+    // Of packed codes, whose scales and zero points are read where they are: so many bytes after those of a group are
+    // those to prefetch.
+    ptrdiff_t to_scales, to_zps;
+    bool near;
 };
 
 // Weights in the form that micro-kernels read. Arrays that the packed weight already holds in that form are referenced
@@ -92,9 +98,11 @@ struct Panel {
     da8w4_type scale_type;  // of scales and offsets
     const void *scales;     // [groups][kBlock]
     const void *offsets;    // [groups][kBlock], or null
-    // What zero points add to integer sums, in the kernel's own encoding; null where the codes hold all of it.
+    const int8_t *zps;      // of packed codes
+    // Of others: what zero points add to integer sums, in the kernel's own encoding; null where the codes hold all of
+    // it.
     const int32_t *zp_terms;
-    size_t zp_stride;  // elements from group to group: kBlock, or 0 where every group has the same
+    size_t zp_stride;  // elements of either from group to group: kBlock, or 0 where every group has the same
     Prefetch prefetch;
 };
 

@@ -129,6 +129,22 @@ static_assert(kCpuBitCount < 63, "the last bit says that the others are known");
 
 }  // namespace
 
+CpuModel cpu_model() {
+    CpuModel found = {};
+#if DA8W4_X86
+    uint32_t most, ebx, ecx, edx;
+    if (!__get_cpuid(0, &most, &ebx, &ecx, &edx)) return found;
+    std::memcpy(found.vendor, &ebx, 4);
+    std::memcpy(found.vendor + 4, &edx, 4);
+    std::memcpy(found.vendor + 8, &ecx, 4);
+    const uint32_t word = cpuid_word({.leaf = 1, .subleaf = 0, .word = kEax, .mask = 0});
+    const unsigned family = word >> 8 & 15, model = word >> 4 & 15;
+    found.family = family + (family == 15 ? word >> 20 & 255 : 0);
+    found.model = model + (family == 6 || family == 15 ? word >> 12 & 0xf0 : 0);
+#endif
+    return found;
+}
+
 // Not a static local: its guard would stay taken in the child of a fork that another thread's first call met. Two
 // threads that detect at the same time find the same.
 uint64_t cpu_bits() {

@@ -32,6 +32,13 @@ extern const size_t cpu_feature_count;
 // Detected at the first call.
 uint64_t cpu_bits();
 
+// As CPUID has them; empty and 0 where there is none.
+struct CpuModel {
+    char vendor[13];
+    unsigned family, model;
+};
+CpuModel cpu_model();
+
 // Sets floating point to round to nearest even with subnormals kept while it lives, whatever the
 // calling thread had chosen: the results must not depend on it.
 class DefaultRounding {

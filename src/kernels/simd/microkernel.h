@@ -44,13 +44,16 @@ struct TilePointers {
     const int8_t *table;
     da8w4_type scale_type;
     const void *scales, *offsets;  // [group][kBlock]; offsets may be null
-    const int32_t *zp_terms;       // [group][kBlock], or [kBlock], or null
+    const int8_t *zps;             // of packed codes: [group][kBlock], or [kBlock]
+    const int32_t *zp_terms;       // of others: the same, or null
     size_t zp_stride;
     const float *acc_from;  // [row][kBlock]
     float *acc;             // [row][kBlock]
     int32_t *carried;       // [row][kBlock]
     const uint8_t *prefetch;
-    size_t prefetch_lines;  // at each K step
+    size_t prefetch_lines;        // at each K step
+    ptrdiff_t to_scales, to_zps;  // see Prefetch
+    bool prefetches_near;
 
     // The pair of column vectors that begins at this column, in so many K steps. Each pair of a tile prefetches its
     // part: memory that waits while another pair is multiplied cannot make up for it.
@@ -62,6 +65,7 @@ struct TilePointers {
         at.codes += n * 4;
         at.scales = element(scales, scale_type, n);
         if (offsets) at.offsets = element(offsets, scale_type, n);
+        if (zps) at.zps += n;
         if (zp_terms) at.zp_terms += n;
         at.acc_from += n;
         at.acc += n;
@@ -109,11 +113,14 @@ public:
             const int32_t chunk_sum = at_.chunk_sums[r];
             for (size_t v = 0; v < 2; v++) {
                 Int start = kBiased ? V::broadcast(chunk_sum) : V::zero();
-                if (!kBiased)
-                    start = V::add_product(start, V::load(at_.zp_terms + v * kHalf), V::broadcast(chunk_sum));
+                if (Codes::kPacked)
+                    start = V::add_product(start, V::broadcast(chunk_sum),
+                                           zp_term<V>(V::load_s8(at_.zps + v * kHalf), layout_of(Codes::kKind).bias));
+                else if (!kBiased)
+                    start = V::add_product(start, V::broadcast(chunk_sum), V::load(at_.zp_terms + v * kHalf));
                 else if (at_.zp_terms)
                     start = V::add_product(start, V::load(at_.zp_terms + v * kHalf),
-                                           V::broadcast(chunk_sum / sums_factor(Encoding::biased)));
+                                           V::broadcast(chunk_sum / sum_for(Encoding::biased, 1)));
                 sum_[0][r][v] = V::add(sum_[0][r][v], start);
             }
         }
@@ -157,6 +164,12 @@ public:
                 scale_otherwise(v, scale);
         }
         if (at_.scaling == Scaling::group) at_.group_scales += at_.sums_stride;
+        if (Codes::kPacked) {
+            __builtin_prefetch(static_cast<const char *>(at_.scales) + at_.to_scales, 0, 2);
+            __builtin_prefetch(at_.zps + at_.to_zps, 0, 2);
+            if (at_.offsets) __builtin_prefetch(static_cast<const char *>(at_.offsets) + at_.to_scales, 0, 2);
+            at_.zps += at_.zp_stride;
+        }
         at_.scales = element(at_.scales, type, kBlock);
         if (at_.zp_terms) at_.zp_terms += at_.zp_stride;
         if (!at_.offsets) return;
@@ -371,6 +384,7 @@ void run_tiles_of(const MicroTiles &tiles, Panel &panel) {
             .scale_type = panel.scale_type,
             .scales = panel.scales,
             .offsets = panel.offsets,
+            .zps = panel.zps,
             .zp_terms = panel.zp_terms,
             .zp_stride = panel.zp_stride,
             .acc_from = first_k ? zeros : acc,
@@ -378,6 +392,9 @@ void run_tiles_of(const MicroTiles &tiles, Panel &panel) {
             .carried = tiles.carried + row * kBlock,
             .prefetch = prefetch.codes,
             .prefetch_lines = prefetch.codes < prefetch.end ? prefetch.lines : 0,
+            .to_scales = prefetch.to_scales,
+            .to_zps = prefetch.to_zps,
+            .prefetches_near = prefetch.near,
         };
         run_tile_of<V, Fast, Codes, V::kRows>(rows, at, tiles);
         prefetch.codes += steps * prefetch.lines * 64;

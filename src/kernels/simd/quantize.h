@@ -198,7 +198,7 @@ void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, s
         for (size_t end; begin < group_end; begin = end, chunk_sums += stride) {
             end = lesser(begin + kChunk, group_end);
             const int32_t sum = sum_of<V>(act + begin, end - begin);
-            *chunk_sums = sum * sums_factor(kEncoding);
+            *chunk_sums = sum_for(kEncoding, sum);
             group_sum += sum;
         }
         if (group_sums) *group_sums++ = group_sum;

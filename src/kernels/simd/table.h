@@ -15,9 +15,13 @@ namespace {
 // vpdpbusd and for 256-bit vpmaddubsw.
 inline size_t packed_max(size_t) { return 24; }
 
-// Either form reads K blocks of 16 KiB of codes, half an L1 cache. A row block's activations of one K block and its
-// accumulators, 128 KiB each, stay in L2.
-constexpr size_t kPackedKc = 1024, kPanelKc = 512;
+// A panel is 16 KiB of codes, half an L1 cache. A row block's activations of one K block and its accumulators, 128 KiB
+// each, stay in L2.
+constexpr size_t kPanelKc = 512;
+// Packed codes: the same where several pairs of column vectors read them one after the other. Where one does, they need
+// not stay in L1, and the activations of a micro-tile do; what begins and ends a K block takes longer than L2.
+template <class V>
+constexpr size_t kPackedKc = V::kLanes == kHalf ? 4096 : 1024;
 constexpr size_t kMc = 256;
 constexpr size_t kPassBlocks = 4;
 
@@ -32,7 +36,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
             {
                 .mr = V::kRows,
                 .mc = kMc,
-                .kc = kPackedKc,
+                .kc = kPackedKc<V>,
                 .pass_blocks = 1,
                 .tiles_of_reading = V::kTilesOfReading,
                 .panel_bytes = no_panel,

@@ -19,8 +19,11 @@ enum class Encoding {
     signed_  // value - zp, signed. Nothing is left to compensate.
 };
 
-// The factor of the chunk sums that go with each encoding.
-constexpr int32_t sums_factor(Encoding encoding) { return encoding == Encoding::biased ? -128 : 1; }
+// The chunk sums that go with each encoding. Those of plain bytes are int16 in a lane whose upper half is zero, so that
+// a 16-bit multiplication by a zero point, whatever the upper half of its lane is, is their product.
+constexpr int32_t sum_for(Encoding encoding, int32_t sum) {
+    return encoding == Encoding::biased ? -128 * sum : encoding == Encoding::plain ? sum & 0xffff : sum;
+}
 
 template <class V>
 constexpr Encoding panel_encoding = V::kBiasedPanels ? Encoding::biased : Encoding::plain;
@@ -133,24 +136,53 @@ DA8W4_INLINE void prefetch_next_floats(const PanelJob &job) {
     if (next.offsets) prefetch_bytes(next.offsets_at(group), bytes);
 }
 
-// The second part, and the codes, which micro-tiles of at most mr rows prefetch.
-DA8W4_INLINE Prefetch prefetch_next(const PanelJob &job, size_t mr, size_t step_quads) {
-    if (!job.next_block) return {};
+// The codes of the next panel, which micro-tiles of at most mr rows prefetch.
+inline Prefetch prefetch_codes(const PanelJob &job, size_t mr, size_t step_quads) {
     const PackedBlock &next = *job.next_block;
     const CodeLayout layout = layout_of(next.kind);
-    const size_t bytes = groups_touched(job) * kBlock, at = job.next_k->group * kBlock;
-    if (next.zps) prefetch_bytes(next.zps + at, bytes);
     return {
         .codes = next.codes_at(job.next_k->begin),
         .end = next.codes + layout.lines(quads_of(job.next_k->end)) * kLineBytes,
         .lines = ceil_div(layout.lines(step_quads) * kLineBytes / 64, ceil_div(job.rows, mr)),
+        .to_scales = 0,
+        .to_zps = 0,
+        .near = false,
     };
 }
 
-// Scales, or offsets, of one level, as float32, or where they are.
+// One or two rows are multiplied faster than memory is read. On some CPUs prefetches of the next panel then take the
+// places in which loads wait for memory, and bring less than the CPU's own prefetcher does; those of what comes some k
+// later help it. At the end of a column block, that is mostly the next one.
+inline Prefetch prefetch_near(const PanelJob &job, const Panel &panel) {
+    const CodeLayout layout = layout_of(panel.kind);
+    const uint8_t *const from = panel.codes + layout.lines(job.near_k / kQuad) * kLineBytes;
+    const size_t groups = ceil_div(job.near_k, job.grouping.group);
+    return {
+        .codes = from,
+        .end = from + layout.lines(quads_of(job.k.length())) * kLineBytes,
+        .lines = layout.lines(kStepQuads) * kLineBytes / 64,
+        .to_scales = job.block.super ? 0 : static_cast<ptrdiff_t>(groups * kBlock * size_of(panel.scale_type)),
+        .to_zps = static_cast<ptrdiff_t>(groups * panel.zp_stride),
+        .near = true,
+    };
+}
+
+// The second part, and the codes.
+DA8W4_INLINE Prefetch prefetch_next(const PanelJob &job, size_t mr, size_t step_quads) {
+    if (!job.next_block) return {};
+    const PackedBlock &next = *job.next_block;
+    if (next.zps) prefetch_bytes(next.zps + job.next_k->group * kBlock, groups_touched(job) * kBlock);
+    return prefetch_codes(job, mr, step_quads);
+}
+
+inline ptrdiff_t bytes_between(const void *from, const void *to) {
+    return static_cast<ptrdiff_t>(reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from));
+}
+
+// Scales, or offsets, of one level, as float32.
 template <class V>
-const void *floats_of(const void *from, da8w4_type type, size_t count, float *buffer, bool in_place) {
-    if (in_place) return from;
+const void *floats_of(const void *from, da8w4_type type, size_t count, float *buffer) {
+    if (type == DA8W4_F32) return from;
     for (size_t i = 0; i < count; i += V::kLanes) V::store_f32(buffer + i, load_floats<V>(from, type, i));
     return buffer;
 }
@@ -199,68 +231,106 @@ const void *multiply_levels(const TwoLevels &from, size_t super, size_t group, s
                                      : multiply_levels_of<V, DA8W4_S8>(from, super, group, groups, buffer);
 }
 
+// Scales and offsets of two levels, multiplied out, which are never read in place.
+template <class V>
+void multiply_floats(const PanelJob &job, Panel *panel) {
+    const PackedBlock &block = job.block, *next = job.next_block;
+    const size_t group = job.k.group, groups = groups_touched(job);
+    const size_t next_at = next ? job.next_k->group * kBlock : 0;
+    panel->scale_type = DA8W4_F32;
+    panel->scales = multiply_levels<V>(
+        {
+            .supers = block.scales_at(group),
+            .type = block.scale_type,
+            .subs = block.sub_scales,
+            .sub_type = block.sub_scale_type,
+            .next_subs = next ? element(next->sub_scales, next->sub_scale_type, next_at) : nullptr,
+        },
+        block.super, group, groups, job.buffer.scales);
+    if (!block.offsets) return;
+    panel->offsets = multiply_levels<V>(
+        {
+            .supers = block.offsets_at(group),
+            .type = block.scale_type,
+            .subs = block.sub_offsets,
+            .sub_type = block.sub_offset_type,
+            .next_subs = next ? element(next->sub_offsets, next->sub_offset_type, next_at) : nullptr,
+        },
+        block.super, group, groups, job.buffer.offsets);
+}
+
 // All of a panel but its codes and zp_terms.
 template <class V>
-Panel prepare_floats(const PanelJob &job, bool in_place) {
+Panel prepare_floats(const PanelJob &job) {
     const PackedBlock &block = job.block;
-    const size_t group = job.k.group, groups = groups_touched(job), count = groups * kBlock;
+    const size_t group = job.k.group, count = groups_touched(job) * kBlock;
     prefetch_next_floats(job);
     Panel panel = {};
     panel.kind = block.kind;
     panel.table = block.table;
-    const void *scales = block.scales_at(group), *offsets = block.offsets_at(group);
     if (block.super) {
-        panel.scale_type = DA8W4_F32;
-        const PackedBlock *next = job.next_block;
-        const size_t next_at = next ? job.next_k->group * kBlock : 0;
-        panel.scales = multiply_levels<V>(
-            {
-                .supers = scales,
-                .type = block.scale_type,
-                .subs = block.sub_scales,
-                .sub_type = block.sub_scale_type,
-                .next_subs = next ? element(next->sub_scales, next->sub_scale_type, next_at) : nullptr,
-            },
-            block.super, group, groups, job.buffer.scales);
-        if (offsets)
-            panel.offsets = multiply_levels<V>(
-                {
-                    .supers = offsets,
-                    .type = block.scale_type,
-                    .subs = block.sub_offsets,
-                    .sub_type = block.sub_offset_type,
-                    .next_subs = next ? element(next->sub_offsets, next->sub_offset_type, next_at) : nullptr,
-                },
-                block.super, group, groups, job.buffer.offsets);
+        multiply_floats<V>(job, &panel);
         return panel;
     }
-    in_place = in_place || block.scale_type == DA8W4_F32;
-    panel.scale_type = in_place ? block.scale_type : DA8W4_F32;
-    panel.scales = floats_of<V>(scales, block.scale_type, count, job.buffer.scales, in_place);
-    if (offsets) panel.offsets = floats_of<V>(offsets, block.scale_type, count, job.buffer.offsets, in_place);
+    const void *scales = block.scales_at(group), *offsets = block.offsets_at(group);
+    panel.scale_type = DA8W4_F32;
+    panel.scales = floats_of<V>(scales, block.scale_type, count, job.buffer.scales);
+    if (offsets) panel.offsets = floats_of<V>(offsets, block.scale_type, count, job.buffer.offsets);
     return panel;
 }
 
-// Zero points as (int16(value), 0) in each lane: so a 16-bit multiplication by a chunk sum is their product.
+// Zero points of plain bytes: what a chunk sum is multiplied by.
+template <class V>
+typename V::Int zp_term(typename V::Int zps, int bias) {
+    return V::sub(V::broadcast(-bias), zps);
+}
+
 template <class V>
 void prepare_zp_terms(const PanelJob &job, Panel *panel) {
     const ZeroPoints zps = zero_points(job);
-    const typename V::Int minus_bias = V::broadcast(-layout_of(job.block.kind).bias);
+    const int bias = layout_of(job.block.kind).bias;
     const size_t count = zps.each ? groups_touched(job) * kBlock : kBlock;
     int32_t *const terms = job.buffer.zp_terms;  // which the stores could otherwise have changed
-    for (size_t i = 0; i < count; i += V::kLanes) V::store(terms + i, V::low_int16(V::sub(minus_bias, zps.load<V>(i))));
+    for (size_t i = 0; i < count; i += V::kLanes) V::store(terms + i, zp_term<V>(zps.load<V>(i), bias));
     panel->zp_terms = terms;
     panel->zp_stride = zps.each ? kBlock : 0;
 }
 
-// Micro-kernels read the packed codes. One micro-tile alone also converts scales where it uses them.
+// Micro-kernels read packed codes, and with them zero points and scales of one level, where they are: a panel of few
+// rows is read once or twice, so that converting any of it first would cost more than it saves.
 template <class V>
 Panel prepare_packed(const PanelJob &job) {
-    Panel panel = prepare_floats<V>(job, job.rows <= V::kRows);
-    panel.codes = job.block.codes_at(job.k.begin);
-    panel.first_quad = layout_of(job.block.kind).in_unit(job.k.begin / kQuad);
-    prepare_zp_terms<V>(job, &panel);
-    panel.prefetch = prefetch_next(job, V::kRows, kStepQuads);
+    const PackedBlock &block = job.block, *next = job.next_block;
+    const size_t group = job.k.group;
+    Panel panel = {};
+    panel.kind = block.kind;
+    panel.table = block.table;
+    panel.codes = block.codes_at(job.k.begin);
+    panel.first_quad = layout_of(block.kind).in_unit(job.k.begin / kQuad);
+    panel.zps = block.zps_at(group);
+    panel.zp_stride = kBlock;
+    if (!panel.zps) {
+        int8_t *const zps = reinterpret_cast<int8_t *>(job.buffer.zp_terms);
+        memset(zps, block.zp, kBlock);
+        panel.zps = zps;
+        panel.zp_stride = 0;
+    }
+    if (block.super) {
+        prefetch_next_floats(job);
+        multiply_floats<V>(job, &panel);
+    } else {
+        panel.scale_type = block.scale_type;
+        panel.scales = block.scales_at(group);
+        panel.offsets = block.offsets_at(group);
+    }
+    if (job.rows <= V::kNearRows && job.near_k) {
+        panel.prefetch = prefetch_near(job, panel);
+    } else if (next) {
+        panel.prefetch = prefetch_codes(job, V::kRows, kStepQuads);
+        const size_t next_group = job.next_k->group;
+        if (!block.super) panel.prefetch.to_scales = bytes_between(panel.scales, next->scales_at(next_group));
+        if (block.zps) panel.prefetch.to_zps = bytes_between(panel.zps, next->zps_at(next_group));
+    }
     return panel;
 }
 
@@ -282,7 +352,7 @@ inline ZeroPoints hold_zps(const PanelJob &job, int8_t *held, Panel *panel) {
 template <class V, size_t kKc>
 Panel prepare_panel(const PanelJob &job) {
     constexpr Encoding kEncoding = panel_encoding<V>;
-    Panel panel = prepare_floats<V>(job, false);
+    Panel panel = prepare_floats<V>(job);
     panel.codes = job.buffer.codes;
     ZeroPoints zps = zero_points(job);
     int8_t held[kKc / kLeastGroup * kBlock];

@@ -28,7 +28,9 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     // Constants: 32-bit lanes of a register; rows of a micro-tile; how panels encode codes (see unpack.h); independent
     // accumulators of a micro-tile of one and of two rows; micro-tiles that take as long as reading their weights; the
     // largest sum that a Part holds.
-    { V::kLanes + V::kRows + V::kSetsOneRow + V::kSetsTwoRows + V::kTilesOfReading + V::kMostPart } -> Is<size_t>;
+    {
+        V::kLanes + V::kRows + V::kSetsOneRow + V::kSetsTwoRows + V::kTilesOfReading + V::kNearRows + V::kMostPart
+    } -> Is<size_t>;
     { V::kBiasedPanels } -> Is<const bool &>;
 
     // Integers of 32 bits, and registers of bytes.

@@ -60,7 +60,7 @@ void release(size_t state) {
 
 Panel prepare_panel_amx(const PanelJob &job) {
     if (job.grouping.group < kAmxLeastGroup || !fit_bytes(job)) return avx512vnni::prepare_panel(job);
-    Panel panel = prepare_floats<Vec512>(job, false);
+    Panel panel = prepare_floats<Vec512>(job);
     panel.codes = job.buffer.codes;
     const size_t tile = tile_quads(job.grouping.group);
     with_kind(job.block.kind, [&](auto kind) {
@@ -243,7 +243,7 @@ constexpr Kernel amx_kernel() {
             {
                 .mr = Vec512::kRows,
                 .mc = kMc,
-                .kc = kPackedKc,
+                .kc = kPackedKc<Vec512>,
                 .pass_blocks = 1,
                 .tiles_of_reading = Vec512::kTilesOfReading,
                 .panel_bytes = no_panel,

@@ -12,8 +12,8 @@
 //
 // Up to three rows wait for the latency of their sums, not for a port: they have second ones for every other quad.
 //
-// zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, upper bits of codes, zp_terms, or offsets; zmm28: nibble
-// mask; zmm29: the table, or the mask of upper bits; zmm30: a line of upper bits. The others:
+// zmm24, 25: codes, or scales; zmm26, 27: a quad of a row, upper bits of codes, zero points, or offsets; zmm28: nibble
+// mask; zmm29: the table, or the mask of upper bits; zmm30: a line of upper bits; zmm31: minus the bias. The others:
 //
 //    row    sums      second sums    acc       activations
 //    0      0,  1     6,  7          12, 13    act
@@ -45,9 +45,12 @@ struct AsmArgs {
     uint32_t scale_type;
     uint32_t nibbles;
     size_t scaling;
-    size_t to_group_scales;         // from chunk_sums
-    float factor;                   // of the upper bytes of 16-bit activations
-    alignas(16) uint64_t table[2];  // of values + 128; or the mask of upper bits
+    size_t to_group_scales;  // from chunk_sums
+    float factor;            // of the upper bytes of 16-bit activations
+    int32_t minus_bias;
+    uint64_t table[2];  // of values + 128; or the mask of upper bits
+    ptrdiff_t to_next_scales;
+    ptrdiff_t to_next_zps;
 };
 
 static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 && offsetof(AsmArgs, scales_end) == 16 &&
@@ -57,7 +60,8 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
               offsetof(AsmArgs, prefetch_lines) == 72 && offsetof(AsmArgs, scale_type) == 80 &&
               offsetof(AsmArgs, nibbles) == 84 && offsetof(AsmArgs, scaling) == 88 &&
               offsetof(AsmArgs, to_group_scales) == 96 && offsetof(AsmArgs, factor) == 104 &&
-              offsetof(AsmArgs, table) == 112);
+              offsetof(AsmArgs, minus_bias) == 108 && offsetof(AsmArgs, table) == 112 &&
+              offsetof(AsmArgs, to_next_scales) == 128 && offsetof(AsmArgs, to_next_zps) == 136);
 
 // clang-format off
 
@@ -77,7 +81,10 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
 #define ARG_scaling "88"
 #define ARG_to_group_scales "96"
 #define ARG_factor "104"
+#define ARG_minus_bias "108"
 #define ARG_table "112"
+#define ARG_to_next_scales "128"
+#define ARG_to_next_zps "136"
 #define ARG(name) ARG_##name "(%[args])"
 
 #define LOW_0 "0"
@@ -286,6 +293,12 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
     "vpslld $16, " high ", " high "\n"             \
     "jmp " id "1b\n"                               \
     ".endif\n"
+// Where the offsets of the next panel are, from those of this one, its scales are from the scales.
+#define PREFETCH_OFFSETS                            \
+    ".if %c[packed]\n"                             \
+    "add " ARG(to_next_scales) ", %[n]\n"          \
+    PREFETCH("(%[scales],%[n])")                    \
+    ".endif\n"
 #define SCALES(USE) USE("3", "(%[scales])", "%%zmm24", "%%zmm25")
 #define OFFSETS(USE) USE("4", "(%[scales],%[n])", "%%zmm26", "%%zmm27")
 #define OFFSETS_OF_PAIRS(USE) USE("13", "(%[scales],%[n])", "%%zmm26", "%%zmm27")
@@ -301,19 +314,26 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
 #define NO_LINE(quad)
 #define LINES(quad)                                          \
     ".if %c[bits] == 8\n"                                    \
-    "prefetcht1 128*" #quad "(%[prefetch])\n"                \
-    "prefetcht1 128*" #quad "+64(%[prefetch])\n"             \
+    PREFETCH("128*" #quad "(%[prefetch])")                   \
+    PREFETCH("128*" #quad "+64(%[prefetch])")                \
     ".else\n"                                                \
-    "prefetcht1 64*" #quad "(%[prefetch])\n"                 \
+    PREFETCH("64*" #quad "(%[prefetch])")                    \
     ".if %c[bits] == 5 && (" #quad "&3) == 3\n"              \
-    "prefetcht1 64*(%c[quads]+(" #quad ">>2))(%[prefetch])\n" \
+    PREFETCH("64*(%c[quads]+(" #quad ">>2))(%[prefetch])")   \
     ".elseif %c[bits] == 6 && (" #quad "&1)\n"               \
-    "prefetcht1 64*(%c[quads]+(" #quad ">>1))(%[prefetch])\n" \
+    PREFETCH("64*(%c[quads]+(" #quad ">>1))(%[prefetch])")   \
     ".endif\n"                                               \
     ".endif\n"
 
+#define PREFETCH(address)               \
+    ".if %c[near]\n"                    \
+    "prefetchnta " address "\n"         \
+    ".else\n"                           \
+    "prefetcht1 " address "\n"          \
+    ".endif\n"
+
 // Prefetches go into L2, for L1 is full. A micro-tile that is alone prefetches as many lines as it reads, those of a
-// quad with each quad: in a burst they would wait for each other.
+// quad with each quad: in a burst they would wait for each other. Near ones go into L1, past L2.
 #define LONE_STEPS                                  \
     "2:\n"                                          \
     STEP(LINES)                                     \
@@ -340,11 +360,20 @@ static_assert(offsetof(AsmArgs, acc_from) == 0 && offsetof(AsmArgs, acc) == 8 &&
 struct AsmFastPath {
     template <class V, size_t kRows, class Codes, size_t kQuads>
     DA8W4_INLINE static void run(const TilePointers &at, size_t groups, size_t steps) {
+        if constexpr (Codes::kPacked && kRows <= V::kNearRows)
+            if (at.prefetches_near) return run_steps<V, kRows, Codes, kQuads, true>(at, groups, steps);
+        run_steps<V, kRows, Codes, kQuads, false>(at, groups, steps);
+    }
+
+private:
+    template <class V, size_t kRows, class Codes, size_t kQuads, bool kNear>
+    DA8W4_INLINE static void run_steps(const TilePointers &at, size_t groups, size_t steps) {
         static_assert(is_same<V, Vec512> && kRows <= 6 && (kQuads == 8 || kQuads == 4) && kLineBytes == 64);
         constexpr da8w4_kind kKind = Codes::kKind;
         const int8_t *act = at.act;
         const uint8_t *codes = at.codes, *prefetch = at.prefetch;
-        const int32_t *chunk_sums = at.chunk_sums, *zp_terms = at.zp_terms;
+        const int32_t *chunk_sums = at.chunk_sums;
+        const int8_t *zps = at.zps;
         const char *scales = static_cast<const char *>(at.scales);
         const size_t scales_stride = kBlock * size_of(at.scale_type);
         // Offsets and group sums go forward with scales and chunk sums, at these distances from them.
@@ -355,7 +384,7 @@ struct AsmFastPath {
             .to_offsets = at.offsets ? reinterpret_cast<uintptr_t>(at.offsets) - reinterpret_cast<uintptr_t>(scales) : 0,
             .to_group_sums = reinterpret_cast<uintptr_t>(at.group_sums) - reinterpret_cast<uintptr_t>(chunk_sums),
             .sums_stride = at.sums_stride * sizeof(int32_t),
-            .zp_stride = at.zp_stride * sizeof(int32_t),
+            .zp_stride = at.zp_stride,
             .scales_stride = scales_stride,
             .steps = steps,
             .prefetch_lines = at.prefetch_lines,
@@ -364,7 +393,10 @@ struct AsmFastPath {
             .scaling = static_cast<size_t>(at.scaling),
             .to_group_scales = reinterpret_cast<uintptr_t>(at.group_scales) - reinterpret_cast<uintptr_t>(chunk_sums),
             .factor = 256,
+            .minus_bias = -layout_of(kKind).bias,
             .table = {},
+            .to_next_scales = at.to_scales,
+            .to_next_zps = at.to_zps,
         };
         if constexpr (kKind == DA8W4_TABLE4) {
             memcpy(args.table, at.table, sizeof args.table);
@@ -380,15 +412,23 @@ struct AsmFastPath {
             "vpbroadcastd " ARG(nibbles) ", %%zmm28\n"
             "vbroadcasti32x4 " ARG(table) ", %%zmm29\n"
             ".endif\n"
+            ".if %c[packed]\n"
+            "vpbroadcastd " ARG(minus_bias) ", %%zmm31\n"
+            ".endif\n"
             "1:\n"  // a group
             ".if %c[packed]\n"
-            "vmovdqu64 (%[zp_terms]), %%zmm26\n"
+            "mov " ARG(to_next_zps) ", %[n]\n"
+            "vpmovsxbd (%[zps]), %%zmm26\n"
+            "vpmovsxbd 16(%[zps]), %%zmm27\n"
+            "vpsubd %%zmm26, %%zmm31, %%zmm26\n"
+            "vpsubd %%zmm27, %%zmm31, %%zmm27\n"
             ".if %c[both]\n"
-            "vpsllw $4, 64(%[zp_terms]), %%zmm27\n"
-            ".else\n"
-            "vmovdqu64 64(%[zp_terms]), %%zmm27\n"
+            "vpsllw $4, %%zmm27, %%zmm27\n"
             ".endif\n"
-            "add " ARG(zp_stride) ", %[zp_terms]\n"
+            PREFETCH("(%[zps],%[n])")
+            "add " ARG(zp_stride) ", %[zps]\n"
+            "mov " ARG(to_next_scales) ", %[n]\n"
+            PREFETCH("(%[scales],%[n])")
             ".endif\n"
             EACH_ROW(START)
             EACH_ROW_OF_3(START_SECOND)
@@ -423,6 +463,7 @@ struct AsmFastPath {
             "jmp 9f\n"
             "8:\n"  // the second float step of a group
             OFFSETS(FLOATS)
+            PREFETCH_OFFSETS
             "mov " ARG(to_group_sums) ", %[n]\n"
             EACH_ROW(OFFSET)
             "jmp 7b\n"
@@ -438,6 +479,7 @@ struct AsmFastPath {
             "test %[n], %[n]\n"
             "jz 7b\n"
             OFFSETS_OF_PAIRS(FLOATS)
+            PREFETCH_OFFSETS
             "mov " ARG(to_group_sums) ", %[n]\n"
             EACH_PAIR(OFFSET_PAIR)
             "jmp 7b\n"
@@ -452,13 +494,14 @@ struct AsmFastPath {
             ".endif\n"
             "9:\n"
             : [act] "+r"(act), [codes] "+r"(codes), [chunk_sums] "+r"(chunk_sums), [scales] "+r"(scales),
-              [zp_terms] "+r"(zp_terms), [prefetch] "+r"(prefetch), [step] "=&r"(step), [n] "=&r"(n)
+              [zps] "+r"(zps), [prefetch] "+r"(prefetch), [step] "=&r"(step), [n] "=&r"(n)
             : [args] "r"(&args), [s1] "r"(at.act_stride), [s3] "r"(at.act_stride * 3), [s5] "r"(at.act_stride * 5),
               [rows] "i"(kRows), [packed] "i"(Codes::kPacked), [bits] "i"(layout_of(kKind).bits),
-              [both] "i"(kKind == DA8W4_INT4), [quads] "i"(kQuads), [f16] "i"(DA8W4_F16), [by_group] "i"(Scaling::group)
+              [both] "i"(kKind == DA8W4_INT4), [quads] "i"(kQuads), [f16] "i"(DA8W4_F16), [by_group] "i"(Scaling::group),
+              [near] "i"(kNear)
             : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
               "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21",
-              "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30");
+              "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31");
     }
 };
 static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compares
@@ -481,7 +524,10 @@ static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compa
 #undef ARG_scaling
 #undef ARG_to_group_scales
 #undef ARG_factor
+#undef ARG_minus_bias
 #undef ARG_table
+#undef ARG_to_next_scales
+#undef ARG_to_next_zps
 #undef LOW_0
 #undef HIGH_0
 #undef ACC_0
@@ -548,9 +594,11 @@ static_assert(DA8W4_F32 < DA8W4_F16 && DA8W4_F16 < DA8W4_BF16);  // FLOATS compa
 #undef SCALES
 #undef OFFSETS
 #undef OFFSETS_OF_PAIRS
+#undef PREFETCH_OFFSETS
 #undef STEP
 #undef NO_LINE
 #undef LINES
+#undef PREFETCH
 #undef LONE_STEPS
 #undef STEPS
 

@@ -20,6 +20,7 @@ struct Vec512 {
     static constexpr bool kBiasedPanels = true;
     static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
     static constexpr size_t kTilesOfReading = 3;
+    static constexpr size_t kNearRows = 2;
     static constexpr size_t kMostPart = SIZE_MAX;  // sums modulo 2^32 do for any number of products
 
     static Int zero() { return _mm512_setzero_si512(); }
