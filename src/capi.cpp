@@ -3,6 +3,8 @@
 
 #include "gemm/driver.h"
 #include "gemm/experts.h"
+#include "gemm/explanation.h"
+#include "kernels/limits.h"
 #include "kernels/registry.h"
 #include "packing/layout.h"
 #include "packing/pack.h"
@@ -282,6 +284,40 @@ da8w4_status da8w4_gemm(const da8w4_call *call) {
 }
 
 da8w4_status da8w4_linear(const da8w4_call *call) { return execute(call, is_float); }
+
+// ---- what a call would do, and what the machine can do ---------------------------------------
+
+da8w4_status da8w4_explain(const da8w4_call *call, da8w4_explanation *explanation) {
+    if (!valid(call) || call->m == 0 || !explanation) return DA8W4_BAD_ARGUMENT;
+    const Kernel *kernel;
+    const da8w4_status status = find_kernel(call->kernel, &kernel);
+    if (status != DA8W4_OK) return status;
+    const Planned<GroupedPlan> planned = plan_of(*call, *kernel, 1, *call->weight);
+    *explanation = explain(*call->weight, *kernel, planned.plan, call->m);
+    explanation->threads = planned.threads;
+    return DA8W4_OK;
+}
+
+da8w4_status da8w4_time_read(const char *name, const void *memory, size_t bytes, size_t passes, int streams,
+                             size_t threads, uint64_t *nanoseconds) {
+    if (!memory || (streams != 1 && streams != 2) || !nanoseconds) return DA8W4_BAD_ARGUMENT;
+    const Kernel *kernel;
+    const da8w4_status status = find_kernel(name, &kernel);
+    if (status != DA8W4_OK) return status;
+    *nanoseconds = time_read(*kernel, static_cast<const char *>(memory), bytes, passes, streams == 2,
+                             threads ? threads : num_threads());
+    return DA8W4_OK;
+}
+
+da8w4_status da8w4_time_dots(const char *name, size_t rounds, size_t threads, uint64_t *multiplications,
+                             uint64_t *nanoseconds) {
+    if (!multiplications || !nanoseconds) return DA8W4_BAD_ARGUMENT;
+    const Kernel *kernel;
+    const da8w4_status status = find_kernel(name, &kernel);
+    if (status != DA8W4_OK) return status;
+    *nanoseconds = time_dots(*kernel, rounds, threads ? threads : num_threads(), multiplications);
+    return DA8W4_OK;
+}
 
 // ---- experts ---------------------------------------------------------------------------------
 

@@ -37,9 +37,10 @@ def members(declaration: str) -> tuple[str, list[tuple[str, str]]]:
     rows = [(f"sizeof({name})", f"sizeof({name})")]
     if kind == "enum":
         rows += [(f"    {value}", value) for value in re.findall(r"[A-Z]\w+", body)]
-    for of, names in re.findall(r"([^;]*?)((?:\*?\w+, )*\*?\w+);", body) if kind == "struct" else []:
+    for of, names in re.findall(r"([^;]*?)((?:\*?\w+, )*\*?\w+(?:\[\d+\])?);", body) if kind == "struct" else []:
         for one in names.split(", "):
-            rows += [(f"    offset of {of.strip()} {one.replace('*', '* ')}", f"offsetof({name}, {one.lstrip('*')})")]
+            member = one.lstrip("*").partition("[")[0]
+            rows += [(f"    offset of {of.strip()} {one.replace('*', '* ')}", f"offsetof({name}, {member})")]
     return name, rows
 
 

@@ -246,6 +246,45 @@ DA8W4_API da8w4_status da8w4_gemm(const da8w4_call *call);
  * da8w4_quantize_rows followed by da8w4_gemm. */
 DA8W4_API da8w4_status da8w4_linear(const da8w4_call *call);
 
+/* ---- what a call would do, and what the machine can do --------------------------------------- */
+
+/* How some of a weight is multiplied. */
+typedef struct da8w4_path {
+    const char *kernel; /* whose micro-kernels do it: amx leaves some to avx512vnni */
+    int fast;           /* the fast path, for whole groups of whole K steps; 0: the general path, for all others */
+    const char *reason; /* why not the fast path of the call's own kernel; NULL where it is that */
+    size_t codes;       /* of the weight that go this way; those of all paths together are n * k */
+} da8w4_path;
+
+/* The plan of a call. The strings are the library's. */
+typedef struct da8w4_explanation {
+    const char *kernel; /* that the call chooses */
+    int unpacked; /* each panel of the weight is prepared once for a row block; 0: packed codes are read in place */
+    size_t packed_max; /* most rows that read packed codes in place */
+    size_t act_rows;   /* rows of int8 that are multiplied: m, or of 16-bit activations 2 * m */
+    size_t tile_rows;  /* most rows of act in a micro-tile */
+    size_t row_block;  /* most rows of act that pass over a panel together: each row block reads the weight again */
+    size_t k_block;    /* the longest K block */
+    size_t threads;    /* that the call is worth, of those that it may use */
+    size_t path_count;
+    da8w4_path paths[4];
+} da8w4_explanation;
+
+/* What da8w4_linear or da8w4_gemm would do with this call. Reads what da8w4_workspace_bytes reads, and the weight's
+ * zero points; DA8W4_BAD_ARGUMENT where there are no rows. */
+DA8W4_API da8w4_status da8w4_explain(const da8w4_call *call, da8w4_explanation *explanation);
+
+/* The time in which up to `threads` threads (0: da8w4_get_num_threads()) read `bytes` bytes at `memory` with the loads
+ * of a kernel, `passes` times: each its part, from one end to the other (`streams` 1), or its halves side by side (2).
+ * Some CPUs fetch ahead better with one, some with two. Of less than 256 bytes a thread, nothing is read. */
+DA8W4_API da8w4_status da8w4_time_read(const char *kernel, const void *memory, size_t bytes, size_t passes, int streams,
+                                       size_t threads, uint64_t *nanoseconds);
+
+/* The time in which each of them makes `rounds` rounds of 8-bit dot products of a kernel, with all operands in
+ * registers, and how many multiplications these are together. */
+DA8W4_API da8w4_status da8w4_time_dots(const char *kernel, size_t rounds, size_t threads, uint64_t *multiplications,
+                                       uint64_t *nanoseconds);
+
 /* ---- experts --------------------------------------------------------------------------------- */
 
 /* Products of rows by weights of one n, k, group and kind, in which offsets, permutations and factors are all there or

@@ -106,6 +106,13 @@ struct Panel {
     Prefetch prefetch;
 };
 
+// How a panel is multiplied, and why not faster: what da8w4_explain says.
+struct PanelPath {
+    const char *left_to;  // the kernel whose micro-kernels multiply it; null: this one's own
+    bool fast;            // the fast path; else the general one
+    const char *reason;   // why not this kernel's own fast path; null where it is
+};
+
 // Rows that pass over a panel: an even number of those of 16-bit activations. The accumulators start from zero where
 // the K block begins at 0, else they go on. `carried` has the int32 sums of a group that the K block does not finish.
 struct MicroTiles {
@@ -172,6 +179,8 @@ struct WeightForm {
                     int32_t *group_sums);
     Panel (*prepare)(const PanelJob &job);
     void (*run)(const MicroTiles &tiles, Panel &panel);
+    // How `run` multiplies the panel that `prepare` makes of this; reads the job's block, K block and grouping.
+    PanelPath (*path)(const PanelJob &job);
 };
 
 struct Kernel {
@@ -201,6 +210,12 @@ struct Kernel {
     void (*sum_slots)(const SlotSum &sum);
     // Gives back what a thread's state says that it holds, at the end of its part of a product; or null.
     void (*release)(size_t state);
+
+    // What the instruction set can do at best, for kernels/limits.h. Reads 128 bytes at each of two places, `rounds`
+    // times, both places `step` further each time.
+    void (*read)(const char *first, const char *second, size_t step, size_t rounds);
+    // Makes dot products of 8 bits with all operands in registers. Returns how many multiplications these are.
+    size_t (*multiply)(size_t rounds);
 };
 
 }  // namespace da8w4

@@ -296,6 +296,34 @@ void sum_slots(const SlotSum &sum) {
     }
 }
 
+PanelPath path(const PanelJob &) {
+    return {.left_to = nullptr, .fast = false, .reason = "scalar has one path for all weights"};
+}
+
+void read(const char *first, const char *second, size_t step, size_t rounds) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < rounds; i++, first += step, second += step) {
+        uint64_t words[32];
+        memcpy(words, first, 128);
+        memcpy(words + 16, second, 128);
+        for (const uint64_t word : words) sum += word;
+    }
+    __asm__ volatile("" : : "m"(sum));
+}
+
+size_t multiply(size_t rounds) {
+    constexpr size_t kSums = 4;
+    int a = 3;
+    int sums[kSums] = {};
+    for (size_t i = 0; i < rounds; i++)
+        for (int &sum : sums) {
+            __asm__ volatile("" : "+r"(a));  // or the compiler would multiply once
+            sum += a * 5;
+        }
+    for (int &sum : sums) __asm__ volatile("" : "+r"(sum));
+    return rounds * kSums;
+}
+
 size_t no_panel(size_t, size_t) { return 0; }
 size_t packed_max(size_t) { return SIZE_MAX; }
 
@@ -309,6 +337,7 @@ constexpr WeightForm kForm = {
     .sum_row = sum_row,
     .prepare = prepare,
     .run = run,
+    .path = path,
 };
 
 }  // namespace
@@ -328,6 +357,8 @@ extern constexpr Kernel kernel_scalar = {
     .gate = gate,
     .sum_slots = sum_slots,
     .release = nullptr,
+    .read = read,
+    .multiply = multiply,
 };
 
 }  // namespace da8w4

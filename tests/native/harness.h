@@ -37,6 +37,7 @@ std::vector<Test> gemm_tests();
 std::vector<Test> edge_tests();
 std::vector<Test> gate_tests();
 std::vector<Test> expert_tests();
+std::vector<Test> explain_tests();
 
 struct Options {
     uint64_t seed = 20250101;

@@ -298,6 +298,12 @@ inline bool has_fast_path(const Grouping &grouping, const KBlock &block) {
     return block.whole_groups && grouping.group % (kShortStepQuads * kQuad) == 0 && grouping.group <= kChunk;
 }
 
+// Why there is none for them.
+inline const char *why_general(const Grouping &grouping) {
+    if (grouping.group % (kShortStepQuads * kQuad)) return "the group is no multiple of 16 k";
+    return grouping.group > kChunk ? "the group is longer than 256 k" : "the last group of k is shorter";
+}
+
 template <class V, size_t kRows, class Codes, size_t kQuads>
 DA8W4_INLINE void fast_path(TilePointers at, size_t groups, size_t steps) {
     if (!Codes::kPacked && V::kBiasedPanels) at.zp_terms = nullptr;  // which the compiler does not know
@@ -318,6 +324,17 @@ struct FastPath {
         fast_path<V, kRows, Codes, kQuads>(at, groups, steps);
     }
 };
+
+constexpr char kZpsBeyondBytes[] = "zero points leave value - zp no room in a byte";
+
+template <class V, bool kPacked>
+PanelPath path_of(const PanelJob &job) {
+    if (!has_fast_path(job.grouping, job.k))
+        return {.left_to = nullptr, .fast = false, .reason = why_general(job.grouping)};
+    if (!kPacked && V::kBiasedPanels && !fit_bytes(job))
+        return {.left_to = nullptr, .fast = false, .reason = kZpsBeyondBytes};
+    return {.left_to = nullptr, .fast = true, .reason = nullptr};
+}
 
 // That of short steps. Not inlined, so that it takes no registers from the other one.
 template <class V, class Fast, size_t kRows, class Codes>

@@ -4,6 +4,7 @@
 #include "kernels/kernel.h"
 #include "kernels/simd/epilogue.h"
 #include "kernels/simd/gate.h"
+#include "kernels/simd/limits.h"
 #include "kernels/simd/microkernel.h"
 #include "kernels/simd/quantize.h"
 #include "kernels/simd/unpack.h"
@@ -43,6 +44,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
                 .sum_row = sum_row<V, Encoding::plain>,
                 .prepare = prepare_packed<V>,
                 .run = run_tiles<V, Fast, true>,
+                .path = path_of<V, true>,
             },
         .unpacked =
             {
@@ -55,6 +57,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
                 .sum_row = sum_row<V, panel_encoding<V>>,
                 .prepare = prepare_panel<V, kPanelKc>,
                 .run = run_tiles<V, Fast, false>,
+                .path = path_of<V, false>,
             },
         .quantize_row = quantize_row<V>,
         .quantize_groups = quantize_groups<V>,
@@ -64,6 +67,8 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
         .gate = gate<V>,
         .sum_slots = sum_slots<V>,
         .release = nullptr,
+        .read = read_memory<V>,
+        .multiply = multiply_registers<V>,
     };
 }
 

@@ -58,6 +58,7 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     { V::add_product(i, i, i) } -> Is<typename V::Int>;
     { V::add_s8(i, i) } -> Is<typename V::Int>;
     { V::total(i) } -> Is<int32_t>;
+    { V::opaque(i) } -> Is<typename V::Int>;
 
     // Dot products of quads: uint8 codes by int8 activations.
     { V::open(i) } -> Is<typename V::Part>;

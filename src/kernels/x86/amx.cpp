@@ -58,6 +58,24 @@ void release(size_t state) {
     if (state) release_tiles();
 }
 
+// What avx512vnni multiplies in the place of this kernel.
+PanelPath left_to_avx512vnni(PanelPath path, const char *reason) {
+    path.left_to = "avx512vnni";
+    path.reason = reason;
+    return path;
+}
+
+PanelPath packed_path_amx(const PanelJob &job) {
+    return left_to_avx512vnni(avx512vnni::packed_path(job), "few rows take less time there than a panel of tiles");
+}
+
+PanelPath panel_path_amx(const PanelJob &job) {
+    if (job.grouping.group < kAmxLeastGroup)
+        return left_to_avx512vnni(avx512vnni::panel_path(job), "groups below 20 k are too short for tiles");
+    if (!fit_bytes(job)) return left_to_avx512vnni(avx512vnni::panel_path(job), kZpsBeyondBytes);
+    return {.left_to = nullptr, .fast = true, .reason = nullptr};
+}
+
 Panel prepare_panel_amx(const PanelJob &job) {
     if (job.grouping.group < kAmxLeastGroup || !fit_bytes(job)) return avx512vnni::prepare_panel(job);
     Panel panel = prepare_floats<Vec512>(job);
@@ -233,6 +251,20 @@ void run_panel_amx(const MicroTiles &tiles, Panel &panel) {
     return panel.offsets ? run_tiles_of<true, false, 1>(tiles, panel) : run_tiles_of<false, false, 1>(tiles, panel);
 }
 
+// Four independent tiles of sums hide the latency of each other.
+size_t multiply_registers_amx(size_t rounds) {
+    size_t state = 0;
+    configure(kTileRows, kTileQuads, &state);
+    for (size_t i = 0; i < rounds; i++) {
+        multiply_tiles<0, 4, 5>();
+        multiply_tiles<1, 4, 6>();
+        multiply_tiles<2, 4, 5>();
+        multiply_tiles<3, 4, 6>();
+    }
+    release(state);
+    return rounds * 4 * kTileRows * kHalf * kTileQuads * kQuad;
+}
+
 constexpr Kernel amx_kernel() {
     return {
         .name = "amx",
@@ -250,6 +282,7 @@ constexpr Kernel amx_kernel() {
                 .sum_row = avx512vnni::sum_row,
                 .prepare = avx512vnni::prepare_packed,
                 .run = avx512vnni::run_packed,
+                .path = packed_path_amx,
             },
         .unpacked =
             {
@@ -262,6 +295,7 @@ constexpr Kernel amx_kernel() {
                 .sum_row = avx512vnni::sum_panel_row,
                 .prepare = prepare_panel_amx,
                 .run = run_panel_amx,
+                .path = panel_path_amx,
             },
         .quantize_row = avx512vnni::quantize_row,
         .quantize_groups = avx512vnni::quantize_groups,
@@ -271,6 +305,8 @@ constexpr Kernel amx_kernel() {
         .gate = avx512vnni::gate,
         .sum_slots = avx512vnni::sum_slots,
         .release = release,
+        .read = avx512vnni::read,
+        .multiply = multiply_registers_amx,
     };
 }
 

@@ -49,6 +49,12 @@ void run_panel(const MicroTiles &tiles, Panel &panel) { kernel_avx512vnni.unpack
 void epilogue(const Epilogue &epilogue) { kernel_avx512vnni.epilogue(epilogue); }
 void gate(const GateJob &job) { kernel_avx512vnni.gate(job); }
 void sum_slots(const SlotSum &sum) { kernel_avx512vnni.sum_slots(sum); }
+PanelPath packed_path(const PanelJob &job) { return kernel_avx512vnni.packed.path(job); }
+PanelPath panel_path(const PanelJob &job) { return kernel_avx512vnni.unpacked.path(job); }
+
+void read(const char *first, const char *second, size_t step, size_t rounds) {
+    kernel_avx512vnni.read(first, second, step, rounds);
+}
 
 }  // namespace avx512vnni
 }  // namespace da8w4

@@ -21,5 +21,8 @@ void run_panel(const MicroTiles &tiles, Panel &panel);
 void epilogue(const Epilogue &epilogue);
 void gate(const GateJob &job);
 void sum_slots(const SlotSum &sum);
+PanelPath packed_path(const PanelJob &job);
+PanelPath panel_path(const PanelJob &job);
+void read(const char *first, const char *second, size_t step, size_t rounds);
 
 }  // namespace da8w4::avx512vnni

@@ -70,6 +70,11 @@ struct Vec256 {
         return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
     }
 
+    static Int opaque(Int value) {
+        __asm__ volatile("" : "+x"(value));
+        return value;
+    }
+
     static Float zero_float() { return _mm256_setzero_ps(); }
     static Float broadcast_float(float value) { return _mm256_set1_ps(value); }
     static Float load_f32(const void *p) { return _mm256_loadu_ps(static_cast<const float *>(p)); }

@@ -76,6 +76,11 @@ struct Vec512 {
     static Int add_s8(Int sum, Int bytes) { return _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), bytes); }
     static int32_t total(Int value) { return _mm512_reduce_add_epi32(value); }
 
+    static Int opaque(Int value) {
+        __asm__ volatile("" : "+v"(value));
+        return value;
+    }
+
     static Float zero_float() { return _mm512_setzero_ps(); }
     static Float broadcast_float(float value) { return _mm512_set1_ps(value); }
     static Float load_f32(const void *p) { return _mm512_loadu_ps(p); }
