@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
 
 from pyda8w4._concat import concat
 from pyda8w4._experts import PackedExperts, stack
+from pyda8w4._explain import Explanation, explain
 from pyda8w4._files import load, save
 from pyda8w4._linear import gemm, linear, linear_gated
 from pyda8w4._moe import grouped_linear, moe
@@ -39,10 +40,12 @@ from pyda8w4._runtime import (
 __version__ = _version()
 
 __all__ = [
+    "Explanation",
     "PackedExperts",
     "PackedWeight",
     "concat",
     "cpu_info",
+    "explain",
     "gemm",
     "get_include",
     "get_library",

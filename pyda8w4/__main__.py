@@ -1,4 +1,4 @@
-"""The command line: ``pyda8w4 info | selftest | bench | inspect | convert``.
+"""The command line: ``pyda8w4 info | selftest | bench | explain | inspect | convert``.
 
 ``python -m pyda8w4`` stands for ``pyda8w4``, too.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import pyda8w4
-from pyda8w4 import _core, bench, convert, inspect, selftest
+from pyda8w4 import _core, _explain_command, bench, convert, inspect, selftest
 from pyda8w4._checks import SCHEMES
 from pyda8w4._format import BITS
 from pyda8w4._terminal import pattern_of, printable
@@ -117,17 +117,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M,...",
         help=f"rows of activations (default: {','.join(map(str, bench.ROWS))})",
     )
-    command.add_argument(
-        "--group-size", type=_group_size, default=128, metavar="G", help="weights that share a scale (default: 128)"
-    )
-    command.add_argument("--bits", type=int, choices=BITS, default=4, help="of a weight's code (default: 4)")
-    command.add_argument(
-        "--act", choices=tuple(SCHEMES), default="uint8", help="to what activations are quantized (default: uint8)"
-    )
-    command.add_argument("--threads", type=_threads, metavar="T", help="of pyda8w4, and of numpy with threadpoolctl")
-    command.add_argument("--kernel", type=_kernel, metavar="NAME", help="instead of the default one")
+    _add_layer_options(command, "of pyda8w4, and of numpy with threadpoolctl")
     command.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each shape and M (default: 1)")
     command.add_argument("--json", metavar="FILE", help="write all numbers to this file, too")
+
+    command = _add(commands, "explain", _explain, "say how a layer is multiplied, and how fast that could be")
+    command.add_argument("n", type=_positive, metavar="N", help="outputs of the layer")
+    command.add_argument("k", type=_positive, metavar="K", help="inputs of the layer")
+    command.add_argument(
+        "--m",
+        type=_list_of(_positive),
+        default=_explain_command.ROWS,
+        metavar="M,...",
+        help=f"rows of activations (default: {','.join(map(str, _explain_command.ROWS))})",
+    )
+    _add_layer_options(command, "that a product may use")
 
     command = _add(commands, "inspect", _inspect, "show what is in a checkpoint, and what of it can be packed exactly")
     command.add_argument("path", type=Path, metavar="PATH", help=_CHECKPOINT)
@@ -147,6 +151,18 @@ def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], tex
     )
     command.set_defaults(run=run)
     return command
+
+
+def _add_layer_options(command: argparse.ArgumentParser, threads: str) -> None:
+    command.add_argument(
+        "--group-size", type=_group_size, default=128, metavar="G", help="weights that share a scale (default: 128)"
+    )
+    command.add_argument("--bits", type=int, choices=BITS, default=4, help="of a weight's code (default: 4)")
+    command.add_argument(
+        "--act", choices=tuple(SCHEMES), default="uint8", help="to what activations are quantized (default: uint8)"
+    )
+    command.add_argument("--threads", type=_threads, metavar="T", help=threads)
+    command.add_argument("--kernel", type=_kernel, metavar="NAME", help="instead of the default one")
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -189,6 +205,14 @@ def _bench(args: argparse.Namespace) -> int:
     ):
         return bench.main(
             args.shapes, args.m, args.group_size, args.seconds, args.threads, file, bits=args.bits, act=args.act
+        )
+
+
+def _explain(args: argparse.Namespace) -> int:
+    _cpu_info()
+    with pyda8w4.use_kernel(args.kernel) if args.kernel else nullcontext():
+        return _explain_command.main(
+            args.n, args.k, args.m, args.group_size, args.threads, bits=args.bits, act=args.act
         )
 
 

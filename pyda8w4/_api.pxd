@@ -1,4 +1,5 @@
 # include/pyda8w4/pyda8w4.h as Cython sees it. Arrays are void pointers, which C converts.
+from libc.stdint cimport uint64_t
 
 cdef extern from "pyda8w4/pyda8w4.h" nogil:
     ctypedef enum da8w4_status:
@@ -107,6 +108,24 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         void *workspace
         size_t workspace_bytes
 
+    ctypedef struct da8w4_path:
+        const char *kernel
+        int fast
+        const char *reason
+        size_t codes
+
+    ctypedef struct da8w4_explanation:
+        const char *kernel
+        int unpacked
+        size_t packed_max
+        size_t act_rows
+        size_t tile_rows
+        size_t row_block
+        size_t k_block
+        size_t threads
+        size_t path_count
+        da8w4_path paths[4]
+
     ctypedef struct da8w4_grouped_call:
         size_t experts
         const da8w4_packed *weights
@@ -165,6 +184,11 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     size_t da8w4_workspace_bytes(const da8w4_call *call)
     da8w4_status da8w4_gemm(const da8w4_call *call)
     da8w4_status da8w4_linear(const da8w4_call *call)
+    da8w4_status da8w4_explain(const da8w4_call *call, da8w4_explanation *explanation)
+    da8w4_status da8w4_time_read(const char *kernel, const void *memory, size_t size, size_t passes, int streams,
+                                 size_t threads, uint64_t *nanoseconds)
+    da8w4_status da8w4_time_dots(const char *kernel, size_t rounds, size_t threads, uint64_t *multiplications,
+                                 uint64_t *nanoseconds)
     size_t da8w4_grouped_workspace_bytes(const da8w4_grouped_call *call)
     da8w4_status da8w4_grouped_linear(const da8w4_grouped_call *call)
     size_t da8w4_moe_workspace_bytes(const da8w4_moe_call *call)

@@ -170,22 +170,39 @@ cdef class View:
             sub_scales=self.extents[5].start, sub_offsets=self.extents[6].start,
             table=self.extents[7].start, perm=self.extents[8].start, factors=self.extents[9].start)
 
-    def linear(self, size_t m, x, int x_type, int scheme, bias, out, int out_type, bytes kernel, Gating gating=None):
+    def linear(self, size_t m, x, int x_type, int scheme, bias, out, int out_type, bytes kernel, Gating gating=None,
+               size_t threads=0):
         """Multiply rows of floats."""
-        self.multiply(m, x, x_type, None, None, scheme, bias, gating, out, out_type, kernel)
+        self.multiply(m, x, x_type, None, None, scheme, bias, gating, out, out_type, kernel, threads)
+
+    def explain(self, size_t m, int scheme, bytes kernel, size_t threads):
+        """-> what `linear` would do: the fields of da8w4_explanation, with paths as tuples."""
+        cdef da8w4_call call = da8w4_call(
+            m=m, weight=&self.packed, scheme=<da8w4_scheme>scheme, threads=threads, kernel=name_of(kernel),
+            act=NULL, act_type=DA8W4_F32, act_stride=0, act_scales=NULL, act_zps=NULL, bias=NULL, gating=NULL,
+            out=NULL, out_type=DA8W4_F32, out_stride=0, workspace=NULL, workspace_bytes=0)
+        cdef da8w4_explanation found
+        with nogil:
+            check(da8w4_explain(&call, &found))
+        paths = [(text(path.kernel), bool(path.fast), text(path.reason), path.codes)
+                 for path in found.paths[:found.path_count]]
+        return {
+            "kernel": text(found.kernel), "unpacked": bool(found.unpacked), "packed_max": found.packed_max,
+            "act_rows": found.act_rows, "tile_rows": found.tile_rows, "row_block": found.row_block,
+            "k_block": found.k_block, "threads": found.threads, "paths": paths}
 
     def gemm(self, size_t m, a, int a_type, a_scales, a_zps, bias, out, int out_type, bytes kernel):
         """Multiply rows that are quantized already."""
-        self.multiply(m, a, a_type, a_scales, a_zps, 0, bias, None, out, out_type, kernel)
+        self.multiply(m, a, a_type, a_scales, a_zps, 0, bias, None, out, out_type, kernel, 0)
 
     cdef int multiply(self, size_t m, act, int act_type, act_scales, act_zps, int scheme, bias, Gating gating, out,
-                      int out_type, bytes kernel) except -1:
+                      int out_type, bytes kernel, size_t threads) except -1:
         cdef Extent[4] inputs = [extent(act), extent(act_scales), extent(act_zps), extent(bias)]
         cdef Extent output = output_of(out, inputs, 4)
         self.check_apart(output)
         cdef size_t columns = self.packed.n if gating is None else self.packed.n // 2
         cdef da8w4_call call = da8w4_call(
-            m=m, weight=&self.packed, scheme=<da8w4_scheme>scheme, threads=0, kernel=name_of(kernel),
+            m=m, weight=&self.packed, scheme=<da8w4_scheme>scheme, threads=threads, kernel=name_of(kernel),
             act=inputs[0].start, act_type=<da8w4_type>act_type, act_stride=self.packed.k * type_bytes(act_type),
             act_scales=inputs[1].start, act_zps=inputs[2].start,
             bias=inputs[3].start, gating=gating_of(gating),
@@ -322,6 +339,26 @@ def get_num_threads():
 
 def thread_runtime():
     return text(da8w4_thread_runtime())
+
+
+def time_read(bytes kernel, memory, size_t passes, int streams, size_t threads):
+    """-> nanoseconds."""
+    cdef Extent found = extent(memory)
+    cdef size_t size = <size_t>(<char *>found.end - <char *>found.start)
+    cdef const char *name = name_of(kernel)
+    cdef uint64_t nanoseconds = 0
+    with nogil:
+        check(da8w4_time_read(name, found.start, size, passes, streams, threads, &nanoseconds))
+    return nanoseconds
+
+
+def time_dots(bytes kernel, size_t rounds, size_t threads):
+    """-> multiplications, nanoseconds."""
+    cdef const char *name = name_of(kernel)
+    cdef uint64_t multiplications = 0, nanoseconds = 0
+    with nogil:
+        check(da8w4_time_dots(name, rounds, threads, &multiplications, &nanoseconds))
+    return multiplications, nanoseconds
 
 
 def version():

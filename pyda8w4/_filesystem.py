@@ -32,6 +32,11 @@ def check_path(path: Any) -> Path:
     return found
 
 
+def cache_folder() -> Path:
+    """Where the user keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyda8w4"
+
+
 def _check_regular(path: Path, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise _os_error(errno.EISDIR, path)

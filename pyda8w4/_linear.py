@@ -170,7 +170,7 @@ def linear(
     >>> pyda8w4.linear(np.array([0.0, 0.0, 25.5, 0.0], np.float32), packed)
     array([25.5], dtype=float32)
     """
-    return _linear(x, packed, "packed", bias, None, act, out, out_dtype)
+    return multiply(x, packed, "packed", bias, None, act, out, out_dtype)
 
 
 def linear_gated(
@@ -239,10 +239,10 @@ def linear_gated(
     (1,)
     """
     gating = check_gating(activation, interleaved, alpha, limit)
-    return _linear(x, gate_up, "gate_up", bias, gating, act, out, out_dtype)
+    return multiply(x, gate_up, "gate_up", bias, gating, act, out, out_dtype)
 
 
-def _linear(
+def multiply(
     x: npt.ArrayLike,
     packed: PackedWeight,
     packed_name: str,
@@ -251,7 +251,9 @@ def _linear(
     act: str,
     out: npt.NDArray[Any] | None,
     out_dtype: npt.DTypeLike | None,
+    threads: int = 0,
 ) -> npt.NDArray[Any]:
+    """`linear`, or `linear_gated`, with at most so many threads; 0 for those of the process."""
     x, x_type = as_array_of("x", x, FLOATS)
     rows = _check_rows("x", x, packed, packed_name)
     n = packed._format.n
@@ -271,6 +273,7 @@ def _linear(
             out=bits(out, out_type),
             out_type=TYPES[out_type],
             kernel=forced_kernel(),
+            threads=threads,
         )
     except CoreError as error:
         raise translate(error) from None

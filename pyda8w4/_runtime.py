@@ -146,13 +146,18 @@ def set_num_threads(threads: int | None) -> None:
     1
     >>> pyda8w4.set_num_threads(None)
     """
+    _core.set_num_threads(check_threads(threads))
+
+
+def check_threads(threads: int | None) -> int:
+    """-> what the C interface takes: 0 for None."""
     if threads is None:
-        threads = 0
-    elif isinstance(threads, bool) or not hasattr(threads, "__index__"):
+        return 0
+    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
         raise TypeError(f"threads must be an int or None, got {type(threads).__name__}")
-    elif not 1 <= threads <= 65536:
+    if not 1 <= threads <= 65536:
         raise ValueError(f"threads must be 1 to 65536, got {threads}")
-    _core.set_num_threads(threads)
+    return int(threads)
 
 
 def get_num_threads() -> int:
@@ -172,7 +177,8 @@ def get_num_threads() -> int:
     return _core.get_num_threads()
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """As the system names it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -205,7 +211,7 @@ def cpu_info() -> dict[str, Any]:
     True
     """
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "features": _core.cpu_features(),
         "kernel": default_kernel(),
         "kernels": {name: reason for name, _, reason in _core.kernel_table()},

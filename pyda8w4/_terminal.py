@@ -22,6 +22,10 @@ def pattern_of(text: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", text)
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def in_bytes(size: int) -> str:
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:

@@ -26,6 +26,7 @@ from pyda8w4._linear import linear
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._runtime import cpu_info, forced_kernel, get_num_threads
+from pyda8w4._terminal import counted
 from pyda8w4._timing import (
     MAX_COPIES,
     SETTLE_SECONDS,
@@ -242,18 +243,26 @@ def _read_bandwidth(size: int) -> float:
     return buffer.nbytes / best / 1e9
 
 
-def _random_layer(
+def random_weight(
     rng: np.random.Generator, n: int, k: int, group_size: int, bits: int
-) -> tuple[PackedWeight, NDArray[np.float32]]:
-    """A packed weight, and the float32 matrix that it stands for."""
-    group = min(group_size, k)
-    groups = -(-k // group)
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.int16]]:
+    """Codes, scales and zero points of a layer, such as a quantizer makes them."""
+    groups = -(-k // min(group_size, k))
     codes = rng.integers(0, 1 << bits, (n, k), np.uint8)
     scales = (rng.uniform(0.5, 1.5, (n, groups)) * 16 / (1 << bits) / np.sqrt(k)).astype(np.float16)
     middle = 1 << (bits - 1)
     zps = rng.integers(middle - 2, middle + 3, (n, groups), np.int16)
+    return codes, scales, zps
+
+
+def _random_layer(
+    rng: np.random.Generator, n: int, k: int, group_size: int, bits: int
+) -> tuple[PackedWeight, NDArray[np.float32]]:
+    """A packed weight, and the float32 matrix that it stands for."""
+    codes, scales, zps = random_weight(rng, n, k, group_size, bits)
+    group = min(group_size, k)
     w = np.empty((n, k), np.float32)
-    for g in range(groups):
+    for g in range(zps.shape[1]):
         part = slice(g * group, (g + 1) * group)
         np.subtract(codes[:, part], zps[:, g, None], out=w[:, part], dtype=np.float32)
         w[:, part] *= scales[:, g, None]
@@ -290,10 +299,10 @@ def _print_header(setup: dict[str, Any]) -> None:
     if setup["numpy_threads"] is None:
         numpy_threads = "as many threads as it likes (threadpoolctl, which is not installed, would tell)"
     else:
-        numpy_threads = _threads(setup["numpy_threads"])
+        numpy_threads = counted(setup["numpy_threads"], "thread")
     print(f"cpu      {setup['cpu']}")
     print(f"load     {setup['load_average']:.1f} in the minute before; what else runs here makes times longer")
-    print(f"pyda8w4  kernel {setup['kernel']}, {_threads(setup['threads'])} ({setup['thread_runtime']})")
+    print(f"pyda8w4  kernel {setup['kernel']}, {counted(setup['threads'], 'thread')} ({setup['thread_runtime']})")
     print(f"numpy    {setup['numpy']}, float32 x @ w.T, {numpy_threads}")
     print(
         f"weights  {setup['bits']} bits, group {setup['group_size']}, float16 scales, a zero point per group; "
@@ -330,7 +339,3 @@ def _print_row(cell: Cell, first: bool) -> None:
         f"{cell.gigaops:>8.0f}  {cell.float32_ms!s:<24}{cell.ratio:>6.1f}",
         flush=True,
     )
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from functools import wraps
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from vllm.engine.arg_utils import EngineArgs
 
 import pyda8w4.checkpoints
+from pyda8w4._filesystem import cache_folder
 from pyda8w4.torch._checkpoint import recipe_of
 from pyda8w4.vllm._config import NAME
 
@@ -24,7 +24,7 @@ def folder_of(file: Path) -> Path:
     """
     status = file.stat()
     version = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyda8w4" / "models"
+    cache = cache_folder() / "models"
     folder = cache / f"{file.stem}-{hashlib.sha256(version.encode()).hexdigest()[:16]}"
     if folder.exists():
         return folder

@@ -66,9 +66,9 @@ def test_info_says_that_the_environment_chose_the_kernel():
     assert "scalar (PYDA8W4_KERNEL)" in run("info", PYDA8W4_KERNEL="scalar").stdout
 
 
-@pytest.mark.parametrize("command", ["info", "selftest", "bench"])
+@pytest.mark.parametrize("command", [["info"], ["selftest"], ["bench"], ["explain", "64", "64"]])
 def test_an_unknown_kernel_in_the_environment_is_one_line(command):
-    result = run(command, PYDA8W4_KERNEL="sse9")
+    result = run(*command, PYDA8W4_KERNEL="sse9")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "PYDA8W4_KERNEL 'sse9'" in result.stderr.splitlines()[-1]
@@ -368,7 +368,7 @@ def test_a_checkpoint_that_is_none_is_one_line(tmp_path, command):
 
 COMMANDS = [
     ["info"], ["selftest", "--kernel", "scalar"], ["bench", "--shapes", "64x64", "--m", "1,2", "--seconds", "0.01"],
-    ["--help"], ["bench", "--help"], ["--version"],
+    ["explain", "64", "64", "--m", "1"], ["--help"], ["bench", "--help"], ["--version"],
 ]  # fmt: skip
 
 
@@ -431,6 +431,12 @@ def test_every_command_with_options_of_python(options):
         (["bench", "--threads", "-1"], "--threads: must be a whole number of at least 1, got '-1'"),
         (["bench", "--threads", "70000"], "--threads: must be at most 65536, got 70000"),
         (["bench", "--seconds", "nan"], "--seconds: must be a number above 0, got 'nan'"),
+        (["explain", "4096"], "required: K"),
+        (["explain", "4096", "0"], "K: must be a whole number of at least 1, got '0'"),
+        (["explain", "64", "64", "--m", "0"], "--m: must be a whole number of at least 1, got '0'"),
+        (["explain", "64", "64", "--group-size", "6"], "--group-size: must be a multiple of 4, got 6"),
+        (["explain", "64", "64", "--bits", "3"], "--bits: invalid choice: 3"),
+        (["explain", "64", "64", "--kernel", "sse9"], "'sse9' is not a kernel of this build"),
         (["inspect"], "required: PATH"),
         (["convert", "model.gguf"], "required: OUT.safetensors"),
         (["convert", "model.gguf", "out.gguf"], "OUT.safetensors: must end in .safetensors, got 'out.gguf'"),
@@ -462,7 +468,15 @@ def test_a_file_that_cannot_be_written_is_one_line_and_comes_before_the_work(tmp
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["info", "--help"], ["selftest", "--help"], ["bench", "--help"], ["convert", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["info", "--help"],
+        ["selftest", "--help"],
+        ["bench", "--help"],
+        ["explain", "--help"],
+        ["convert", "--help"],
+    ],
 )
 def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
