@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _table(n: int, k: int, group_size: int, threads: int, options: argparse.Namespace, report: dict) -> dict[str, Any]:
     """Measure and print one layer, with all numbers of rows."""
     print(f"\n{n}x{k}, group {group_size}, {threads} thread{'s' * (threads != 1)}")
-    machine = Worker(threads, "machine:Machine", (threads,))
+    machine = Worker(threads, "limits:Machine", (threads,))
     workers = {name: Worker(threads, "workers:LayerTimer", (name, threads)) for name in options.peers}
     try:
         isas = machine.ask("isas")

@@ -60,7 +60,7 @@ def _table(
     name: str, whole: Shape, group_size: int, threads: int, options: argparse.Namespace, report: dict[str, Any]
 ) -> dict[str, Any]:
     """Measure and print one mixture, with all numbers of rows."""
-    machine = Worker(threads, "machine:Machine", (threads,))
+    machine = Worker(threads, "limits:Machine", (threads,))
     dense = Worker(threads, "workers:LayerTimer", ("pyda8w4", threads))
     workers = {peer: Worker(threads, "experts:MixtureTimer", (peer, threads)) for peer in options.peers}
     try:

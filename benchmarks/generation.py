@@ -70,7 +70,7 @@ def table(threads: int, libraries: dict[str, tuple[str, Path]], rounds: int) -> 
     workers = {
         name: Worker(threads, f"generation:{kind}", (path, threads), blas) for name, (kind, path) in libraries.items()
     }
-    machine = Worker(threads, "machine:Machine", (threads,))
+    machine = Worker(threads, "limits:Machine", (threads,))
     runs = {name: partial(worker.ask, "run") for name, worker in workers.items()}
     runs["read"] = partial(machine.ask, "read", 4 << 20, True)
     samples = interleaved_samples(runs, rounds, SETTLE_SECONDS)

@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="limits.py needs a C++ compiler")
 def test_compare_writes_every_cell(tmp_path):
     results = tmp_path / "results.json"
     options = "--shapes 64x96 --m 1,3 --group-size 32 --threads 1 --hot --seconds 0.01 --rounds 1 --settle 0"
@@ -77,7 +75,6 @@ def test_kinds_say_how_many_bytes_they_have() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="limits.py needs a C++ compiler")
 def test_experts_writes_every_cell(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     options = "--m 1,3 --group-size 32 --threads 1 --hot --seconds 0.01 --rounds 1 --settle 0"
