@@ -15,29 +15,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from pyda8w4._svg import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, Note, Series, chart
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-
-# Okabe and Ito's colours, which nearly everybody can tell apart, and a mark for each besides.
-_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-_BLUE, _RED, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
+# A mark for each library, too: not everybody can tell colours apart.
 _STYLES = {
-    "pyda8w4": (_BLACK, "o", "-"),
-    "pyda8w4-avx2": (_BLACK, "s", ":"),
-    "onnxruntime": (_BLUE, "^", "-"),
-    "openvino": (_ORANGE, "v", "-"),
-    "zentorch": (_RED, "D", "-"),
-    "vllm": (_PURPLE, "P", "-"),
-    "ggml-q4_0": (_GREEN, "<", "-"),
-    "ggml-q4_k": (_GREEN, ">", "--"),
-    "torch-int4pack": (_SKY, "X", "-"),
-    "torch-int8": (_SKY, "p", "--"),
-    "torch-bf16": (_SKY, "*", ":"),
-    "numpy-float32": (_GREY, "h", "-"),
+    "pyda8w4": (BLACK, "circle", "solid"),
+    "pyda8w4-avx2": (BLACK, "square", "dotted"),
+    "onnxruntime": (BLUE, "up", "solid"),
+    "openvino": (ORANGE, "down", "solid"),
+    "zentorch": (RED, "diamond", "solid"),
+    "vllm": (PURPLE, "plus", "solid"),
+    "ggml-q4_0": (GREEN, "left", "solid"),
+    "ggml-q4_k": (GREEN, "right", "dashed"),
+    "torch-int4pack": (SKY, "cross", "solid"),
+    "torch-int8": (SKY, "pentagon", "dashed"),
+    "torch-bf16": (SKY, "star", "dotted"),
+    "numpy-float32": (GREY, "hexagon", "solid"),
 }
-_OTHER = (_GREY, ".", "--")
+_OTHER = (GREY, "dot", "dashed")
 
 
 def main() -> None:
@@ -47,10 +42,6 @@ def main() -> None:
     options = parser.parse_args()
     report = json.loads(options.results.read_text())
     options.folder.mkdir(parents=True, exist_ok=True)
-    # No date and no random ids in the files: the same results give the same pictures.
-    plt.rcParams.update(
-        {"svg.hashsalt": "pyda8w4", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    )
     for threads in sorted({table["threads"] for table in report["tables"]}):
         tables = [table for table in report["tables"] if table["threads"] == threads]
         _save(_roofline(tables, report), options.folder / f"roofline-{threads}.svg")
@@ -61,9 +52,8 @@ def main() -> None:
         print(_markdown(table))
 
 
-def _roofline(tables: list[dict[str, Any]], report: dict[str, Any]) -> Any:
+def _roofline(tables: list[dict[str, Any]], report: dict[str, Any]) -> str:
     """Every library's cells on the limits that were measured between them."""
-    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
     cells = [cell for table in tables for cell in table["cells"]]
     read = _middle([cell["limits"]["read"]["median"] for cell in cells])
     peaks = {
@@ -78,48 +68,40 @@ def _roofline(tables: list[dict[str, Any]], report: dict[str, Any]) -> Any:
                 work = 2 * cell["m"] * table["n"] * table["k"]
                 points.setdefault(name, []).append((work / table["sizes"][name]["weight_bytes"], result["gops"]))
     least, most = (pick(x for xs in points.values() for x, _ in xs) for pick in (min, max))
-    ends = [least / 1.5, most * 1.5]
-    label: dict[str, Any] = {"va": "center", "size": 8, "color": "#555555", "backgroundcolor": "#ffffff", "zorder": 1.5}
+    series, notes = [], [Note(least, read * least, f"read {read:.1f} GB/s", ends=False)]
     for isa, peak in peaks.items():
         knee = peak / read
-        axes.plot([ends[0], knee, max(ends[1], knee)], [read * ends[0], peak, peak], color="#999999", lw=1.2, zorder=1)
-        axes.text(ends[1], peak, f"{isa} {peak:.0f} GOPS ", ha="right", **label)
-    axes.text(ends[0], read * ends[0], f" read {read:.1f} GB/s", ha="left", **label)
+        series.append(Series("", [(least, read * least), (knee, peak), (max(most, knee), peak)], "#999999", "solid"))
+        notes.append(Note(max(most, knee), peak, f"{isa} {peak:.0f} GOPS", ends=True))
     for name, xs in points.items():
         colour, mark, _ = _STYLES.get(name, _OTHER)
-        axes.plot(*zip(*xs), color=colour, marker=mark, ms=6, ls="", label=name, zorder=2)
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=(None, 1.5 * max(peaks.values(), default=0) or None))
-    axes.set_xlabel("operations per byte of weight, in the library's own format")
-    axes.set_ylabel("GOPS")
-    axes.set_title(f"Layers on the roofline, {_setting(tables[0], report)}", loc="left")
-    axes.grid(color="#eeeeee", zorder=0)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return figure
+        series.append(Series(name, xs, colour, mark=mark))
+    return chart(
+        f"Layers on the roofline, {_setting(tables[0], report)}",
+        "operations per byte of weight, in the library's own format",
+        "GOPS",
+        series,
+        notes=notes,
+    )
 
 
-def _ratios(table: dict[str, Any], report: dict[str, Any]) -> Any:
+def _ratios(table: dict[str, Any], report: dict[str, Any]) -> str:
     """Times over that of pyda8w4: above 1 is slower."""
-    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    names = dict.fromkeys(name for cell in table["cells"] for name in cell["results"])
-    for name in names:
+    series = []
+    for name in dict.fromkeys(name for cell in table["cells"] for name in cell["results"]):
         found = [(cell["m"], cell["results"][name]["ratio"]) for cell in table["cells"] if name in cell["results"]]
         found = [(m, ratio) for m, ratio in found if ratio]
-        if not found:
-            continue
-        colour, mark, line = _STYLES.get(name, _OTHER)
-        axes.plot(*zip(*found), color=colour, marker=mark, ls=line, lw=1.4, ms=5, label=name)
-    rows = [cell["m"] for cell in table["cells"]]
-    axes.set(xscale="log", yscale="log", xticks=rows, xticklabels=rows)
-    axes.minorticks_off()
-    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axes.set_xlabel("rows M")
-    axes.set_ylabel("time over that of pyda8w4")
-    title = f"{table['n']} x {table['k']}, groups of {table['group_size']}, {_setting(table, report)}"
-    axes.set_title(title, loc="left")
-    axes.grid(color="#eeeeee")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return figure
+        if found:
+            colour, mark, line = _STYLES.get(name, _OTHER)
+            series.append(Series(name, found, colour, line, mark))
+    return chart(
+        f"{table['n']} x {table['k']}, groups of {table['group_size']}, {_setting(table, report)}",
+        "rows M",
+        "time over that of pyda8w4",
+        series,
+        x_ticks=[cell["m"] for cell in table["cells"]],
+        y_text="{:g}x".format,
+    )
 
 
 def _markdown(table: dict[str, Any]) -> str:
@@ -153,9 +135,8 @@ def _middle(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+def _save(picture: str, path: Path) -> None:
+    path.write_text(picture, encoding="utf-8")
     print(path)
 
 

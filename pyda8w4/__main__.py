@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_layer_options(command, "of pyda8w4, and of numpy with threadpoolctl")
     command.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each shape and M (default: 1)")
     command.add_argument("--json", metavar="FILE", help="write all numbers to this file, too")
+    command.add_argument("--plot", type=_ending_in(".svg"), metavar="FILE.svg", help="draw them to this file, too")
 
     command = _add(commands, "explain", _explain, "say how a layer is multiplied, and how fast that could be")
     command.add_argument("n", type=_positive, metavar="N", help="outputs of the layer")
@@ -138,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "convert", _convert, "pack a whole checkpoint once, into a file that is mapped")
     command.add_argument("path", type=Path, metavar="PATH", help=_CHECKPOINT)
-    command.add_argument("out", type=_safetensors, metavar="OUT.safetensors", help="the file to write")
+    command.add_argument("out", type=_ending_in(".safetensors"), metavar="OUT.safetensors", help="the file to write")
     command.add_argument(
         "--requantize", action="store_true", help="quantize to 4 bits what is quantized but cannot be packed exactly"
     )
@@ -201,10 +202,19 @@ def _bench(args: argparse.Namespace) -> int:
         pyda8w4.set_num_threads(args.threads)
     with (
         pyda8w4.use_kernel(args.kernel) if args.kernel else nullcontext(),
-        open(args.json, "w") if args.json else nullcontext() as file,
+        open(args.json, "w") if args.json else nullcontext() as json_file,
+        open(args.plot, "w", encoding="utf-8") if args.plot else nullcontext() as plot_file,
     ):
         return bench.main(
-            args.shapes, args.m, args.group_size, args.seconds, args.threads, file, bits=args.bits, act=args.act
+            args.shapes,
+            args.m,
+            args.group_size,
+            args.seconds,
+            args.threads,
+            json_file,
+            plot_file,
+            bits=args.bits,
+            act=args.act,
         )
 
 
@@ -250,10 +260,13 @@ def _cpu_info() -> dict[str, Any]:
 # ---- types of arguments ----------------------------------------------------------------------
 
 
-def _safetensors(text: str) -> Path:
-    if not text.endswith(".safetensors"):
-        raise argparse.ArgumentTypeError(f"must end in .safetensors, got {text!r}")
-    return Path(text)
+def _ending_in(suffix: str) -> Callable[[str], Path]:
+    def check(text: str) -> Path:
+        if not text.endswith(suffix):
+            raise argparse.ArgumentTypeError(f"must end in {suffix}, got {text!r}")
+        return Path(text)
+
+    return check
 
 
 def _kernel(text: str) -> str:

@@ -16,7 +16,7 @@ from pyda8w4.bench import random_weight
 ROWS = [1, 16, 256]
 
 _COLUMNS = (
-    *("M", "kernel", "form", "path", "tile", "row blocks", "K block", "threads"),
+    *("M", "kernel", "form", "path", "tile", "blocks", "K block", "threads"),
     *("ms", "GB/s", "GOPS", "limit", "of limit"),
 )
 

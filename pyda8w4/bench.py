@@ -26,6 +26,7 @@ from pyda8w4._linear import linear
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 from pyda8w4._runtime import cpu_info, forced_kernel, get_num_threads
+from pyda8w4._svg import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Series, chart
 from pyda8w4._terminal import counted
 from pyda8w4._timing import (
     MAX_COPIES,
@@ -107,6 +108,7 @@ def main(
     seconds: float = 1.0,
     threads: int | None = None,
     json_file: TextIO | None = None,
+    plot_file: TextIO | None = None,
     *,
     bits: int = 4,
     act: str = "uint8",
@@ -127,6 +129,8 @@ def main(
         To limit numpy to, where threadpoolctl is there to do so. `pyda8w4.set_num_threads` is for the caller.
     json_file : text file, optional
         Where to write all numbers.
+    plot_file : text file, optional
+        Where to write a chart of them, as SVG.
     bits : {4, 5, 6, 8}
         Of a weight's code.
     act : {'uint8', 'int8', 'int8_group', 'int16'}
@@ -165,6 +169,8 @@ def main(
     if json_file is not None:
         json.dump({**setup, "cells": [cell.as_dict() for cell in cells]}, json_file, indent=2)
         json_file.write("\n")
+    if plot_file is not None:
+        plot_file.write(_chart(cells, setup))
     return 0
 
 
@@ -290,6 +296,29 @@ def _numpy_limit(threads: int | None) -> AbstractContextManager[Any]:
         return nullcontext()
     limit: AbstractContextManager[Any] = control.threadpool_limits(threads, "blas")
     return limit
+
+
+def _chart(cells: Sequence[Cell], setup: dict[str, Any]) -> str:
+    """Milliseconds over rows: of each layer a line for either side."""
+    of_shape: dict[tuple[int, int], list[Cell]] = {}
+    for cell in cells:
+        of_shape.setdefault((cell.n, cell.k), []).append(cell)
+    series = []
+    for (shape, found), colour in zip(of_shape.items(), cycle([BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE])):
+        name = "{} x {}".format(*shape)
+        ours = [(cell.m, cell.linear_ms.median) for cell in found]
+        theirs = [(cell.m, cell.float32_ms.median) for cell in found]
+        series.append(Series(name, ours, colour, "solid", "circle"))
+        series.append(Series(f"{name}, numpy", theirs, colour, "dashed", "square"))
+    threads = counted(setup["threads"], "thread")
+    what = f"linear beside numpy float32: {setup['bits']} bits, groups of {setup['group_size']}, x as {setup['act']}"
+    return chart(
+        f"{what}\n{setup['cpu']}, {setup['kernel']}, {threads}, cold weights",
+        "rows M",
+        "milliseconds of a product",
+        series,
+        x_ticks=sorted({cell.m for cell in cells}),
+    )
 
 
 def _print_header(setup: dict[str, Any]) -> None:

@@ -9,10 +9,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.mark.slow
@@ -46,6 +48,14 @@ def test_compare_writes_every_cell(tmp_path):
             assert 0 < result["error"] < most
             assert f"{name} " in done.stdout
         assert cell["results"]["pyda8w4"]["ratio"] == 1
+    plot = [sys.executable, BENCHMARKS / "plot.py", results, "--folder", tmp_path]
+    done = subprocess.run(plot, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\n| pyda8w4, of the limit | " in done.stdout
+    for name, label in (("roofline-1", "operations per byte"), ("ratio-64x96-g32-1", "time over that of pyda8w4")):
+        texts = [text.text for text in ElementTree.parse(tmp_path / f"{name}.svg").getroot().iter(f"{SVG}text")]
+        assert any(text.startswith(label) for text in texts)
+        assert {"pyda8w4", "numpy-float32", "pyda8w4-int8:int16"} < set(texts)
 
 
 def test_every_library_is_known_and_says_why_it_is_missing() -> None:

@@ -13,6 +13,7 @@ import sysconfig
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from pyda8w4._safetensors import Tensor
 from pyda8w4.checkpoints import Checkpoint
 from pyda8w4.formats import QuantizedWeight
 from pyda8w4.formats._layer import Layer, plain_layer
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -161,6 +164,34 @@ def test_bench_prints_a_row_for_each_cell_and_writes_json(tmp_path, quick_bench,
             assert cell[side]["samples"] >= 3
         assert cell["ratio"] == pytest.approx(cell["float32_ms"]["median"] / cell["linear_ms"]["median"])
         assert cell["gops"] == pytest.approx(2 * cell["m"] * cell["n"] * cell["k"] / cell["linear_ms"]["median"] / 1e6)
+
+
+def test_bench_draws_a_line_for_each_layer_and_side(tmp_path, quick_bench, monkeypatch):
+    cells = [
+        bench.Cell(n, 64, m, 1, 1, 1, 1.0, _timing.Spread(n * m, 1, 1, 3), _timing.Spread(4 * n * m, 1, 1, 3))
+        for n in (1, 2)
+        for m in (1, 10, 100)
+    ]
+    monkeypatch.setattr(bench, "measure_layer", lambda n, *others: [cell for cell in cells if cell.n == n])
+    path = tmp_path / "bench.svg"
+    assert main(["bench", "--shapes", "1x64,2x64", "--m", "1,10,100", "--kernel", "scalar", "--plot", str(path)]) == 0
+    picture = ElementTree.parse(path).getroot()
+    texts = [text.text for text in picture.iter(f"{SVG}text")]
+    assert texts[0] == "linear beside numpy float32: 4 bits, groups of 128, x as uint8"
+    assert "scalar" in texts[1]
+    assert {"rows M", "milliseconds of a product"} < set(texts)
+    assert texts[-4:] == ["1 x 64", "1 x 64, numpy", "2 x 64", "2 x 64, numpy"]
+    lines = [line for line in picture.iter(f"{SVG}polyline") if line.get("stroke-width") == "1.5"]
+    drawn = [[tuple(map(float, place.split(","))) for place in line.get("points").split()] for line in lines[:4]]
+    # Ten times as many rows take ten times as long: straight lines, which are as far apart as twice the time is.
+    for line in drawn:
+        (x1, y1), (x2, y2), (x3, y3) = line
+        assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2)
+        assert y2 - y1 == pytest.approx(y3 - y2, abs=0.2)
+        assert x1 < x2 and y1 > y2
+    first, numpy, second, _ = (line[0][1] for line in drawn)
+    assert first - numpy == pytest.approx(2 * (first - second), abs=0.3) != 0
+    assert len({line.get("stroke") for line in lines}) == 2
 
 
 def test_bench_as_a_process():
@@ -430,6 +461,7 @@ def test_every_command_with_options_of_python(options):
         (["bench", "--group-size", "30"], "--group-size: must be a multiple of 4, got 30"),
         (["bench", "--threads", "-1"], "--threads: must be a whole number of at least 1, got '-1'"),
         (["bench", "--threads", "70000"], "--threads: must be at most 65536, got 70000"),
+        (["bench", "--plot", "bench.png"], "--plot: must end in .svg, got 'bench.png'"),
         (["bench", "--seconds", "nan"], "--seconds: must be a number above 0, got 'nan'"),
         (["explain", "4096"], "required: K"),
         (["explain", "4096", "0"], "K: must be a whole number of at least 1, got '0'"),
