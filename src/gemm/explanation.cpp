@@ -47,6 +47,7 @@ da8w4_explanation explain(const da8w4_packed &weight, const Kernel &kernel, cons
                 .grouping = product.grouping,
                 .buffer = nothing,
                 .rows = row_block * product.act_parts(),
+                .near_k = 0,
                 .next_block = nullptr,
                 .next_k = nullptr,
             });

@@ -2,8 +2,6 @@
 // multiplied. K is never split between threads and rows never meet, so neither changes a bit of the result.
 #include "gemm/multiplier.h"
 
-#include "runtime/tuning.h"
-
 namespace da8w4 {
 
 void Multiplier::multiply(const Problem &problem, const WorkItem &item, const Rows &rows, char *own,
@@ -26,6 +24,7 @@ void Multiplier::multiply(const Problem &problem, const WorkItem &item, const Ro
         .offsets = tiles.offsets.in(own),
         .zp_terms = tiles.zp_terms.in(own),
     };
+    const size_t near = tuning().near_k;
     for (Steps steps(product_, work.blocking, item.outputs); steps.more(); steps.advance()) {
         const Step &step = steps.now(), *next = steps.next();
         const PackedBlock block = blocks[step.block];
@@ -36,7 +35,7 @@ void Multiplier::multiply(const Problem &problem, const WorkItem &item, const Ro
             .grouping = product_.grouping,
             .buffer = buffer,
             .rows = work.count * product_.act_parts(),
-            .near_k = near_k(),
+            .near_k = near,
             .next_block = next ? &next_block : nullptr,
             .next_k = next ? &next->k : nullptr,
         });

@@ -105,7 +105,7 @@ QuantizeScratch plan_quantize(const Product &product, ScratchLayout &layout) {
 
 ProductPlan plan_product(const Product &product, const Kernel &kernel, size_t rows, ScratchLayout &own) {
     // A thread multiplies in one form at a time, so the two share their memory.
-    const size_t packed_max = kernel.packed_max(product.grouping.group) / product.act_parts();
+    const size_t packed_max = kernel.packed_max(product.grouping.group, tuning()) / product.act_parts();
     ScratchLayout packed = own, unpacked = own;
     const ProductPlan plan = {
         .product = product,

@@ -16,6 +16,7 @@
 
 #include "packing/layout.h"
 #include "pyda8w4/pyda8w4.h"
+#include "runtime/tuning.h"
 
 namespace da8w4 {
 
@@ -71,7 +72,7 @@ struct PanelJob {
     const Grouping &grouping;
     const PanelBuffer &buffer;
     size_t rows;                    // that will pass over it
-    size_t near_k;                  // of runtime/tuning.h
+    size_t near_k;                  // of Tuning
     const PackedBlock *next_block;  // what the thread prepares after this, to be prefetched; null for nothing
     const KBlock *next_k;
 };
@@ -188,9 +189,9 @@ struct Kernel {
     const char *description;
     uint64_t needs;  // CPU bits of runtime/cpu.h, all of them
 
-    // Up to packed_max(group) rows, micro-kernels read packed codes and unpack them in registers. Beyond, each panel is
+    // Up to packed_max rows, micro-kernels read packed codes and unpack them in registers. Beyond, each panel is
     // unpacked once for all rows.
-    size_t (*packed_max)(size_t group);
+    size_t (*packed_max)(size_t group, const Tuning &tuning);
     WeightForm packed, unpacked;
 
     // One row of floats to a' ^ flip (k bytes), its scale and z_a - c, as docs/numbers.md defines them. A flip of 0x80

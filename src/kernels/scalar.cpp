@@ -325,7 +325,7 @@ size_t multiply(size_t rounds) {
 }
 
 size_t no_panel(size_t, size_t) { return 0; }
-size_t packed_max(size_t) { return SIZE_MAX; }
+size_t packed_max(size_t, const Tuning &) { return SIZE_MAX; }
 
 constexpr WeightForm kForm = {
     .mr = 2,

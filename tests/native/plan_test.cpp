@@ -38,8 +38,8 @@ struct Random {
 
 size_t a_line_a_quad(size_t length, size_t) { return quads_of(length) * 128; }
 size_t nothing(size_t, size_t) { return 0; }
-size_t few_rows(size_t group) { return group < 32 ? 40 : 7; }
-size_t no_rows(size_t) { return 0; }
+size_t few_rows(size_t group, const Tuning &) { return group < 32 ? 40 : 7; }
+size_t no_rows(size_t, const Tuning &) { return 0; }
 
 Kernel random_kernel(Random &random) {
     Kernel kernel = {};
@@ -159,7 +159,7 @@ void check_row_blocks(const ProductPlan &plan, const Kernel &kernel, size_t m) {
     const Blocking &blocking = plan.of(m);
     const size_t most = blocking.form->mc / parts;
     CHECK(blocking.form ==
-          (m * parts <= kernel.packed_max(plan.product.grouping.group) ? &kernel.packed : &kernel.unpacked));
+          (m * parts <= kernel.packed_max(plan.product.grouping.group, tuning()) ? &kernel.packed : &kernel.unpacked));
     CHECK(blocking.mr == blocking.form->mr / parts && blocking.mc == most);
     CHECK(row_block <= most && row_block <= m && row_block <= plan.most_row_block(m));
     CHECK(blocks == 1 || row_block % blocking.mr == 0 || row_block == most);

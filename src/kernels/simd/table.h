@@ -12,9 +12,12 @@
 namespace da8w4 {
 namespace {
 
-// Unpacking a panel pays from some micro-tiles on; before, each may as well unpack for itself. Measured for 512-bit
-// vpdpbusd and for 256-bit vpmaddubsw.
-inline size_t packed_max(size_t) { return 24; }
+// Unpacking a panel pays from some micro-tiles on; before, each may as well unpack for itself. 24 was measured for 256-bit
+// vpmaddubsw.
+template <class V>
+size_t packed_max(size_t group, const Tuning &tuning) {
+    return V::kLanes == kHalf ? tuning.packed_max[group < 64 ? 0 : group < 128 ? 1 : 2] : 24;
+}
 
 // A panel is 16 KiB of codes, half an L1 cache. A row block's activations of one K block and its accumulators, 128 KiB
 // each, stay in L2.
@@ -32,7 +35,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
         .name = name,
         .description = description,
         .needs = needs,
-        .packed_max = packed_max,
+        .packed_max = packed_max<V>,
         .packed =
             {
                 .mr = V::kRows,

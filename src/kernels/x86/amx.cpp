@@ -28,7 +28,7 @@ constexpr size_t kAmxTilesOfReading = 3;
 // left to avx512vnni whatever the rows. Where it has as few as two micro-tiles, or four of groups that suit it, it is
 // faster than one tile and the unpacking.
 constexpr size_t kAmxLeastGroup = 20;
-size_t amx_packed_max(size_t group) { return group < 24 || group == 32 ? packed_max(group) : 12; }
+size_t amx_packed_max(size_t group, const Tuning &) { return group < 24 || group == 32 ? 24 : 12; }
 
 // Quads of a tile: those of a group, or of the part of one that a K block may have, in tiles of equal length.
 size_t tile_quads(size_t group) {
