@@ -8,6 +8,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any
@@ -33,7 +34,9 @@ NOT_CHECKED = {
 
 def import_or_skip(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with warnings.catch_warnings():  # by libraries that transformers imports where they are installed
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "pyda8w4":
             raise
