@@ -40,7 +40,7 @@ PROMPT, BATCHES = 512, (1, 8, 32)
 PROMPT_OF_BATCH = 32  # tokens of each request
 STEPS = 16
 KV_CACHE = 256 << 20
-TOLERANCE = 0.5  # Activations of 8 bits cost about a tenth; other weights, more than 1.
+TOLERANCE = 0.05  # Activations of 8 bits cost a hundredth; other weights, about 1.
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def _measure(workers: dict[str, Worker], rounds: int) -> dict[str, Any]:
             loaded[name] = workers[name].ask("load")
             found = np.array(workers[name].ask("log_probabilities"))
             reference = found if reference is None else reference
-            error = float(np.linalg.norm(found - reference) / np.linalg.norm(reference - reference.mean()))
+            # The median: at a few positions attention of a random model looks at another token for a last bit.
+            error = float(np.median(np.abs(found - reference)) / reference.std())
             if not error < TOLERANCE:
                 raise Unavailable(f"its log-probabilities are wrong: error {error:.2f}")
             loaded[name]["error"] = error
