@@ -118,30 +118,62 @@ CASES = [
 ]
 
 
+@pytest.fixture
+def answer(models: Any, engine: Any, tokenizer: Path) -> Callable[..., dict[str, Any]]:
+    """What vLLM says to the prompts, by a case and more options."""
+
+    def ask(case: Case, **more: Any) -> dict[str, Any]:
+        served = models(case.format)
+        ours = {**served.options.get("additional_config", {}).get("pyda8w4", {}), "act": case.act}
+        options = {
+            "dtype": case.dtype, "enforce_eager": case.mode == "eager", "tensor_parallel_size": case.ranks,
+            "tokenizer": str(tokenizer), **served.options, "additional_config": {"pyda8w4": ours}, **more,
+        }  # fmt: skip
+        found = engine.generate({"model": str(served.path), "options": options, "prompts": PROMPTS, "tokens": TOKENS})
+        assert found["prompts"] == [AutoTokenizer.from_pretrained(tokenizer)(prompt).input_ids for prompt in PROMPTS]
+        assert [len(tokens) for tokens in found["tokens"]] == [TOKENS] * len(PROMPTS)
+        return found
+
+    return ask
+
+
+@pytest.fixture
+def reference(models: Any) -> Callable[[Case], Any]:
+    """The model of transformers."""
+
+    def load(case: Case) -> Any:
+        model = models(case.format).reference(getattr(torch, case.dtype)).eval()
+        for layer in model.modules():
+            if isinstance(layer, (DA8W4Linear, DA8W4Experts)):
+                layer.act = case.act
+        return model
+
+    return load
+
+
+def check(comparison: Comparison, bound: Comparison) -> None:
+    assert all(one <= limit for one, limit in zip(comparison[1:], bound[1:])), (comparison, bound)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_tokens(case: Case, models: Any, engine: Any, tokenizer: Path, record_property: Any) -> None:
-    served = models(case.format)
-    ours = {**served.options.get("additional_config", {}).get("pyda8w4", {}), "act": case.act}
-    options = {
-        "dtype": case.dtype, "enforce_eager": case.mode == "eager", "tensor_parallel_size": case.ranks,
-        "tokenizer": str(tokenizer), **served.options, "additional_config": {"pyda8w4": ours},
-    }  # fmt: skip
-    job = {"model": str(served.path), "options": options, "prompts": PROMPTS, "tokens": TOKENS}
+def test_tokens(case: Case, answer: Any, reference: Any, record_property: Any) -> None:
     if "act-order" in case.format and case.ranks > 1:
         with pytest.raises(RuntimeError, match=REFUSED):
-            engine.generate(job)
+            answer(case)
         return
-    answer = engine.generate(job)
-    assert answer["prompts"] == [AutoTokenizer.from_pretrained(tokenizer)(prompt).input_ids for prompt in PROMPTS]
-    assert [len(tokens) for tokens in answer["tokens"]] == [TOKENS] * len(PROMPTS)
-    model = served.reference(getattr(torch, case.dtype)).eval()
-    for layer in model.modules():
-        if isinstance(layer, (DA8W4Linear, DA8W4Experts)):
-            layer.act = case.act
-    found = [compare(model, answer)]
+    found, model = answer(case), reference(case)
+    comparisons = [compare(model, found)]
     if case.ranks > 1:
         cut(model, case.ranks)
-        found.append(compare(model, answer))
-    record_property("serving", (case, TOKENS * len(PROMPTS), found))
-    for comparison, bound in zip(reversed(found), (SAME, CLOSE) if case.dtype == "float32" else (ROUNDED, ROUNDED)):
-        assert all(one <= limit for one, limit in zip(comparison[1:], bound[1:])), (comparison, bound)
+        comparisons.append(compare(model, found))
+    record_property("serving", (case, TOKENS * len(PROMPTS), comparisons))
+    bounds = (SAME, CLOSE) if case.dtype == "float32" else (ROUNDED, ROUNDED)
+    for comparison, bound in zip(reversed(comparisons), bounds):
+        check(comparison, bound)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("format", ["GPTQ Mixtral", "packed Qwen3-MoE"])
+def test_each_rank_has_some_of_the_experts(format: str, answer: Any, reference: Any) -> None:
+    case = Case(format, "eager", 2, "float32")
+    check(compare(reference(case), answer(case, enable_expert_parallel=True)), CLOSE)
