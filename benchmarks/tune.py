@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     print("  of near_k 0" + "".join(f"{mean:>8.3f}" for mean in means))
     best = min(zip(means, NEAR_K))[1]
     vendor, family, model = _cpu()
-    print(f'{{.vendor = "{vendor}", .family = {family}, .first_model = {model}, .last_model = {model}, .near_k = {best}}},')
+    print(
+        f'{{.vendor = "{vendor}", .family = {family}, .first_model = {model}, .last_model = {model}, .near_k = {best}}},'
+    )
 
 
 def _times(workers: list[Worker], m: int, rounds: int, seconds: float) -> list[float]:

@@ -12,8 +12,8 @@
 namespace da8w4 {
 namespace {
 
-// Unpacking a panel pays from some micro-tiles on; before, each may as well unpack for itself. 24 was measured for 256-bit
-// vpmaddubsw.
+// Unpacking a panel pays from some micro-tiles on; before, each may as well unpack for itself. 24 was measured for
+// 256-bit vpmaddubsw.
 template <class V>
 size_t packed_max(size_t group, const Tuning &tuning) {
     return V::kLanes == kHalf ? tuning.packed_max[group < 64 ? 0 : group < 128 ? 1 : 2] : 24;
