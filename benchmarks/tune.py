@@ -2,10 +2,10 @@
 
     python benchmarks/tune.py
 
-Takes about a minute on an idle machine. `near_k` says how far ahead of its loads a product of one or two rows prefetches;
-0 leaves that to a prefetch of the next panel. A process with each value in PYDA8W4_NEAR_K, which comes before the
-row, multiplies cold weights on one thread; their runs are interleaved. The geometric mean over all cells decides.
-Only AVX-512 kernels look at it.
+Takes about a minute on an idle machine. `near_k` says how far ahead of its loads a product of one or two rows
+prefetches; 0 leaves that to a prefetch of the next panel. A process with each value in PYDA8W4_NEAR_K, which comes
+before the row, multiplies cold weights on one thread; their runs are interleaved. The geometric mean over all cells
+decides. Only AVX-512 kernels look at it. `packed_max` is what other CPUs have.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     print("  of near_k 0" + "".join(f"{mean:>8.3f}" for mean in means))
     best = min(zip(means, NEAR_K))[1]
     vendor, family, model = _cpu()
-    print(
-        f'{{.vendor = "{vendor}", .family = {family}, .first_model = {model}, .last_model = {model}, .near_k = {best}}},'
-    )
+    print(f'{{.vendor = "{vendor}", .family = {family}, .first_model = {model}, .last_model = {model},')
+    print(f" .tuning = {{.near_k = {best}, .packed_max = {{24, 24, 24}}}}}},")
 
 
 def _times(workers: list[Worker], m: int, rounds: int, seconds: float) -> list[float]:
