@@ -79,8 +79,8 @@ def test_it_says_why_better_kernels_are_not_run(kernel):
         ({"group": 20}, 1, "general", "all of the weight is on the general path: the group is no multiple of 16 k"),
         ({"group": 512}, 1, "general", "all of the weight is on the general path: the group is longer than 256 k"),
         ({"zp": -128}, 1, "fast", None),
-        ({"zp": -128}, 30, "general", "all of the weight is on the general path: zero points leave value - zp no room"),
-        ({"k": 1040}, 1, "98.5% fast", "1.5% of the weight is on the general path: the last group of k is shorter"),
+        ({"zp": -128}, 97, "general", "all of the weight is on the general path: zero points leave value - zp no room"),
+        ({"k": 4112}, 1, "99.6% fast", "0.4% of the weight is on the general path: the last group of k is shorter"),
     ],
 )
 def test_it_says_why_not_the_fast_path(options, m, path, reason):
