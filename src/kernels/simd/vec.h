@@ -54,7 +54,6 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     { V::min_unsigned(i, i) } -> Is<typename V::Int>;
     { V::add_bytes(i, i) } -> Is<typename V::Int>;
     { V::replicate_byte(i) } -> Is<typename V::Int>;
-    { V::low_int16(i) } -> Is<typename V::Int>;
     { V::add_product(i, i, i) } -> Is<typename V::Int>;
     { V::add_s8(i, i) } -> Is<typename V::Int>;
     { V::total(i) } -> Is<int32_t>;

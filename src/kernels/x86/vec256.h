@@ -51,7 +51,6 @@ struct Vec256 {
     static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
     static Int min_unsigned(Int a, Int b) { return _mm256_min_epu32(a, b); }
 
-    static Int low_int16(Int value) { return _mm256_and_si256(value, broadcast(0xffff)); }
     // sum + a * b of int16, where the upper half of each lane of a is zero.
     static Int add_product(Int sum, Int a, Int b) { return add(sum, _mm256_madd_epi16(a, b)); }
 

@@ -65,7 +65,6 @@ struct Vec512 {
     }
     static Int flush(Int, Part part, int) { return part; }
 
-    static Int low_int16(Int value) { return _mm512_and_si512(value, broadcast(0xffff)); }
     // sum + a * b of int16, where the upper half of each lane of a is zero.
     static Int add_product(Int sum, Int a, Int b) { return _mm512_dpwssd_epi32(sum, a, b); }
 
