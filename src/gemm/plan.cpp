@@ -43,11 +43,12 @@ KBlocks::KBlocks(const Grouping &grouping, size_t kc)
     : grouping_(grouping),
       length_(grouping.group <= kc ? kc / grouping.group * grouping.group : kc),
       groups_(kc / grouping.group),
-      whole_groups_(grouping.k % grouping.group == 0 ? grouping.k / grouping.group : 0) {}
+      whole_groups_(grouping.k / grouping.group) {}
 
 KBlock KBlocks::after(const KBlock &block) const {
-    const size_t group = block.group + (groups_ ? groups_ : block.end == (block.group + 1) * grouping_.group);
-    const size_t chunks = groups_ ? groups_ * grouping_.chunks_of_group() : ceil_div(block.length(), kChunk);
+    const size_t group =
+        block.group + (groups_ ? block.whole_groups : block.end == (block.group + 1) * grouping_.group);
+    const size_t chunks = groups_ ? block.whole_groups * grouping_.chunks_of_group() : ceil_div(block.length(), kChunk);
     return at(block.end, group, block.chunk + chunks);
 }
 
@@ -55,8 +56,8 @@ KBlock KBlocks::at(size_t begin, size_t group, size_t chunk) const {
     size_t end = begin + length_, whole = groups_;
     if (!groups_) end = lesser(end, (group + 1) * grouping_.group);
     if (end > grouping_.k) {
-        end = grouping_.k;
-        whole = groups_ && whole_groups_ ? whole_groups_ - group : 0;
+        whole = groups_ ? whole_groups_ - group : 0;
+        end = whole ? whole_groups_ * grouping_.group : grouping_.k;
     }
     return {.begin = begin, .end = end, .group = group, .chunk = chunk, .whole_groups = whole};
 }

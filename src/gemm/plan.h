@@ -34,8 +34,9 @@ struct Product {
     BlocksOfOutput blocks_at(size_t output_block) const;
 };
 
-// Cuts k into K blocks of at most kc: whole groups where they fit, else whole chunks of one group. Without a division
-// for each, since a K block is a few kilobytes of weights, whose time a division would notice.
+// Cuts k into K blocks of at most kc: whole groups where they fit, else whole chunks of one group. A last group that is
+// shorter has a K block of its own, because micro-kernels are faster where all groups are whole. Without a division for
+// each, since a K block is a few kilobytes of weights, whose time a division would notice.
 class KBlocks {
 public:
     KBlocks(const Grouping &grouping, size_t kc);
@@ -49,9 +50,9 @@ private:
     KBlock at(size_t begin, size_t group, size_t chunk) const;
 
     Grouping grouping_;
-    size_t length_;        // of every K block but the last of a group or of k
+    size_t length_;        // of every K block but the last ones of a group or of k
     size_t groups_;        // of a K block; 0 if it may end inside one
-    size_t whole_groups_;  // of k; 0 if the last one is shorter
+    size_t whole_groups_;  // of k
 };
 
 // One array in scratch memory.

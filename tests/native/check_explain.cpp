@@ -65,12 +65,12 @@ const Case cases[] = {
     {"avxvnni", 25, 512, 64, -113, u8, {true, 25, 5, 25, 512, {{"avxvnni", false, zps, kN * 512}}}},
     {"avx2", 25, 512, 64, -113, u8, {true, 25, 4, 25, 512, {{"avx2", true, "", kN * 512}}}},
     {"avx2", 5, 512, 8, 0, u8, {false, 5, 3, 5, 512, {{"avx2", false, no_multiple, kN * 512}}}},
-    {"amx", 12, 1024, 128, 8, u8, {false, 12, 6, 12, 1024, {{"avx512vnni", true, few, kN * 1024}}}},
-    {"amx", 13, 1024, 128, 8, u8, {true, 13, 13, 13, 256, {{"amx", true, "", kN * 1024}}}},
+    {"amx", 16, 1024, 128, 8, u8, {false, 16, 6, 16, 1024, {{"avx512vnni", true, few, kN * 1024}}}},
+    {"amx", 17, 1024, 128, 8, u8, {true, 17, 9, 17, 256, {{"amx", true, "", kN * 1024}}}},
     {"amx", 17, 1040, 128, 8, u8, {true, 17, 9, 17, 256, {{"amx", true, "", kN * 1040}}}},
     {"amx", 24, 1024, 32, 8, u8, {false, 24, 6, 24, 1024, {{"avx512vnni", true, few, kN * 1024}}}},
     {"amx", 25, 1024, 16, 8, u8, {true, 25, 13, 25, 256, {{"avx512vnni", true, below, kN * 1024}}}},
-    {"amx", 13, 1024, 128, -128, u8, {true, 13, 13, 13, 256, {{"avx512vnni", false, zps, kN * 1024}}}},
+    {"amx", 17, 1024, 128, -128, u8, {true, 17, 9, 17, 256, {{"avx512vnni", false, zps, kN * 1024}}}},
     {"scalar", 300, 1024, 128, 8, u8, {false, 300, 2, 150, 1024, {{"scalar", false, one, kN * 1024}}}},
 };
 

@@ -81,8 +81,9 @@ void check_k_blocks(const Grouping &grouping, const Blocking &plan) {
         CHECK(block.chunk == block.group * grouping.chunks_of_group() + in_group / kChunk);
         const bool whole = in_group == 0 && block.length() % grouping.group == 0;
         CHECK(block.whole_groups == 0 || (whole && block.whole_groups * grouping.group == block.length()));
-        // Only the shorter last group of k costs a K block its whole groups.
-        if (whole && grouping.k % grouping.group == 0 && grouping.group <= plan.form->kc) CHECK(block.whole_groups);
+        // Where groups fit, K blocks are of whole ones; a shorter last one has a K block of its own.
+        if (grouping.group <= plan.form->kc)
+            CHECK(block.whole_groups || block.begin == grouping.k / grouping.group * grouping.group);
         CHECK(ceil_div(block.end - block.group * grouping.group, grouping.group) <= blocks.most_groups());
         groups = lesser(grouping.groups(), ceil_div(block.end, grouping.group));
         k = block.end;
