@@ -53,7 +53,8 @@ void Multiplier::run_tiles(const Work &work, const Step &step, Panel &panel, siz
         // Here, since GCC takes a function that only prefetches for one without effect, and drops calls of it.
         if (last)
             for (size_t row = batch.begin; row < batch.end; row++)
-                __builtin_prefetch(out_at(work, step.output, row), 0, 2);
+                for (size_t line = 0; line < kBlock * size_of(operands_.out_type); line += 64)
+                    __builtin_prefetch(out_at(work, step.output, row) + line, 0, 2);
         float *acc = work.acc(step.turn, batch.begin);
         blocking.form->run(
             {
