@@ -18,6 +18,8 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         DA8W4_F32
         DA8W4_F16
         DA8W4_BF16
+        DA8W4_U8
+        DA8W4_S8
 
     ctypedef enum da8w4_kind:
         pass

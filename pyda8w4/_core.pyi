@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
@@ -70,6 +71,18 @@ class View:
         perm: _Memory | None,
         factors: _Memory | None,
     ) -> None: ...
+    def try_plain(
+        self,
+        act: Any,
+        act_scales: Any,
+        act_zps: Any,
+        scheme: int,
+        bias: Any,
+        gating: Gating | None,
+        out: Any,
+        threads: int,
+        kernel: bytes | None,
+    ) -> npt.NDArray[Any] | None: ...
     def linear(
         self,
         m: int,
@@ -138,6 +151,10 @@ class ExpertsView:
         out_type: int,
         kernel: bytes | None,
     ) -> None: ...
+
+class Places:
+    def __init__(self, all: Iterable[Any], tensors: Iterable[Any]) -> None: ...
+    def are(self, all: Iterable[Any]) -> bool: ...
 
 def quantize_rows(
     m: int,

@@ -4,10 +4,12 @@ Private and unchecked: callers pass C-contiguous arrays of the right types and s
 """
 import threading
 
+import numpy as np
+
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from pyda8w4._api cimport *
-from pyda8w4._buffers cimport Extent, address, extent, overlaps, target, type_bytes
+from pyda8w4._buffers cimport Extent, address, extent, letter_of, overlaps, target, type_bytes
 
 # Statuses that depend on values that callers cannot check without reading them all.
 _NAMES = {
@@ -92,6 +94,22 @@ cdef class Source:
             offsets=target(offsets), sub_offsets=target(sub_offsets), sums=target(sums))
         with nogil:
             check(da8w4_pack(&self.weight, &self.plan, &to))
+
+
+# Looked up once: a small product waits for them.
+cdef object _ndarray = np.ndarray, _empty = np.empty
+cdef object _float32 = np.dtype(np.float32), _float16 = np.dtype(np.float16)
+
+
+cdef bint is_plain(object array, char letter, tuple shape, Extent *found):
+    """Whether it is None, or an array of this type and shape that C can read as it is."""
+    found[0] = Extent(NULL, NULL)
+    return array is None or (
+        type(array) is _ndarray and letter_of(array, found) == letter and array.shape == shape)
+
+
+cdef da8w4_type type_of(char letter):
+    return DA8W4_F32 if letter == c"f" else DA8W4_F16 if letter == c"e" else DA8W4_U8 if letter == c"B" else DA8W4_S8
 
 
 # One workspace for each Python thread, grown to the largest call so far and freed with the thread.
@@ -190,6 +208,53 @@ cdef class View:
             "kernel": text(found.kernel), "unpacked": bool(found.unpacked), "packed_max": found.packed_max,
             "act_rows": found.act_rows, "tile_rows": found.tile_rows, "row_block": found.row_block,
             "k_block": found.k_block, "threads": found.threads, "paths": paths}
+
+    def try_plain(self, act, act_scales, act_zps, int scheme, bias, Gating gating, out, size_t threads, bytes kernel):
+        """The product, where C can read and write all operands as they are; else None, without having done anything.
+
+        Looking at operands otherwise takes longer than a small product. A new output has the type of floats, else
+        float32. `scheme` is below 0 for activations that are quantized already.
+        """
+        cdef Extent[4] inputs
+        cdef Extent output
+        cdef size_t m = 1
+        if type(act) is not _ndarray:
+            return None
+        cdef char letter = letter_of(act, &inputs[0]), out_letter = letter if scheme >= 0 else c"f"
+        if letter not in ((c"f", c"e") if scheme >= 0 else (c"B", c"b")):
+            return None
+        cdef tuple shape = act.shape
+        if not shape or shape[-1] != self.packed.k:
+            return None
+        cdef size_t n = self.packed.n, columns = n if gating is None else n // 2
+        cdef tuple rows = shape[:-1], wanted = (*rows, columns)
+        if gating is not None and n % 2:
+            return None
+        for size in rows:
+            m *= <size_t>size
+        if not (is_plain(act_scales, c"f", rows, &inputs[1]) and is_plain(act_zps, c"i", rows, &inputs[2])
+                and is_plain(bias, c"f", (n,), &inputs[3])):
+            return None
+        if out is None:
+            out = _empty(wanted, _float32 if out_letter == c"f" else _float16)
+            output = extent(out)
+        else:
+            if type(out) is not _ndarray or out.shape != wanted:
+                return None
+            out_letter = letter_of(out, &output, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+            if out_letter not in (c"f", c"e"):
+                return None
+            if overlaps(output, inputs, 4) or overlaps(output, self.extents, 10):
+                return None
+        cdef da8w4_call call = da8w4_call(
+            m=m, weight=&self.packed, scheme=<da8w4_scheme>(scheme if scheme >= 0 else 0), threads=threads,
+            kernel=name_of(kernel), act=inputs[0].start, act_type=type_of(letter),
+            act_stride=self.packed.k * type_bytes(type_of(letter)),
+            act_scales=inputs[1].start, act_zps=inputs[2].start, bias=inputs[3].start, gating=gating_of(gating),
+            out=output.start, out_type=type_of(out_letter), out_stride=columns * type_bytes(type_of(out_letter)),
+            workspace=NULL, workspace_bytes=0)
+        run(&call)
+        return out
 
     def gemm(self, size_t m, a, int a_type, a_scales, a_zps, bias, out, int out_type, bytes kernel):
         """Multiply rows that are quantized already."""
@@ -296,6 +361,27 @@ cdef class ExpertsView:
             out=output.start, out_type=<da8w4_type>out_type, out_stride=down.packed.n * type_bytes(out_type),
             kernel=name_of(kernel), threads=0, workspace=NULL, workspace_bytes=0)
         run(&call)
+
+
+cdef class Places:
+    """The tensors of a module, and the memory that some of them had."""
+
+    cdef tuple all, tensors, addresses, sizes
+
+    def __init__(self, all, tensors):
+        self.all, self.tensors = tuple(all), tuple(tensors)
+        self.addresses = tuple([tensor.data_ptr() for tensor in self.tensors])
+        self.sizes = tuple([tensor.nbytes for tensor in self.tensors])
+
+    def are(self, all):
+        """Whether these are still the same, in the same memory. (In Python this takes longer than a small product.)"""
+        for one, other in zip(self.all, all):
+            if one is not other:
+                return False
+        for i, tensor in enumerate(self.tensors):
+            if tensor.data_ptr() != self.addresses[i] or tensor.nbytes != self.sizes[i]:
+                return False
+        return True
 
 
 def quantize_rows(size_t m, size_t k, x, int x_type, int scheme, act, act_scales, act_zps, bytes kernel):

@@ -86,6 +86,8 @@ def gemm(
     >>> pyda8w4.gemm(np.array([[1, 2, 3, 4]], np.uint8), packed)
     array([[2.5]], dtype=float32)
     """
+    if out_dtype is None and (result := _try_plain(packed, a, a_scales, a_zps, -1, bias, None, out, 0)) is not None:
+        return result
     a, a_type = as_array_of("a", a, ("uint8", "int8"))
     rows = _check_rows("a", a, packed)
     scales = None if a_scales is None else operand("a_scales", a_scales, "float32", rows)
@@ -254,6 +256,10 @@ def multiply(
     threads: int = 0,
 ) -> npt.NDArray[Any]:
     """`linear`, or `linear_gated`, with at most so many threads; 0 for those of the process."""
+    if out_dtype is None and type(act) is str and act in SCHEMES:
+        result = _try_plain(packed, x, None, None, SCHEMES[act], bias, gating, out, threads)
+        if result is not None:
+            return result
     x, x_type = as_array_of("x", x, FLOATS)
     rows = _check_rows("x", x, packed, packed_name)
     n = packed._format.n
@@ -278,6 +284,26 @@ def multiply(
     except CoreError as error:
         raise translate(error) from None
     return out
+
+
+def _try_plain(
+    packed: PackedWeight,
+    act: npt.ArrayLike,
+    act_scales: npt.ArrayLike | None,
+    act_zps: npt.ArrayLike | None,
+    scheme: int,
+    bias: npt.ArrayLike | None,
+    gating: Gating | None,
+    out: npt.NDArray[Any] | None,
+    threads: int,
+) -> npt.NDArray[Any] | None:
+    """The product where nothing must be converted or refused, else None."""
+    if type(packed) is not PackedWeight:
+        return None
+    try:
+        return packed._view.try_plain(act, act_scales, act_zps, scheme, bias, gating, out, threads, forced_kernel())
+    except CoreError:  # which is raised again with the names of the arguments
+        return None
 
 
 def check_gating(activation: str, interleaved: bool, alpha: float, limit: float) -> Gating:

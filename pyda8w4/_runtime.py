@@ -15,9 +15,8 @@ from pyda8w4 import _core
 _forced: ContextVar[bytes | None] = ContextVar("pyda8w4_kernel", default=None)
 
 
-def forced_kernel() -> bytes | None:
-    """Name for the C interface: of use_kernel, or None for the process's default."""
-    return _forced.get()
+# Name for the C interface: of use_kernel, or None for the process's default.
+forced_kernel = _forced.get
 
 
 def kernels(runnable: bool = True) -> list[str]:

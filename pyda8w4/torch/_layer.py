@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from operator import attrgetter, is_
 from typing import Any, NamedTuple, NoReturn
 
 import numpy.typing as npt
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from pyda8w4._core import Places
 from pyda8w4._format import ARRAYS
 from pyda8w4._packed import Packed, PackedWeight
 from pyda8w4.torch._ops import Product, check_arrays
@@ -20,7 +20,6 @@ from pyda8w4.torch._tensors import FLOATS, aligned_copy, array_of, tensor_of
 from pyda8w4.torch._weight import WeightStandIn
 
 # Looked up once: a small product waits for them.
-_address, _nbytes = torch.Tensor.data_ptr, attrgetter("nbytes")
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_tracing = torch._C._is_tracing
 _transform = torch._C._functorch.peek_interpreter_stack
@@ -211,7 +210,7 @@ class _Columns(NamedTuple):
 class LayerMemory:
     """The buffers of a layer, which are seen to fit each other, and where in memory they were then."""
 
-    __slots__ = ("_addresses", "_all", "_one_zero_point", "_sizes", "_tensors", "arrays", "bias", "format")
+    __slots__ = ("_one_zero_point", "_places", "arrays", "bias", "format")
 
     def __init__(self, buffers: Mapping[str, Any], layout: list[int]) -> None:
         self.format, self.bias = format_of(layout, buffers), buffers.get("bias")
@@ -219,9 +218,8 @@ class LayerMemory:
         self.arrays: dict[str, torch.Tensor] = {name: buffers[name] for name in self.format.arrays}
         self.format.check_values(self.numpy())
         self._one_zero_point = None if "zps" in self.arrays else buffers["zps"]
-        self._all = tuple(buffers.values())
-        self._tensors = [*self.arrays.values(), *([] if self.bias is None else [self.bias])]
-        self._addresses, self._sizes = list(map(_address, self._tensors)), list(map(_nbytes, self._tensors))
+        read = [*self.arrays.values(), *([] if self.bias is None else [self.bias])]
+        self._places = Places(buffers.values(), read)
 
     def numpy(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays, in the same memory."""
@@ -232,11 +230,8 @@ class LayerMemory:
 
         A tensor can be given other memory (``tensor.data = other``), and what it had can become part of another.
         """
-        return (
-            all(map(is_, self._all, buffers.values()))
-            and list(map(_address, self._tensors)) == self._addresses
-            and list(map(_nbytes, self._tensors)) == self._sizes
-            and (self._one_zero_point is None or self._one_zero_point.item() == self.format.zero_point)
+        return self._places.are(buffers.values()) and (
+            self._one_zero_point is None or self._one_zero_point.item() == self.format.zero_point
         )
 
 

@@ -145,16 +145,9 @@ class Product:
         if self._perm is not None:
             check_perm(self._perm, self._k)
         try:
+            # Without names, which take as long as the smallest products.
             self._view.linear(
-                m=rows,
-                x=input.data_ptr(),
-                x_type=kind,
-                scheme=scheme,
-                bias=self._bias,
-                out=out.data_ptr(),
-                out_type=kind,
-                kernel=forced_kernel(),
-                gating=gating,
+                rows, input.data_ptr(), kind, scheme, self._bias, out.data_ptr(), kind, forced_kernel(), gating
             )
         except CoreError as error:
             raise translate(error) from None
