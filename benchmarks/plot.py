@@ -25,6 +25,7 @@ _STYLES = {
     "openvino": (ORANGE, "down", "solid"),
     "zentorch": (RED, "diamond", "solid"),
     "vllm": (PURPLE, "plus", "solid"),
+    "gptqmodel": (PURPLE, "dot", "dashed"),
     "ggml-q4_0": (GREEN, "left", "solid"),
     "ggml-q4_k": (GREEN, "right", "dashed"),
     "torch-int4pack": (SKY, "cross", "solid"),

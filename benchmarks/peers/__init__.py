@@ -14,5 +14,5 @@ from .base import PEERS, Layer, Peer, exact_product, relative_error
 __all__ = ["PEERS", "Layer", "Peer", "exact_product", "relative_error"]
 
 # The order of the tables.
-for _library in ("pyda8w4", "onnxruntime", "openvino", "zentorch", "vllm", "ggml", "torch", "numpy"):
+for _library in ("pyda8w4", "onnxruntime", "openvino", "zentorch", "vllm", "gptqmodel", "ggml", "torch", "numpy"):
     import_module(f"{__name__}.{_library}")

@@ -47,11 +47,11 @@ const Case cases[] = {
     {"avx512vnni", 1, 1024, 128, 8, u8, {false, 1, 1, 1, 1024, {{"avx512vnni", true, "", kN * 1024}}}},
     {"avx512vnni", 7, 8192, 32, 8, u8, {false, 7, 4, 7, 4096, {{"avx512vnni", true, "", kN * 8192}}}},
     {"avx512vnni", 24, 4096, 32, -128, u8, {false, 24, 6, 24, 4096, {{"avx512vnni", true, "", kN * 4096}}}},
-    {"avx512vnni", 49, 4096, 32, 8, u8, {true, 49, 6, 49, 512, {{"avx512vnni", true, "", kN * 4096}}}},
-    {"avx512vnni", 49, 4096, 32, -128, u8, {true, 49, 6, 49, 512, {{"avx512vnni", false, zps, kN * 4096}}}},
-    {"avx512vnni", 300, 4096, 128, 8, u8, {true, 300, 6, 150, 512, {{"avx512vnni", true, "", kN * 4096}}}},
+    {"avx512vnni", 49, 4096, 32, 8, u8, {true, 49, 6, 49, 2048, {{"avx512vnni", true, "", kN * 4096}}}},
+    {"avx512vnni", 49, 4096, 32, -128, u8, {true, 49, 6, 49, 2048, {{"avx512vnni", false, zps, kN * 4096}}}},
+    {"avx512vnni", 300, 4096, 128, 8, u8, {true, 300, 6, 150, 2048, {{"avx512vnni", true, "", kN * 4096}}}},
     {"avx512vnni", 12, 1024, 64, 8, s16, {false, 24, 3, 12, 1024, {{"avx512vnni", true, "", kN * 1024}}}},
-    {"avx512vnni", 25, 1024, 64, 8, s16, {true, 50, 3, 25, 512, {{"avx512vnni", true, "", kN * 1024}}}},
+    {"avx512vnni", 25, 1024, 64, 8, s16, {true, 50, 3, 25, 1024, {{"avx512vnni", true, "", kN * 1024}}}},
     {"avx512vnni", 1, 1024, 20, 8, u8, {false, 1, 1, 1, 1024, {{"avx512vnni", false, no_multiple, kN * 1024}}}},
     {"avx512vnni", 1, 4096, 4096, 8, u8, {false, 1, 1, 1, 4096, {{"avx512vnni", false, longer, kN * 4096}}}},
     {"avx512vnni",
@@ -143,15 +143,15 @@ void check_case(const Trial &trial) {
 void check_one_zp(const Trial &) {
     if (!runs("avx512vnni")) return;
     now("avx512vnni", "explain one zero point of -128");
-    std::vector<int8_t> each(2 * 8 * 32, 8);  // [column blocks][groups][32]
-    each[8 * 32 + 5 * 32 + 7] = -128;
+    std::vector<int8_t> each(2 * 32 * 32, 8);  // [column blocks][groups][32]
+    each[32 * 32 + 5 * 32 + 7] = -128;
     const Guarded nothing(0, true), guarded(each, true);
-    da8w4_packed weight = weight_of(1024, 128, 0, nothing);
+    da8w4_packed weight = weight_of(4096, 128, 0, nothing);
     weight.zps = guarded.as<int8_t>();
     const da8w4_call call = call_of(&weight, 97, "avx512vnni");
     da8w4_explanation found;
     expect(da8w4_explain(&call, &found) == DA8W4_OK, "refused");
-    expect_paths(found, {{"avx512vnni", true, "", kN * 1024 - 8 * 512}, {"avx512vnni", false, zps, 8 * 512}});
+    expect_paths(found, {{"avx512vnni", true, "", kN * 4096 - 8 * 2048}, {"avx512vnni", false, zps, 8 * 2048}});
 }
 
 // 131072 products are worth a thread.

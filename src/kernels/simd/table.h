@@ -19,11 +19,11 @@ size_t packed_max(size_t group, const Tuning &tuning) {
     return V::kLanes == kHalf ? tuning.packed_max[group < 64 ? 0 : group < 128 ? 1 : 2] : 24;
 }
 
-// A panel is 16 KiB of codes, half an L1 cache. A row block's activations of one K block and its accumulators, 128 KiB
-// each, stay in L2.
-constexpr size_t kPanelKc = 512;
-// Packed codes: the same where several pairs of column vectors read them one after the other. Where one does, they need
-// not stay in L1, and the activations of a micro-tile do; what begins and ends a K block takes longer than L2.
+// Where several pairs of column vectors read a panel or packed codes one after the other, a panel is 16 KiB of codes,
+// half an L1 cache. Where one does, neither need stay in L1: what begins and ends a K block takes longer than L2. A row
+// block's activations of one K block and its accumulators, 512 and 128 KiB, stay in L2.
+template <class V>
+constexpr size_t kPanelKc = V::kLanes == kHalf ? 2048 : 512;
 template <class V>
 constexpr size_t kPackedKc = V::kLanes == kHalf ? 4096 : 1024;
 constexpr size_t kMc = 256;
@@ -53,12 +53,12 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
             {
                 .mr = V::kRows,
                 .mc = kMc,
-                .kc = kPanelKc,
+                .kc = kPanelKc<V>,
                 .pass_blocks = kPassBlocks,
                 .tiles_of_reading = V::kTilesOfReading,
                 .panel_bytes = panel_bytes,
                 .sum_row = sum_row<V, panel_encoding<V>>,
-                .prepare = prepare_panel<V, kPanelKc>,
+                .prepare = prepare_panel<V, kPanelKc<V>>,
                 .run = run_tiles<V, Fast, false>,
                 .path = path_of<V, false>,
             },
