@@ -13,6 +13,7 @@ void Multiplier::multiply(const Problem &problem, const WorkItem &item, const Ro
         .bias = operands_.bias ? operands_.bias + problem.weight * product_.n : nullptr,
         .rows = rows,
         .count = item.rows.end - item.rows.begin,
+        .tiles = RowTiles({.begin = 0, .end = item.rows.end - item.rows.begin}, problem.blocking->mr),
         .out = static_cast<char *>(operands_.out) + first * operands_.out_stride,
         .own = own,
     };
@@ -25,10 +26,12 @@ void Multiplier::multiply(const Problem &problem, const WorkItem &item, const Ro
         .zp_terms = tiles.zp_terms.in(own),
     };
     const size_t near = tuning().near_k;
-    for (Steps steps(product_, work.blocking, item.outputs); steps.more(); steps.advance()) {
+    Steps steps(product_, work.blocking, item.outputs);
+    PackedBlock next_block = blocks[steps.now().block];
+    for (; steps.more(); steps.advance()) {
         const Step &step = steps.now(), *next = steps.next();
-        const PackedBlock block = blocks[step.block];
-        const PackedBlock next_block = blocks[next ? next->block : step.block];
+        const PackedBlock block = next_block;
+        if (next && next->block != step.block) next_block = blocks[next->block];
         Panel panel = work.blocking.form->prepare({
             .block = block,
             .k = step.k,
@@ -45,7 +48,7 @@ void Multiplier::multiply(const Problem &problem, const WorkItem &item, const Ro
 
 void Multiplier::run_tiles(const Work &work, const Step &step, Panel &panel, size_t *state) const {
     const Blocking &blocking = work.blocking;
-    const RowTiles tiles({.begin = 0, .end = work.count}, blocking.mr);
+    const RowTiles &tiles = work.tiles;
     const bool last = blocking.k_blocks.is_last(step.k);
     for (size_t tile = 0, end; tile < tiles.count(); tile = end) {
         end = last ? lesser(tile + kEpilogueTiles, tiles.count()) : tiles.count();

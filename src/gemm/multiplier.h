@@ -35,7 +35,8 @@ private:
         const float *bias;
         Rows rows;
         size_t count;  // of rows
-        char *out;     // of the first row
+        RowTiles tiles;
+        char *out;  // of the first row
         char *own;
 
         float *acc(size_t turn, size_t row) const;

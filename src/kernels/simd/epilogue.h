@@ -11,9 +11,12 @@ template <class V, da8w4_type kOutType>
 void epilogue_to(const Epilogue &epilogue) {
     constexpr size_t kBytes = size_of(kOutType);
     const bool whole = epilogue.cols == kBlock;
-    alignas(64) float bias[kBlock] = {};
+    alignas(64) float bias[kBlock];
     alignas(64) char rest[kBlock * kBytes];
-    if (epilogue.bias) memcpy(bias, epilogue.bias, epilogue.cols * sizeof(float));
+    if (epilogue.bias) {
+        memset(bias, 0, sizeof bias);
+        memcpy(bias, epilogue.bias, epilogue.cols * sizeof(float));
+    }
     const float *acc = epilogue.acc;
     char *out = static_cast<char *>(epilogue.out);
     for (size_t row = 0; row < epilogue.rows; row++, acc += epilogue.acc_stride, out += epilogue.out_stride) {

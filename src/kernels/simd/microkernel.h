@@ -378,7 +378,13 @@ void run_tiles_of(const MicroTiles &tiles, Panel &panel) {
     alignas(64) static const float zeros[V::kRows * kBlock] = {};
     const ActRows &act = tiles.act;
     const size_t together = act.is_int16 ? 2 : 1, all = tiles.rows / together;
-    const size_t count = ceil_div(all, V::kRows / together), height = all / count, higher = all % count;
+    const size_t most = act.is_int16 ? V::kRows / 2 : V::kRows;
+    size_t count = 1, height = all, higher = 0;
+    if (all > most) {  // else without divisions, of which one takes as long as the dot products of a group
+        count = ceil_div(all, most);
+        height = all / count;
+        higher = all % count;
+    }
     const size_t steps = steps_of(tiles.k);
     const bool first_k = tiles.k.begin == 0;
     for (size_t tile = 0, row = 0, rows; tile < count; tile++, row += rows) {

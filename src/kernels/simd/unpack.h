@@ -167,6 +167,17 @@ inline Prefetch prefetch_near(const PanelJob &job, const Panel &panel) {
     };
 }
 
+// Whether what is multiplied next lies behind this panel, as a prefetch that is near takes it to; gates and ups
+// alternate between two places.
+inline bool next_follows(const PanelJob &job, const Panel &panel) {
+    if (!job.next_block) return true;
+    const CodeLayout layout = layout_of(panel.kind);
+    const size_t bytes = layout.lines(panel.first_quad + quads_of(job.k.length())) * kLineBytes;
+    const auto here = reinterpret_cast<uintptr_t>(panel.codes);
+    const auto next = reinterpret_cast<uintptr_t>(job.next_block->codes_at(job.next_k->begin));
+    return next > here && next - here <= bytes;
+}
+
 // The second part, and the codes.
 DA8W4_INLINE Prefetch prefetch_next(const PanelJob &job, size_t mr, size_t step_quads) {
     if (!job.next_block) return {};
@@ -323,7 +334,7 @@ Panel prepare_packed(const PanelJob &job) {
         panel.scales = block.scales_at(group);
         panel.offsets = block.offsets_at(group);
     }
-    if (job.rows <= V::kNearRows && job.near_k) {
+    if (job.rows <= V::kNearRows && job.near_k && next_follows(job, panel)) {
         panel.prefetch = prefetch_near(job, panel);
     } else if (next) {
         panel.prefetch = prefetch_codes(job, V::kRows, kStepQuads);
