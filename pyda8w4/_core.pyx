@@ -246,14 +246,8 @@ cdef class View:
                 return None
             if overlaps(output, inputs, 4) or overlaps(output, self.extents, 10):
                 return None
-        cdef da8w4_call call = da8w4_call(
-            m=m, weight=&self.packed, scheme=<da8w4_scheme>(scheme if scheme >= 0 else 0), threads=threads,
-            kernel=name_of(kernel), act=inputs[0].start, act_type=type_of(letter),
-            act_stride=self.packed.k * type_bytes(type_of(letter)),
-            act_scales=inputs[1].start, act_zps=inputs[2].start, bias=inputs[3].start, gating=gating_of(gating),
-            out=output.start, out_type=type_of(out_letter), out_stride=columns * type_bytes(type_of(out_letter)),
-            workspace=NULL, workspace_bytes=0)
-        run(&call)
+        self.call(m, inputs, type_of(letter), scheme if scheme >= 0 else 0, gating, output, type_of(out_letter), kernel,
+                  threads)
         return out
 
     def gemm(self, size_t m, a, int a_type, a_scales, a_zps, bias, out, int out_type, bytes kernel):
@@ -265,13 +259,18 @@ cdef class View:
         cdef Extent[4] inputs = [extent(act), extent(act_scales), extent(act_zps), extent(bias)]
         cdef Extent output = output_of(out, inputs, 4)
         self.check_apart(output)
+        return self.call(m, inputs, <da8w4_type>act_type, scheme, gating, output, <da8w4_type>out_type, kernel, threads)
+
+    cdef int call(self, size_t m, Extent *inputs, da8w4_type act_type, int scheme, Gating gating, Extent output,
+                  da8w4_type out_type, bytes kernel, size_t threads) except -1:
+        """`inputs` are activations, their scales and zero points, and the bias."""
         cdef size_t columns = self.packed.n if gating is None else self.packed.n // 2
         cdef da8w4_call call = da8w4_call(
             m=m, weight=&self.packed, scheme=<da8w4_scheme>scheme, threads=threads, kernel=name_of(kernel),
-            act=inputs[0].start, act_type=<da8w4_type>act_type, act_stride=self.packed.k * type_bytes(act_type),
+            act=inputs[0].start, act_type=act_type, act_stride=self.packed.k * type_bytes(act_type),
             act_scales=inputs[1].start, act_zps=inputs[2].start,
             bias=inputs[3].start, gating=gating_of(gating),
-            out=output.start, out_type=<da8w4_type>out_type, out_stride=columns * type_bytes(out_type),
+            out=output.start, out_type=out_type, out_stride=columns * type_bytes(out_type),
             workspace=NULL, workspace_bytes=0)
         return run(&call)
 

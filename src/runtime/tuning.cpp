@@ -25,7 +25,7 @@ constexpr Row rows[] = {
     {.vendor = "AuthenticAMD", .family = 25, .first_model = 96, .last_model = 127, .tuning = zen4},
     {.vendor = "AuthenticAMD", .family = 25, .first_model = 160, .last_model = 175, .tuning = zen4},
 };
-// Measured on Cascade Lake.
+// Measured on Cascade Lake; near_k on Emerald Rapids, too.
 constexpr Tuning usual = {.near_k = 0, .packed_max = {24, 24, 24}};
 
 constexpr size_t kMost = 4096;

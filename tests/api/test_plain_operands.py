@@ -49,7 +49,7 @@ NOT_PLAIN = {
     "big endian": {"act": X.astype(">f4")},
     "strided": {"act": np.repeat(X, 2, axis=-1)[..., ::2]},
     "quantized": {"act": A},
-    "no dimension": {"act": np.float32(1)},
+    "no dimension": {"act": np.array(1, np.float32)},
     "K": {"act": X[..., :-4].copy()},
     "subclass": {"act": X.view(Array)},
     "bias of float64": {"bias": BIAS.astype(np.float64)},
