@@ -131,7 +131,7 @@ def requantized(group_size: int, weights: Weights, names: list[str], act: str, a
     if act == HEAD_ACT:
         return DA8W4(weights, names, act)
     w = np.concatenate([weights.array(name) for name in names])
-    weight = pyda8w4.prepack(*pyda8w4.quantize_weight(w, group_size), group_size=group_size)
+    weight = pyda8w4.quantize(w, group_size)
     if activation is None:
         return lambda x, out: pyda8w4.linear(x, weight, out=out)
     return lambda x, out: pyda8w4.linear_gated(x, weight, activation=activation, out=out)

@@ -139,7 +139,7 @@ class QuantizedCheckpoint:
 
 
 def quantize(w: np.ndarray) -> QuantizedWeight:
-    return QuantizedWeight(*pyda8w4.quantize_weight(w, GROUP_SIZE), group_size=GROUP_SIZE)
+    return pyda8w4.quantize_weight(w, GROUP_SIZE)
 
 
 def logits(model: Model, tokens: list[int]) -> np.ndarray:

@@ -3,7 +3,7 @@
 >>> import numpy as np
 >>> import pyda8w4
 >>> w = np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32)
->>> packed = pyda8w4.prepack(*pyda8w4.quantize_weight(w, group_size=64))
+>>> packed = pyda8w4.quantize(w, group_size=64)
 >>> x = np.ones((3, 256), np.float32)
 >>> pyda8w4.linear(x, packed).shape
 (3, 64)
@@ -26,7 +26,7 @@ from pyda8w4._linear import gemm, linear, linear_gated
 from pyda8w4._moe import grouped_linear, moe
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
-from pyda8w4._quantize import quantize_activation, quantize_weight
+from pyda8w4._quantize import quantize, quantize_activation, quantize_weight
 from pyda8w4._runtime import (
     cpu_info,
     get_include,
@@ -57,6 +57,7 @@ __all__ = [
     "load",
     "moe",
     "prepack",
+    "quantize",
     "quantize_activation",
     "quantize_weight",
     "save",

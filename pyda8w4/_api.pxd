@@ -5,6 +5,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     ctypedef enum da8w4_status:
         DA8W4_OK
         DA8W4_BAD_CODE
+        DA8W4_BAD_SCALE
         DA8W4_INEXACT_SCALE
         DA8W4_INT32_OVERFLOW
         DA8W4_BAD_ACT_ZP
@@ -13,6 +14,8 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         DA8W4_UNKNOWN_KERNEL
         DA8W4_KERNEL_UNAVAILABLE
         DA8W4_WORKSPACE_TOO_SMALL
+        DA8W4_NOT_FINITE
+        DA8W4_NO_MEMORY
 
     ctypedef enum da8w4_type:
         DA8W4_F32
@@ -84,6 +87,26 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         void *offsets
         void *sub_offsets
         void *sums
+
+    ctypedef enum da8w4_zeros:
+        pass
+
+    ctypedef struct da8w4_quantization:
+        size_t n
+        size_t k
+        size_t group
+        size_t super
+        const void *values
+        da8w4_type values_type
+        size_t values_stride
+        const void *importance
+        da8w4_zeros zeros
+        void *codes
+        void *scales
+        void *zps
+        void *offsets
+        void *sub_scales
+        void *sub_offsets
 
     ctypedef struct da8w4_gating:
         da8w4_activation activation
@@ -175,6 +198,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     const char *da8w4_version()
     da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *sizes)
     da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed *plan, const da8w4_packed_arrays *to)
+    da8w4_status da8w4_quantize_weight(const da8w4_quantization *quantization)
     da8w4_status da8w4_unpack(const da8w4_packed *packed, void *codes, void *scales, void *zps, void *offsets)
     da8w4_status da8w4_dequantize(const da8w4_packed *packed, const size_t *columns, size_t count, void *out,
                                   size_t out_stride)

@@ -156,6 +156,22 @@ class Places:
     def __init__(self, all: Iterable[Any], tensors: Iterable[Any]) -> None: ...
     def are(self, all: Iterable[Any]) -> bool: ...
 
+def quantize_weight(
+    n: int,
+    k: int,
+    group: int,
+    super: int,
+    values: npt.NDArray[Any],
+    values_type: int,
+    importance: npt.NDArray[Any] | None,
+    zeros: int,
+    codes: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+    zps: npt.NDArray[Any] | None = None,
+    offsets: npt.NDArray[Any] | None = None,
+    sub_scales: npt.NDArray[Any] | None = None,
+    sub_offsets: npt.NDArray[Any] | None = None,
+) -> None: ...
 def quantize_rows(
     m: int,
     k: int,

@@ -14,6 +14,7 @@ from pyda8w4._buffers cimport Extent, address, extent, letter_of, overlaps, targ
 # Statuses that depend on values that callers cannot check without reading them all.
 _NAMES = {
     DA8W4_BAD_CODE: "BAD_CODE",
+    DA8W4_BAD_SCALE: "BAD_SCALE",
     DA8W4_INEXACT_SCALE: "INEXACT_SCALE",
     DA8W4_INT32_OVERFLOW: "INT32_OVERFLOW",
     DA8W4_BAD_ACT_ZP: "BAD_ACT_ZP",
@@ -21,6 +22,8 @@ _NAMES = {
     DA8W4_FACTORS_NEED_FLOATS: "FACTORS_NEED_FLOATS",
     DA8W4_UNKNOWN_KERNEL: "UNKNOWN_KERNEL",
     DA8W4_KERNEL_UNAVAILABLE: "KERNEL_UNAVAILABLE",
+    DA8W4_NOT_FINITE: "NOT_FINITE",
+    DA8W4_NO_MEMORY: "NO_MEMORY",
 }
 
 
@@ -381,6 +384,18 @@ cdef class Places:
             if tensor.data_ptr() != self.addresses[i] or tensor.nbytes != self.sizes[i]:
                 return False
         return True
+
+
+def quantize_weight(size_t n, size_t k, size_t group, size_t super, values, int values_type, importance, int zeros,
+                    codes, scales, zps=None, offsets=None, sub_scales=None, sub_offsets=None):
+    """Search codes of 4 bits and what stands beside them, for rows of floats."""
+    cdef da8w4_quantization quantization = da8w4_quantization(
+        n=n, k=k, group=group, super=super, values=extent(values).start, values_type=<da8w4_type>values_type,
+        values_stride=k * type_bytes(<da8w4_type>values_type), importance=extent(importance).start,
+        zeros=<da8w4_zeros>zeros, codes=target(codes), scales=target(scales), zps=target(zps), offsets=target(offsets),
+        sub_scales=target(sub_scales), sub_offsets=target(sub_offsets))
+    with nogil:
+        check(da8w4_quantize_weight(&quantization))
 
 
 def quantize_rows(size_t m, size_t k, x, int x_type, int scheme, act, act_scales, act_zps, bytes kernel):

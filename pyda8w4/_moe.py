@@ -198,7 +198,7 @@ def moe(
     >>> rng = np.random.default_rng(0)
     >>> def experts(n, k):
     ...     weights = rng.standard_normal((8, n, k), dtype=np.float32)
-    ...     return pyda8w4.stack([pyda8w4.prepack(*pyda8w4.quantize_weight(w, 32)) for w in weights])
+    ...     return pyda8w4.stack([pyda8w4.quantize(w, 32) for w in weights])
     >>> gate_up, down = experts(2 * 96, 64), experts(64, 96)
     >>> x = rng.standard_normal((3, 64), dtype=np.float32)
     >>> topk_ids = np.array([[0, 5], [5, 2], [7, -1]])

@@ -7,7 +7,7 @@ other implementations can be compared with it.
 >>> import pyda8w4
 >>> from pyda8w4 import reference
 >>> rng = np.random.default_rng(0)
->>> codes, scales, zps = pyda8w4.quantize_weight(rng.standard_normal((5, 12), dtype=np.float32), 4)
+>>> codes, scales, zps, offsets = pyda8w4.quantize_weight(rng.standard_normal((5, 12), dtype=np.float32), 4)
 >>> x = rng.standard_normal((2, 12), dtype=np.float32)
 >>> y = reference.linear(x, codes, scales, zps, group_size=4)
 >>> bool((y == pyda8w4.linear(x, pyda8w4.prepack(codes, scales, zps))).all())

@@ -1,4 +1,5 @@
 // The C interface: each function checks its arguments, chooses a kernel, plans and executes.
+#include <float.h>
 #include <string.h>
 
 #include "gemm/driver.h"
@@ -8,6 +9,7 @@
 #include "kernels/registry.h"
 #include "packing/layout.h"
 #include "packing/pack.h"
+#include "packing/quantize.h"
 #include "runtime/cpu.h"
 #include "runtime/parallel.h"
 
@@ -51,6 +53,22 @@ bool valid(const da8w4_weight *weight) {
 bool valid(const da8w4_packed *weight) {
     return weight && weight->n && weight->k && weight->group <= weight->k && valid_group(weight->group, weight->k) &&
            has_parts(*weight) && is_float(weight->scale_type) && weight->codes && weight->scales;
+}
+
+bool valid(const da8w4_quantization *weight) {
+    if (!weight || !weight->n || !weight->k || !weight->group || !weight->values || !is_float(weight->values_type) ||
+        weight->values_stride < weight->k * size_of(weight->values_type) || !weight->codes || !weight->scales)
+        return false;
+    if (weight->importance)
+        for (size_t k = 0; k < weight->k; k++)
+            if (!(weight->importance[k] >= 0 && weight->importance[k] <= FLT_MAX)) return false;
+    const bool two_levels = weight->super != 0;
+    switch (weight->zeros) {
+        case DA8W4_ZEROS_NONE: return !two_levels || weight->sub_scales;
+        case DA8W4_ZEROS_INTEGER: return weight->zps && (!two_levels || weight->sub_scales);
+        case DA8W4_ZEROS_FLOAT: return weight->offsets && (!two_levels || (weight->sub_scales && weight->sub_offsets));
+    }
+    return false;
 }
 
 size_t row_bytes(const da8w4_weight &weight) {
@@ -247,6 +265,12 @@ da8w4_status da8w4_sum_columns(const da8w4_packed *packed, float *sums) {
     return DA8W4_OK;
 }
 
+da8w4_status da8w4_quantize_weight(const da8w4_quantization *quantization) {
+    if (!valid(quantization)) return DA8W4_BAD_ARGUMENT;
+    if (!valid_group(quantization->group, quantization->k)) return DA8W4_BAD_GROUP;
+    return quantize_weight(*quantization);
+}
+
 // ---- activations -----------------------------------------------------------------------------
 
 da8w4_status da8w4_quantize_rows(const char *name, const void *x, da8w4_type x_type, size_t x_stride, size_t m,
@@ -426,6 +450,8 @@ const char *da8w4_status_text(da8w4_status status) {
         case DA8W4_UNKNOWN_KERNEL: return "no kernel has this name";
         case DA8W4_KERNEL_UNAVAILABLE: return "this CPU cannot run the kernel";
         case DA8W4_WORKSPACE_TOO_SMALL: return "the workspace is too small";
+        case DA8W4_NOT_FINITE: return "a float weight is NaN or infinite";
+        case DA8W4_NO_MEMORY: return "there is no memory to quantize in";
     }
     return "unknown status";
 }

@@ -18,7 +18,7 @@ import os, sys
 import numpy as np
 import pyda8w4
 rng = np.random.default_rng(0)
-packed = pyda8w4.prepack(*pyda8w4.quantize_weight(rng.standard_normal((257, 600), dtype=np.float32), 100))
+packed = pyda8w4.quantize(rng.standard_normal((257, 600), dtype=np.float32), 100)
 x = rng.standard_normal((20, 600), dtype=np.float32)
 def product():
     return pyda8w4.linear(x, packed).tobytes()

@@ -59,7 +59,9 @@ typedef enum da8w4_status DA8W4_INT {
     DA8W4_FACTORS_NEED_FLOATS, /* da8w4_gemm with a weight that has factors */
     DA8W4_UNKNOWN_KERNEL,      /* no kernel has this name */
     DA8W4_KERNEL_UNAVAILABLE,  /* this CPU or build cannot run the kernel; da8w4_kernel_reason says why */
-    DA8W4_WORKSPACE_TOO_SMALL  /* less than da8w4_workspace_bytes */
+    DA8W4_WORKSPACE_TOO_SMALL, /* less than da8w4_workspace_bytes */
+    DA8W4_NOT_FINITE,          /* a float weight that is to be quantized is NaN or infinite */
+    DA8W4_NO_MEMORY            /* there is none for what da8w4_quantize_weight needs */
 } da8w4_status;
 
 /* A sentence for a status; never NULL. */
@@ -170,6 +172,38 @@ DA8W4_API da8w4_status da8w4_dequantize(const da8w4_packed *packed, const size_t
 /* The column sums of a packed weight, which does not need its own: to sums [blocks][32]. For parts of a weight
  * along k. */
 DA8W4_API da8w4_status da8w4_sum_columns(const da8w4_packed *packed, float *sums);
+
+/* What stands beside a code: value = (code - 8) * scale, (code - zp) * scale, or code * scale + offset. */
+typedef enum da8w4_zeros DA8W4_INT {
+    DA8W4_ZEROS_NONE = 0, /* nothing; scales have either sign */
+    DA8W4_ZEROS_INTEGER,  /* a zero point of 0..15 for each group */
+    DA8W4_ZEROS_FLOAT     /* an offset for each group */
+} da8w4_zeros;
+
+/* A float weight, and where its codes of 4 bits and all that they need are written, as da8w4_weight takes them. */
+typedef struct da8w4_quantization {
+    size_t n, k;
+    size_t group;       /* as in da8w4_weight */
+    size_t super;       /* the same: 0 is one level of scales */
+    const void *values; /* [n][k] */
+    da8w4_type values_type;
+    size_t values_stride; /* bytes from one row to the next */
+    const float
+        *importance; /* [k]: what the squared error of each k counts, finite, none below 0; NULL: all the same */
+    da8w4_zeros zeros;
+    uint8_t *codes;      /* [n][k], 0..15 */
+    float *scales;       /* [n][groups], of two levels [n][supers]; each is a bfloat16 */
+    int8_t *zps;         /* [n][groups]; DA8W4_ZEROS_INTEGER only */
+    float *offsets;      /* as scales; DA8W4_ZEROS_FLOAT only */
+    void *sub_scales;    /* [n][groups], U8, or S8 with DA8W4_ZEROS_NONE; of two levels only */
+    int8_t *sub_offsets; /* [n][groups]; of two levels and DA8W4_ZEROS_FLOAT only */
+} da8w4_quantization;
+
+/* Searches scales, zero points and offsets of little squared error, sum of importance * (value - weight)^2, for each
+ * group of each row; the same ones on every CPU. Uses several threads, and memory for a super-group of four rows in
+ * each. DA8W4_BAD_SCALE: the range of a group does not fit float32. Unless DA8W4_OK is returned, what the arrays hold
+ * is of no use. */
+DA8W4_API da8w4_status da8w4_quantize_weight(const da8w4_quantization *quantization);
 
 /* Memory aligned to 64 bytes, and from 2 MiB upward to 2 MiB, from 64 KiB on in huge pages where the system
  * grants them (allocations below 2 MiB share some): reading weights is bound by DRAM, and huge pages read

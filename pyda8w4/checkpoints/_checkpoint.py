@@ -15,8 +15,7 @@ from pyda8w4._concat import concat, concat_parts
 from pyda8w4._experts import PackedExperts, stack
 from pyda8w4._filesystem import release
 from pyda8w4._packed import PackedWeight
-from pyda8w4._prepack import prepack
-from pyda8w4._quantize import quantize_weight
+from pyda8w4._quantize import quantize
 from pyda8w4._safetensors import Tensor
 from pyda8w4.formats._layer import Layer, matrix_of
 from pyda8w4.formats._weight import QuantizedWeight
@@ -335,7 +334,7 @@ class Checkpoint:
     def _requantized(self, name: str, layer: Layer, index: int) -> tuple[PackedWeight, float]:
         w = self._floats(name, layer, index)
         try:
-            packed = prepack(*quantize_weight(w, _GROUP), group_size=min(_GROUP, w.shape[1]))
+            packed = quantize(w, _GROUP)
         except ValueError as error:
             raise self._refused(f"{name} of {layer.type} cannot be quantized: {error}") from None
         return packed, _relative_error(packed, w)

@@ -33,7 +33,7 @@ _MOST_DIMENSIONS = 4  # of ggml
 
 def read(path: Path) -> Checkpoint:
     """Open a file; if it is one of several parts, all of them."""
-    found = _read_file(path)
+    found = read_contents(path)
     if found.metadata.get("split.count", 1) != 1:
         found = _read_parts(path, found.metadata)
     layers = {name: _layer(path, name, tensor) for name, tensor in found.tensors.items()}
@@ -55,7 +55,7 @@ def _read_parts(path: Path, metadata: dict[str, Any]) -> _Contents:
     for index in range(count):
         part = path.with_name(prefix + _ending(index, count))
         try:
-            found = _read_file(part)
+            found = read_contents(part)
         except FileNotFoundError:
             raise ValueError(f"{part} is missing: {path.name} is one of {count} parts") from None
         if (says := tuple(map(found.metadata.get, ("split.no", "split.count")))) != (index, count):
@@ -101,7 +101,7 @@ class _Contents(NamedTuple):
     mapped: list[npt.NDArray[np.uint8]]  # the files
 
 
-class _Cursor:
+class Cursor:
     """Reads values one after another."""
 
     def __init__(self, data: npt.NDArray[Any]) -> None:
@@ -134,7 +134,7 @@ class _Cursor:
         return values
 
 
-def _read_file(path: Path) -> _Contents:
+def read_contents(path: Path) -> _Contents:
     data = map_file(path)
     try:
         return _contents(data)
@@ -143,7 +143,7 @@ def _read_file(path: Path) -> _Contents:
 
 
 def _contents(data: npt.NDArray[np.uint8]) -> _Contents:
-    cursor = _Cursor(data)
+    cursor = Cursor(data)
     if cursor.number("<I") != gguf.GGUF_MAGIC:
         raise ValueError("it does not begin like one")
     if (version := cursor.number("<I")) not in (2, 3):
@@ -180,7 +180,7 @@ def _add(what: str, known: dict[str, Any], name: str, value: Any) -> None:
     known[name] = value
 
 
-def _tensor(cursor: _Cursor, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> _Tensor:
+def _tensor(cursor: Cursor, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> _Tensor:
     data_shape = gguf.quant_shape_to_byte_shape(shape, kind)
     if max(data_shape) >= 1 << 63:  # beside a dimension of 0
         raise ValueError(f"it is too large: {shape}")

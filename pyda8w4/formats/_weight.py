@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 
+_BY_POSITION = ("codes", "scales", "zps", "offsets")
 _OF_COLUMNS = ("codes", "scales", "zps", "offsets", "sub_scales", "sub_offsets")
 
 
@@ -52,6 +54,27 @@ class QuantizedWeight:
     perm: npt.NDArray[Any] | None = None
     factors: npt.NDArray[Any] | None = None
     group_size: int | None = None
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        """Give what `pyda8w4.prepack` takes by position: codes, scales, zps and, if there are some, offsets.
+
+        Yields
+        ------
+        ndarray
+            Each of them.
+
+        Raises
+        ------
+        ValueError
+            If there is more, which that would lose: two levels, say.
+        """
+        given = self._arguments()
+        more = given.keys() - {*_BY_POSITION, "bits", "group_size"}
+        if more or self.bits != 4 or self.zps is None:
+            raise ValueError(
+                f"only codes of 4 bits with scales, zps and offsets can be unpacked, got {', '.join(given)}: use pack()"
+            )
+        return iter([given[name] for name in _BY_POSITION if name in given])
 
     @property
     def shape(self) -> tuple[int, int]:

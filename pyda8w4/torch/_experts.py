@@ -13,6 +13,7 @@ from pyda8w4._experts import PackedExperts, stack
 from pyda8w4._format import Format, check_group_size
 from pyda8w4._linear import check_gating
 from pyda8w4._packed import PackedWeight
+from pyda8w4._quantize import Rounding
 from pyda8w4.torch._float_experts import float_experts
 from pyda8w4.torch._layer import LayerMemory, PackedLayer, is_compiling, needs_operator, refuse_script
 from pyda8w4.torch._module import autocast, is_any_autocast_enabled, pack_floats
@@ -432,7 +433,7 @@ def empty_experts(module: Any, name: str, formats: Mapping[str, tuple[Format, bo
     return experts
 
 
-def quantize_experts(module: Any, group_size: int, act: str, symmetric_weight: bool) -> DA8W4Experts:
+def quantize_experts(module: Any, rounding: Rounding, act: str) -> DA8W4Experts:
     """What takes the place of float experts, which are given up: each of their parameters once it is packed.
 
     ValueError, before that, says why nothing can.
@@ -451,7 +452,7 @@ def quantize_experts(module: Any, group_size: int, act: str, symmetric_weight: b
     del floats
     packed = []
     for name in ("gate_up_proj", "down_proj"):
-        packed.append(stack(_Packing(weights.pop(0), group_size, symmetric_weight)))
+        packed.append(stack(_Packing(weights.pop(0), rounding)))
         module._parameters[name] = None
     return DA8W4Experts.from_packed(*packed, *biases, **gating._asdict(), act=act, dtype=dtype)
 
@@ -459,11 +460,11 @@ def quantize_experts(module: Any, group_size: int, act: str, symmetric_weight: b
 class _Packing:
     """Matrices, each of which is quantized and packed when it is wanted."""
 
-    def __init__(self, weights: torch.Tensor, group_size: int, symmetric: bool) -> None:
-        self._weights, self._options = weights, (group_size, symmetric)
+    def __init__(self, weights: torch.Tensor, rounding: Rounding) -> None:
+        self._weights, self._rounding = weights, rounding
 
     def __len__(self) -> int:
         return len(self._weights)
 
     def __iter__(self) -> Iterator[PackedWeight]:
-        return (pack_floats(weight, *self._options) for weight in self._weights)
+        return (pack_floats(weight, self._rounding) for weight in self._weights)

@@ -6,16 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
-from pyda8w4._format import Format, check_group_size, group_count
+from pyda8w4._format import Format, check_group_size
 from pyda8w4._layout import layout_of
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
-from pyda8w4._quantize import quantize_weight
+from pyda8w4._quantize import Rounding
 from pyda8w4.torch._layer import PackedLayer, is_compiling, needs_operator
 from pyda8w4.torch._ops import Arguments, arguments_of, slice_outputs
 from pyda8w4.torch._state import zeros_of
@@ -126,7 +125,10 @@ class DA8W4Linear(PackedLayer):
         linear: nn.Linear,
         group_size: int = 128,
         act: str = "uint8",
-        symmetric_weight: bool = False,
+        *,
+        method: str = "search",
+        zeros: str = "float",
+        two_level: bool = False,
     ) -> DA8W4Linear:
         """Quantize a float layer.
 
@@ -139,8 +141,12 @@ class DA8W4Linear(PackedLayer):
             See `pyda8w4.quantize_weight`.
         act : str
             See the class.
-        symmetric_weight : bool
+        method : {'search', 'minmax'}
             See `pyda8w4.quantize_weight`.
+        zeros : {'float', 'integer', 'none'}
+            See there.
+        two_level : bool
+            See there.
 
         Returns
         -------
@@ -163,7 +169,7 @@ class DA8W4Linear(PackedLayer):
             if weight.dtype in FLOATS:
                 self._set_weight(weight.dtype)
             return self
-        packed = pack_floats(weight, group_size, symmetric_weight)
+        packed = pack_floats(weight, Rounding(group_size, method, zeros, two_level))
         return cls.from_packed(packed, bias, act=act, dtype=weight.dtype)
 
     @classmethod
@@ -379,20 +385,10 @@ class DA8W4Linear(PackedLayer):
             self.act = "int8" if symmetric else "uint8"
 
 
-def pack_floats(weight: torch.Tensor, group_size: int, symmetric: bool) -> PackedWeight:
+def pack_floats(weight: torch.Tensor, rounding: Rounding) -> PackedWeight:
     """Quantize a float matrix, and pack it."""
     check_float("weight", weight)
-    n, k = weight.shape
-    group = check_group_size(group_size, k)
-    groups = group_count(k, group)
-    codes, scales = np.empty((n, k), np.uint8), np.empty((n, groups), np.float32)
-    zps = np.empty((n, groups), np.int8)
-    rows = max(1, (1 << 22) // k)  # as float32 a few at a time: the weight may be of half the size
-    for top in range(0, n, rows):
-        part = slice(top, top + rows)
-        floats = weight[part].float().numpy()
-        codes[part], scales[part], zps[part] = quantize_weight(floats, group, symmetric)
-    return prepack(codes, scales, zps, group_size=group)
+    return rounding.quantize(array_of(weight.contiguous()), FLOATS[weight.dtype][0]).pack()
 
 
 def autocast(input: torch.Tensor) -> torch.Tensor:

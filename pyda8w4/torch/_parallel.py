@@ -21,6 +21,7 @@ from pyda8w4._concat import concat
 from pyda8w4._experts import PackedExperts, stack
 from pyda8w4._format import check_group_size
 from pyda8w4._packed import PackedWeight
+from pyda8w4._quantize import Rounding
 from pyda8w4.torch._embedding import DA8W4Embedding
 from pyda8w4.torch._experts import DA8W4Experts
 from pyda8w4.torch._float_experts import float_experts, is_experts
@@ -135,9 +136,8 @@ class TensorParallel:
     def replace_layers(
         self,
         model: nn.Module,
-        group_size: int,
+        rounding: Rounding,
         act: str,
-        symmetric_weight: bool,
         keep: Callable[[nn.Module, str], str | None],
     ) -> Report:
         """As the function of this name, where each process has loaded its part of the float weights."""
@@ -150,11 +150,11 @@ class TensorParallel:
             module, hook = model.get_submodule(name), hooks.pop(name, None)
             if reason is None:
                 with _naming(name, self._style(name)):
-                    self._take_local(module, self._style(name), group_size)
+                    self._take_local(module, self._style(name), rounding.group_size)
             elif hook is not None:
                 module.forward = hook
         del module, hook
-        report = replace_layers(model, group_size, act, symmetric_weight, lambda _, name: reasons[name])
+        report = replace_layers(model, rounding, act, lambda _, name: reasons[name])
         for name, why in report.kept.items():
             if reasons[name] is None:  # other processes may have packed their parts
                 raise ValueError(f"{name} cannot be quantized: {why}")

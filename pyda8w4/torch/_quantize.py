@@ -7,14 +7,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from pyda8w4._checks import SCHEMES, check_flag, check_scheme
+from pyda8w4._checks import SCHEMES, check_scheme
 from pyda8w4._format import check_group_size
+from pyda8w4._quantize import Rounding
 from pyda8w4.torch._experts import quantize_experts
 from pyda8w4.torch._float_experts import float_experts, is_experts
 from pyda8w4.torch._module import DA8W4Linear
@@ -96,7 +97,10 @@ def quantize_(
     model: nn.Module,
     group_size: int = 128,
     act: str = "uint8",
-    symmetric_weight: bool = False,
+    *,
+    method: str = "search",
+    zeros: str = "float",
+    two_level: bool = False,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
 ) -> Report:
     """Replace the `torch.nn.Linear` layers of a model by `DA8W4Linear`, and its mixtures of experts, in place.
@@ -109,8 +113,12 @@ def quantize_(
         Weights that share a scale: a multiple of 4. Layers with fewer input features have one group.
     act : {'uint8', 'int8', 'int8_group', 'int16'}
         How the layers quantize activations, see `pyda8w4.linear`. They can be told another way later.
-    symmetric_weight : bool
+    method : {'search', 'minmax'}
         See `pyda8w4.quantize_weight`.
+    zeros : {'float', 'integer', 'none'}
+        See there.
+    two_level : bool
+        See there.
     filter_fn : callable, optional
         ``filter_fn(module, name)``: whether to replace this one. Called for each Linear and mixture of experts that
         could be; None means all.
@@ -169,14 +177,13 @@ def quantize_(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if is_linear(model) or is_experts(model):
         raise ValueError("model must hold its Linear layers as submodules; for one layer use DA8W4Linear.from_linear")
-    check_group_size(group_size, 1 << 31)
+    rounding = Rounding(check_group_size(group_size, 1 << 31), method, zeros, two_level)
     check_scheme("act", act, tuple(SCHEMES))
-    check_flag("symmetric_weight", symmetric_weight)
 
     def keep(module: nn.Module, name: str) -> str | None:
         return None if filter_fn is None or filter_fn(module, name) else "filter_fn"
 
-    report = replace_layers(model, int(group_size), act, symmetric_weight, chooser(model, keep))
+    report = replace_layers(model, rounding, act, chooser(model, keep))
     for reason, kind in {
         reason: type(module).__name__
         for name, reason in report.kept.items()
@@ -187,16 +194,15 @@ def quantize_(
     if report.replaced and any(isinstance(module, pretrained) for module in model.modules()):
         from pyda8w4.torch import transformers
 
-        config = transformers.DA8W4Config(int(group_size), act, symmetric_weight)
+        config = transformers.DA8W4Config(act=act, **asdict(rounding))
         transformers.set_config(model, config)
     return report
 
 
 def replace_layers(
     model: nn.Module,
-    group_size: int,
+    rounding: Rounding,
     act: str,
-    symmetric_weight: bool,
     reason_of: Callable[[nn.Module, str], str | None],
 ) -> Report:
     """As `quantize_`; `reason_of` tells why a layer is kept: None if it is not."""
@@ -222,11 +228,11 @@ def replace_layers(
             try:
                 new: nn.Module
                 if is_experts(layer):
-                    new = quantize_experts(layer, group_size, act, symmetric_weight)
+                    new = quantize_experts(layer, rounding, act)
                 elif id(layer.weight) in packed:
                     new, size = packed[id(layer.weight)].sharing_weight(layer.bias), 0
                 else:
-                    new = linear = DA8W4Linear.from_linear(plain_linear(layer), group_size, act, symmetric_weight)
+                    new = linear = DA8W4Linear.from_linear(plain_linear(layer), act=act, **asdict(rounding))
                     if id(layer.weight) in shared:
                         packed[id(layer.weight)] = linear
                         alive.append(layer.weight)

@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from pyda8w4._checks import SCHEMES, check_flag, check_scheme
 from pyda8w4._format import ARRAYS, Format, check_group_size
 from pyda8w4._layout import TYPED, format_from
 from pyda8w4._packed_file import TYPES
+from pyda8w4._quantize import Rounding
 from pyda8w4.torch._embedding import DA8W4Embedding
 from pyda8w4.torch._experts import STACKS, empty_experts
 from pyda8w4.torch._filling import Filling, check_sizes, scale_of, tied_layer
@@ -64,8 +66,12 @@ class DA8W4Config(QuantizationConfigMixin):
         Weights that share a scale: a multiple of 4.
     act : {'uint8', 'int8', 'int8_group', 'int16'}
         See `pyda8w4.torch.quantize_`.
-    symmetric_weight : bool
-        See `pyda8w4.torch.quantize_`.
+    method : {'search', 'minmax'}
+        See `pyda8w4.quantize_weight`.
+    zeros : {'float', 'integer', 'none'}
+        See there.
+    two_level : bool
+        See there.
     modules_to_not_convert : list of str, optional
         Parts of names of layers to keep. None means the output head and what is tied to it.
     modules : dict, optional
@@ -74,6 +80,8 @@ class DA8W4Config(QuantizationConfigMixin):
         Written by transformers, too: ``"pyda8w4"``.
     symmetric_activation : bool, optional
         What earlier versions wrote in the place of `act`: True is ``"int8"``, False ``"uint8"``.
+    symmetric_weight : bool, optional
+        The same in the place of `zeros`: True is ``"none"``, False ``"integer"``.
 
     Raises
     ------
@@ -103,20 +111,31 @@ class DA8W4Config(QuantizationConfigMixin):
         self,
         group_size: int = 128,
         act: str = "uint8",
-        symmetric_weight: bool = False,
+        *,
+        method: str = "search",
+        zeros: str = "float",
+        two_level: bool = False,
         modules_to_not_convert: list[str] | None = None,
         modules: dict[str, dict[str, Any]] | None = None,
         quant_method: str = METHOD,
         symmetric_activation: bool | None = None,
+        symmetric_weight: bool | None = None,
     ) -> None:
-        check_group_size(group_size, 1 << 31)
+        if symmetric_weight is not None:
+            zeros = "none" if check_flag("symmetric_weight", symmetric_weight) else "integer"
+        rounding = Rounding(check_group_size(group_size, 1 << 31), method, zeros, two_level)
         self.quant_method: Any = quant_method
-        self.group_size = int(group_size)  # which JSON takes, numpy's integers it does not
+        self.group_size, self.method = rounding.group_size, rounding.method
+        self.zeros, self.two_level = rounding.zeros, rounding.two_level
         if symmetric_activation is not None:
             act = "int8" if check_flag("symmetric_activation", symmetric_activation) else "uint8"
         self.act = check_scheme("act", act, tuple(SCHEMES))
-        self.symmetric_weight = check_flag("symmetric_weight", symmetric_weight)
         self.modules_to_not_convert = modules_to_not_convert
+
+    @property
+    def rounding(self) -> Rounding:
+        """What it says of float weights."""
+        return Rounding(**{field.name: getattr(self, field.name) for field in fields(Rounding)})
 
 
 _filling: ContextVar[Filling | None] = ContextVar("_filling", default=None)
@@ -346,7 +365,7 @@ class _Quantizer(HfQuantizer):
                     return f"{type(model).__name__} keeps it in float32"
                 return "the output head; modules_to_not_convert=[] includes it"
 
-            how = config.group_size, config.act, config.symmetric_weight
+            how = config.rounding, config.act
             if parallel is None:
                 report = replace_layers(model, *how, chooser(model, keep))
             else:

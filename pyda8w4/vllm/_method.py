@@ -45,7 +45,7 @@ class Cut:
         if self.count > 1 and k % options.group_size:
             raise ValueError(f"group_size must divide the {k} input features of a rank, got {options.group_size}")
         part = floats[self.rows, self.index * k : (self.index + 1) * k]
-        return pack_floats(part, min(options.group_size, k), options.symmetric_weight)
+        return pack_floats(part, options.rounding)
 
 
 class Sizes(NamedTuple):

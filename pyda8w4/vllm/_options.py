@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
+from pyda8w4._quantize import Rounding
 
 # Layers of float models that choose experts: they decide more than they cost.
 _ROUTERS = ("gate", "router", "shared_expert_gate")
@@ -22,7 +23,11 @@ class Options:
         How activations are quantized, see `pyda8w4.linear`.
     group_size : int
         Of float models: see `pyda8w4.quantize_weight`.
-    symmetric_weight : bool
+    method : {'search', 'minmax'}
+        Of float models: see there.
+    zeros : {'float', 'integer', 'none'}
+        Of float models: see there.
+    two_level : bool
         Of float models: see there.
     modules_to_not_convert : sequence of str
         Of float models: names of modules, or parts of such, that stay float.
@@ -33,7 +38,9 @@ class Options:
 
     act: str = "uint8"
     group_size: int = 128
-    symmetric_weight: bool = False
+    method: str = "search"
+    zeros: str = "float"
+    two_level: bool = False
     modules_to_not_convert: tuple[str, ...] = ()
     requantize: bool = False
 
@@ -71,14 +78,22 @@ class Options:
         }
         self = cls(**values)
         check_scheme(f"act of {where}", self.act, tuple(SCHEMES))
-        check_flag(f"symmetric_weight of {where}", self.symmetric_weight)
         check_flag(f"requantize of {where}", self.requantize)
         if type(self.group_size) is not int or self.group_size < 4 or self.group_size % 4:
             raise ValueError(f"group_size of {where} must be a multiple of 4, got {self.group_size!r}")
+        try:
+            self.rounding  # noqa: B018
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where}: {error}") from None
         names = self.modules_to_not_convert
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"modules_to_not_convert of {where} must be a list of names, got {names!r}")
         return self
+
+    @property
+    def rounding(self) -> Rounding:
+        """How weights of float models are quantized."""
+        return Rounding(self.group_size, self.method, self.zeros, self.two_level)
 
     def keeps(self, name: str) -> bool:
         """Whether a layer of a float model stays float.

@@ -371,7 +371,23 @@ TABLE = [
             (with_value(ones(ROWS, 64), np.inf, np.float16), ValueError),
             (np.tile(np.float32([3e38, -3e38]), (ROWS, 32)), ValueError),
         ],
-        "group_size": [*BAD_GROUP_SIZE, (None, TypeError)], "symmetric": BAD_FLAG,
+        "group_size": [*BAD_GROUP_SIZE, (None, TypeError)],
+        "method": [("rtn", ValueError), (None, TypeError), (1, TypeError)],
+        "zeros": [("symmetric", ValueError), (None, TypeError), (False, TypeError)],
+        "importance": [
+            (ones(63), ValueError), (ones(1, 64), ValueError), (np.zeros(64), ValueError), (-ones(64), ValueError),
+            (with_value(ones(64), np.nan), ValueError), (with_value(ones(64), np.inf), ValueError),
+            (np.ones(64, bool), TypeError), (np.ones(64, complex), TypeError), ("a", TypeError),
+        ],
+        "two_level": BAD_FLAG,
+    }),
+    ("quantize_weight", lambda: {"w": floats(64)[:ROWS], "method": "minmax"}, {
+        "w": [
+            (with_value(ones(ROWS, 64), np.nan), ValueError), (with_value(ones(ROWS, 64), -np.inf), ValueError),
+            (np.tile(np.float32([3e38, -3e38]), (ROWS, 32)), ValueError),
+        ],
+        "importance": [(ones(64), ValueError)],
+        "two_level": [(True, ValueError)],
     }),
     ("prepack", good_prepack, {
         "codes": BAD_W, "scales": BAD_SCALES, "zps": BAD_WEIGHT_ZPS, "offsets": BAD_OFFSETS,

@@ -129,9 +129,8 @@ def test_powers_of_two_change_no_code(kernel, act, dtype):
 def test_the_relative_error_does_not_depend_on_the_size_of_rows(kernel, act):
     x = floats(256)[:5].astype(np.float64)
     w = floats(256)[5:40]
-    packed = pyda8w4.prepack(*pyda8w4.quantize_weight(w, 32))
-    codes, scales, zps = packed.unpack()
-    restored = ((codes - zps.astype(F32).repeat(32, 1)) * scales.repeat(32, 1)).astype(np.float64)
+    packed = pyda8w4.quantize(w, 32)
+    restored = packed.dequantize().astype(np.float64)
     for exponent in range(-30, 31):
         scaled = (x * 10.0**exponent).astype(F32)
         expected = scaled.astype(np.float64) @ restored.T
@@ -275,8 +274,12 @@ def test_ties_round_to_even(kernel, act):
 both_weights = pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
 
 
+def minmax(w, group, symmetric):
+    return pyda8w4.quantize_weight(w, group, method="minmax", zeros="none" if symmetric else "integer")
+
+
 def assert_weight_like_torchao(w, group, symmetric):
-    codes, scales, zps = pyda8w4.quantize_weight(w, group, symmetric)
+    codes, scales, zps = minmax(w, group, symmetric)
     assert codes.dtype == np.uint8 and scales.dtype == np.float32 and zps.dtype == np.int8
     assert scales.shape == zps.shape == (w.shape[0], -(-w.shape[1] // group))
     for n, row in enumerate(w):
@@ -295,7 +298,7 @@ def assert_weight_like_torchao(w, group, symmetric):
 @pytest.mark.parametrize("k, group", [(1, 1), (3, 4), (64, 32), (70, 32), (65, 64), (40, 40), (13, 1000)])
 def test_weight(symmetric, dtype, k, group):
     assert_weight_like_torchao(floats(k, dtype)[:30], min(group, k), symmetric)
-    scales = pyda8w4.quantize_weight(floats(k, dtype)[:30], group, symmetric)[1]
+    scales = minmax(floats(k, dtype)[:30], group, symmetric).scales
     assert scales.shape[1] == -(-k // group)
 
 
@@ -308,10 +311,10 @@ def test_weight_groups_of_one_kind(symmetric):
 @both_weights
 def test_powers_of_two_change_no_code_of_a_weight(symmetric):
     w = np.round(floats(70)[:30], 3)
-    codes, scales, zps = pyda8w4.quantize_weight(w, 32, symmetric)
+    codes, scales, zps = minmax(w, 32, symmetric)
     for exponent in (*range(-100, 0, 9), *range(1, 100, 9)):
         power = F32(2.0**exponent)
-        got = pyda8w4.quantize_weight(w * power, 32, symmetric)
+        got = minmax(w * power, 32, symmetric)
         for array, expected in zip(got, (codes, scales * power, zps), strict=True):
             assert_same_bits(array, expected, exponent)
 
@@ -322,43 +325,61 @@ def test_weight_groups_about_the_least_scale(symmetric):
         assert_weight_like_torchao(np.ldexp(floats(8)[:5].astype(np.float64), exponent).astype(F32), 4, symmetric)
 
 
+@pytest.mark.parametrize("k, group", [(1, 4), (64, 32), (70, 32), (13, 1000)])
+def test_minmax_with_offsets(k, group):
+    """Both ends of each group are exact, up to the rounding of one step."""
+    w = floats(k)[:30]
+    weight = pyda8w4.quantize_weight(w, group, method="minmax")
+    assert not weight.zps.any() and weight.scales.dtype == weight.offsets.dtype == F32
+    for begin in range(0, k, group):
+        part = w[:, begin : begin + group]
+        s, o = (array[:, begin // group, None] for array in (weight.scales, weight.offsets))
+        codes = weight.codes[:, begin : begin + group]
+        assert_same_bits(o[:, 0], part.min(1))
+        assert_same_bits(s[:, 0], np.maximum((part.max(1) - part.min(1)) / F32(15), LEAST_SCALE))
+        np.testing.assert_array_equal(codes, np.clip(np.rint((part - o) * (F32(1) / s)), 0, 15))
+
+
 @both_weights
 def test_weight_ties_round_to_even(symmetric):
     # s is exactly 1: halves are ties.
     w = np.array([[-7.5, 7.5, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 3.5, -3.5]], F32)
     assert_weight_like_torchao(w, 10, symmetric)
-    codes, scales, _ = pyda8w4.quantize_weight(w, 10, True)
+    codes, scales, _ = minmax(w, 10, True)
     assert scales[0, 0] == 1
     assert codes.tolist() == [[0, 15, 8, 10, 10, 8, 6, 6, 12, 4]]
 
 
-def test_weight_in_several_pieces():
+@pytest.mark.parametrize("method", ["search", "minmax"])
+def test_weight_in_several_pieces(method):
     # Rows are quantized some at a time; the borders must not show.
     w = np.tile(floats(70)[:1], (40000, 1))
-    for part in pyda8w4.quantize_weight(w, 32):
+    for part in pyda8w4.quantize_weight(w, 32, method=method):
         assert (part == part[0]).all()
 
 
 # Rows are quantized some at a time, 1024 of this length: pieces that are full, one row short, one row long.
 @pytest.mark.parametrize("rows", [3000, 8191, 8192, 8193])
-def test_every_row_of_a_large_weight_is_quantized(rows):
+@pytest.mark.parametrize("method", ["search", "minmax"])
+def test_every_row_of_a_large_weight_is_quantized(rows, method):
     few = floats(1024)
     order = np.arange(rows) % len(few)
-    for got, expected in zip(pyda8w4.quantize_weight(few[order], 64), pyda8w4.quantize_weight(few, 64), strict=True):
+    weights = (pyda8w4.quantize_weight(w, 64, method=method) for w in (few[order], few))
+    for got, expected in zip(*weights, strict=True):
         np.testing.assert_array_equal(got, expected[order])
 
 
 def test_weight_is_not_changed_and_may_be_strided():
     w = floats(64)[:20].copy()
     before = w.copy()
-    reversed_codes = pyda8w4.quantize_weight(w[::-1, ::2], 16)[0]
+    reversed_codes = pyda8w4.quantize_weight(w[::-1, ::2], 16).codes
     assert_same_bits(w, before)
-    assert_same_bits(reversed_codes, pyda8w4.quantize_weight(np.ascontiguousarray(w[::-1, ::2]), 16)[0])
+    assert_same_bits(reversed_codes, pyda8w4.quantize_weight(np.ascontiguousarray(w[::-1, ::2]), 16).codes)
 
 
 def test_quantized_weight_is_near_its_weight():
     w = floats(128)[:33]
-    codes, scales, zps = pyda8w4.quantize_weight(w, 32)
+    codes, scales, zps = minmax(w, 32, False)
     restored = (codes.astype(F32) - np.repeat(zps, 32, 1)) * np.repeat(scales, 32, 1)
     assert (np.abs(restored - w) <= np.repeat(scales, 32, 1) * 0.5001).all()
 
@@ -370,7 +391,7 @@ def test_weights_of_one_sign_put_the_zero_point_at_an_end(kernel, zp):
     w = np.abs(floats(64)[:33]) + F32(0.1)
     if zp == 15:
         w = -w
-    codes, scales, zps = pyda8w4.quantize_weight(w, 32)
+    codes, scales, zps = minmax(w, 32, False)
     assert (zps == zp).all()
     a = quantized(64, "int8")[0][:9]
     y = pyda8w4.gemm(a, pyda8w4.prepack(codes, scales, zps))

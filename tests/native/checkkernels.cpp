@@ -24,8 +24,8 @@ const char usage[] =
 
 std::vector<Test> all_tests() {
     std::vector<Test> all;
-    for (const auto &tests : {interface_tests, bad_weight_tests, runtime_tests, quantize_tests, pack_tests, gemm_tests,
-                              edge_tests, gate_tests, expert_tests, explain_tests})
+    for (const auto &tests : {interface_tests, bad_weight_tests, runtime_tests, quantize_tests, search_tests,
+                              pack_tests, gemm_tests, edge_tests, gate_tests, expert_tests, explain_tests})
         for (const Test &test : tests()) all.push_back(test);
     return all;
 }

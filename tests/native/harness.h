@@ -33,6 +33,7 @@ std::vector<Test> bad_weight_tests();
 std::vector<Test> runtime_tests();  // they fork, which is cheap as long as the process is small
 std::vector<Test> quantize_tests();
 std::vector<Test> pack_tests();
+std::vector<Test> search_tests();
 std::vector<Test> gemm_tests();
 std::vector<Test> edge_tests();
 std::vector<Test> gate_tests();

@@ -36,7 +36,7 @@ def test_layer_is_the_numpy_function(dtype: Any, bias: bool, act: str, shape: tu
     layer = DA8W4Linear.from_linear(linear, 36, act=act)
     x = torch.randn(*shape, 100).to(dtype)
     assert same(layer(x), expected(layer, x))
-    weight = pyda8w4.prepack(*pyda8w4.quantize_weight(linear.weight.float().numpy(), 36), group_size=36)
+    weight = pyda8w4.quantize(linear.weight.float().numpy(), 36)
     for have, want in zip(layer.packed.unpack(), weight.unpack()):
         assert (have == want).all()
 
@@ -68,7 +68,6 @@ def test_use_kernel(act: str, kernel: str) -> None:
 
 @pytest.mark.parametrize("rows", [4500, 3 * 4096, 3 * 4096 + 1])
 def test_every_row_of_a_large_weight_is_quantized(rows: int) -> None:
-    # Rows are quantized some at a time, 4096 of this length.
     few = torch.randn(50, 1024).bfloat16()
     order = torch.arange(rows) % len(few)
     linear = nn.Linear(1024, rows, bias=False, device="meta")
@@ -106,7 +105,7 @@ def test_offsets() -> None:
 
 
 def test_from_packed_shares_memory() -> None:
-    packed = pyda8w4.prepack(*pyda8w4.quantize_weight(np.ones((64, 64), np.float32)))
+    packed = pyda8w4.quantize(np.ones((64, 64), np.float32))
     layer = DA8W4Linear.from_packed(packed)
     assert layer.codes.data_ptr() == stored_arrays(packed)["codes"].ctypes.data
     assert stored_arrays(layer.packed)["scales"].ctypes.data == layer.scales.data_ptr()
@@ -120,7 +119,7 @@ def test_from_packed_shares_memory() -> None:
 
 def test_mapped_weights_are_not_copied(tmp_path: Any) -> None:
     pytest.importorskip("safetensors", reason="safetensors is not installed")
-    packed = pyda8w4.prepack(*pyda8w4.quantize_weight(np.ones((64, 64), np.float32)))
+    packed = pyda8w4.quantize(np.ones((64, 64), np.float32))
     pyda8w4.save(tmp_path / "w", {"w": packed})
     layer = DA8W4Linear.from_packed(pyda8w4.load(tmp_path / "w")["w"])
     x = torch.randn(2, 64)
@@ -219,7 +218,9 @@ def test_bad_arguments() -> None:
         (lambda: DA8W4Linear.from_packed(DA8W4Linear(64, 8).packed, torch.zeros(9)), ValueError),
         (lambda: quantize_(linear), ValueError),
         (lambda: quantize_(nn.Sequential(linear), group_size=6), ValueError),
-        (lambda: quantize_(nn.Sequential(linear), symmetric_weight=1), TypeError),
+        (lambda: quantize_(nn.Sequential(linear), two_level=1), TypeError),
+        (lambda: quantize_(nn.Sequential(linear), zeros="both"), ValueError),
+        (lambda: quantize_(nn.Sequential(linear), method="minmax", two_level=True), ValueError),
         (lambda: fuse_linears(nn.Sequential(linear), ["ab"]), TypeError),
         (lambda: fuse_linears(nn.Sequential(linear), [("a",)]), ValueError),
         (lambda: fuse_linears(nn.Sequential(linear), [("a", "b")]), ValueError),
@@ -266,7 +267,7 @@ def test_tensors_that_numpy_functions_cannot_read() -> None:
 @pytest.mark.parametrize("name", ["codes", "scales", "sums", "zps", "bias"])
 def test_buffers_that_are_given_other_memory(name: str) -> None:
     """As code does that offloads or shards: the tensor stays, its memory does not."""
-    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32, zeros="integer")
     x = torch.randn(2, 64)
     want, tensor = layer(x), getattr(layer, name)
     whole = tensor.clone()
@@ -287,7 +288,7 @@ def test_buffers_that_are_given_other_memory(name: str) -> None:
 
 
 def test_zero_point_that_is_changed_in_place() -> None:
-    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32, symmetric_weight=True)
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32, zeros="none")
     x = torch.randn(2, 64)
     want = layer(x)
     layer.zps.fill_(7)
@@ -302,18 +303,18 @@ def test_a_layer_that_was_moved_keeps_no_memory() -> None:
     assert codes() is None
 
 
-@pytest.mark.parametrize("symmetric_weight", [False, True])
-def test_default_device(symmetric_weight: bool) -> None:
+@pytest.mark.parametrize("zeros", ["float", "integer", "none"])
+def test_default_device(zeros: str) -> None:
     def make() -> tuple[nn.Module, torch.Tensor]:
         linear, x = nn.Linear(64, 64, device="cpu"), torch.ones(2, 64, device="cpu")
         with torch.no_grad():
             linear.weight.copy_(weight)
             linear.bias.copy_(bias)
-        layer = DA8W4Linear.from_linear(linear, 32, symmetric_weight=symmetric_weight)
-        codes, scales, zps = (torch.from_numpy(array) for array in layer.packed.unpack()[:3])
+        layer = DA8W4Linear.from_linear(linear, 32, zeros=zeros)
+        codes, scales, zps, *offsets = map(torch.from_numpy, layer.packed.unpack())
         layers = {
             "linear": layer,
-            "int4": DA8W4Linear.from_int4(codes, scales, zps, linear.bias),
+            "int4": DA8W4Linear.from_int4(codes, scales, zps, linear.bias, offsets=offsets[0] if offsets else None),
             "packed": DA8W4Linear.from_packed(layer.packed, linear.bias),
             "shared": layer.sharing_weight(linear.bias),
             "copy": copy.deepcopy(layer),
@@ -322,7 +323,7 @@ def test_default_device(symmetric_weight: bool) -> None:
         empty = DA8W4Linear(64, 64, device="cpu")
         empty.load_state_dict(layer.state_dict())
         model = nn.ModuleDict({**layers, "loaded": empty, "a": linear, "b": copy.deepcopy(linear)})
-        quantize_(model, 32, symmetric_weight=symmetric_weight)
+        quantize_(model, 32, zeros=zeros)
         fuse_linears(model, [("a", "b")])
         return model, torch.stack([layer(x) for layer in model.values()])
 

@@ -57,12 +57,12 @@ def test_meta_and_back() -> None:
     assert same(moved(x), layer(x))
 
 
-@pytest.mark.parametrize("symmetric_weight", [False, True])
+@pytest.mark.parametrize("zeros", ["float", "integer", "none"])
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("way", ["torch", "safetensors"])
-def test_state_dict(symmetric_weight: bool, assign: bool, way: str, tmp_path: Any) -> None:
+def test_state_dict(zeros: str, assign: bool, way: str, tmp_path: Any) -> None:
     model = Attention(bias=True)
-    quantize_(model, 32, symmetric_weight=symmetric_weight)
+    quantize_(model, 32, zeros=zeros)
     x = torch.randn(2, 64)
     if way == "torch":
         torch.save(model.state_dict(), tmp_path / "s")
@@ -73,7 +73,7 @@ def test_state_dict(symmetric_weight: bool, assign: bool, way: str, tmp_path: An
         save_file(model.state_dict(), tmp_path / "s")
         state = load_file(tmp_path / "s")
     other = Attention(bias=True)
-    quantize_(other, 16, symmetric_weight=not symmetric_weight)  # the state says what its groups are
+    quantize_(other, 16, zeros="integer" if zeros == "none" else "none")  # the state says what its groups are
     assert not same(other(x), model(x))
     other.load_state_dict(state, strict=True, assign=assign)
     assert same(other(x), model(x))
@@ -86,7 +86,7 @@ def test_load_checkpoint_of_accelerate(group_zero_points: bool, tmp_path: Any) -
     from safetensors.torch import save_file
 
     linear = nn.Linear(64, 40)
-    model = nn.Sequential(DA8W4Linear.from_linear(linear, 32, symmetric_weight=not group_zero_points))
+    model = nn.Sequential(DA8W4Linear.from_linear(linear, 32, zeros="integer" if group_zero_points else "none"))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     with torch.device("meta"):
         empty = nn.Sequential(DA8W4Linear(64, 40, group_size=32, group_zero_points=group_zero_points))
@@ -99,9 +99,9 @@ def test_load_checkpoint_of_accelerate(group_zero_points: bool, tmp_path: Any) -
 
 
 @pytest.mark.parametrize("group_zero_points", [False, True])
-@pytest.mark.parametrize("symmetric_weight", [False, True])
-def test_state_dict_decides_about_zero_points(group_zero_points: bool, symmetric_weight: bool) -> None:
-    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32, symmetric_weight=symmetric_weight)
+@pytest.mark.parametrize("zeros", ["float", "integer", "none"])
+def test_state_dict_decides_about_zero_points(group_zero_points: bool, zeros: str) -> None:
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32, zeros=zeros)
     other = DA8W4Linear(64, 40, group_zero_points=group_zero_points)
     x = torch.randn(2, 64)
     assert not other(x).any()
@@ -110,7 +110,7 @@ def test_state_dict_decides_about_zero_points(group_zero_points: bool, symmetric
 
 
 def test_state_dict_that_does_not_fit() -> None:
-    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32)
+    layer = DA8W4Linear.from_linear(nn.Linear(64, 40), 32, zeros="integer")
     x = torch.randn(2, 64)
     want, good = layer(x), layer.state_dict()
     changes: dict[str, Any] = {

@@ -56,8 +56,8 @@ def test_llama(tmp_path: Any) -> None:
 
 @STAYS_FLOAT
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("symmetric_weight", [False, True])
-def test_transformers_config(dtype: Any, symmetric_weight: bool, tmp_path: Any) -> None:
+@pytest.mark.parametrize("zeros", ["float", "integer", "none"])
+def test_transformers_config(dtype: Any, zeros: str, tmp_path: Any) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     from pyda8w4.torch.transformers import DA8W4Config
 
@@ -68,9 +68,9 @@ def test_transformers_config(dtype: Any, symmetric_weight: bool, tmp_path: Any) 
     transformers.LlamaForCausalLM(config).to(dtype).save_pretrained(tmp_path / "float")
     load = transformers.AutoModelForCausalLM.from_pretrained
     model = load(tmp_path / "float", dtype=dtype)
-    config = DA8W4Config(32, symmetric_weight=symmetric_weight, act="int16")
+    config = DA8W4Config(32, zeros=zeros, act="int16")
     first = load(tmp_path / "float", dtype=dtype, quantization_config=config)
-    quantize_(model, 32, "int16", symmetric_weight)
+    quantize_(model, 32, "int16", zeros=zeros)
     prompt = torch.arange(10)[None]
     assert same(first(prompt).logits, model(prompt).logits)
     first.save_pretrained(tmp_path / "packed")
@@ -237,17 +237,19 @@ def test_config_warns_of_what_stays_float(hf: Any, tmp_path: Any) -> None:
 
 @STAYS_FLOAT
 def test_config_of_earlier_versions(hf: Any, tmp_path: Any) -> None:
-    """With `symmetric_activation`, and tensors of layout version 1."""
+    """With `symmetric_activation` and `symmetric_weight`, and tensors of layout version 1."""
     import json
 
     from safetensors.torch import load_file, save_file
 
     model = llama(hf)
-    quantize_(model, 32, "int8")
+    quantize_(model, 32, "int8", method="minmax", zeros="none")
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["quantization_config"].pop("act") == "int8"
-    config["quantization_config"]["symmetric_activation"] = True
+    for name in ("method", "zeros", "two_level"):
+        del config["quantization_config"][name]
+    config["quantization_config"] |= {"symmetric_activation": True, "symmetric_weight": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
     state = load_file(tmp_path / "model.safetensors")
     for name, tensor in state.items():
@@ -258,8 +260,11 @@ def test_config_of_earlier_versions(hf: Any, tmp_path: Any) -> None:
     again = hf.LlamaForCausalLM.from_pretrained(tmp_path)
     assert again.model.layers[0].mlp.up_proj.act == "int8" and same(again(IDS)[0], model(IDS)[0])
     assert again.config.quantization_config.to_dict()["act"] == "int8"
+    assert again.config.quantization_config.zeros == "none"
     with pytest.raises(TypeError, match="symmetric_activation"):
         hf.C(symmetric_activation=1)
+    with pytest.raises(TypeError, match="symmetric_weight"):
+        hf.C(symmetric_weight=1)
     with pytest.raises(ValueError, match="act must be"):
         hf.C(act="int4")
 
