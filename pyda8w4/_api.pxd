@@ -10,7 +10,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         DA8W4_INT32_OVERFLOW
         DA8W4_BAD_ACT_ZP
         DA8W4_BAD_EXPERT
-        DA8W4_FACTORS_NEED_FLOATS
+        DA8W4_TRANSFORM_NEEDS_FLOATS
         DA8W4_UNKNOWN_KERNEL
         DA8W4_KERNEL_UNAVAILABLE
         DA8W4_WORKSPACE_TOO_SMALL
@@ -75,6 +75,7 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
         const void *sums
         const void *perm
         const void *factors
+        size_t rotation
 
     ctypedef struct da8w4_packed_bytes:
         size_t zps

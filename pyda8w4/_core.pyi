@@ -60,6 +60,7 @@ class View:
         sub_scale_type: int,
         sub_offset_type: int,
         zp: int,
+        rotation: int,
         codes: _Memory,
         scales: _Memory,
         sums: _Memory,

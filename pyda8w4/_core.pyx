@@ -19,7 +19,7 @@ _NAMES = {
     DA8W4_INT32_OVERFLOW: "INT32_OVERFLOW",
     DA8W4_BAD_ACT_ZP: "BAD_ACT_ZP",
     DA8W4_BAD_EXPERT: "BAD_EXPERT",
-    DA8W4_FACTORS_NEED_FLOATS: "FACTORS_NEED_FLOATS",
+    DA8W4_TRANSFORM_NEEDS_FLOATS: "TRANSFORM_NEEDS_FLOATS",
     DA8W4_UNKNOWN_KERNEL: "UNKNOWN_KERNEL",
     DA8W4_KERNEL_UNAVAILABLE: "KERNEL_UNAVAILABLE",
     DA8W4_NOT_FINITE: "NOT_FINITE",
@@ -178,8 +178,8 @@ cdef class View:
     cdef Extent extents[10]  # of those arrays
 
     def __init__(self, size_t n, size_t k, size_t group, size_t super, int kind, int scale_type, int sub_scale_type,
-                 int sub_offset_type, int zp, codes, scales, sums, zps, offsets, sub_scales, sub_offsets, table, perm,
-                 factors):
+                 int sub_offset_type, int zp, size_t rotation, codes, scales, sums, zps, offsets, sub_scales,
+                 sub_offsets, table, perm, factors):
         self.arrays = codes, scales, sums, zps, offsets, sub_scales, sub_offsets, table, perm, factors
         for i, array in enumerate(self.arrays):
             self.extents[i] = extent(array)
@@ -189,7 +189,8 @@ cdef class View:
             codes=self.extents[0].start, scales=self.extents[1].start, sums=self.extents[2].start,
             zps=self.extents[3].start, offsets=self.extents[4].start,
             sub_scales=self.extents[5].start, sub_offsets=self.extents[6].start,
-            table=self.extents[7].start, perm=self.extents[8].start, factors=self.extents[9].start)
+            table=self.extents[7].start, perm=self.extents[8].start, factors=self.extents[9].start,
+            rotation=rotation)
 
     def linear(self, size_t m, x, int x_type, int scheme, bias, out, int out_type, bytes kernel, Gating gating=None,
                size_t threads=0):

@@ -20,7 +20,7 @@ from pyda8w4._checks import FLOATS, INTEGERS, TYPES, ceil_div, one_of
 from pyda8w4._core import ExpertsView, View
 
 # A reader refuses every other. Weights of version 1 are those of version 2 that have 4 bits and one level of scales,
-# no table, no permutation and no factors.
+# no table, no permutation, no factors and no rotation.
 LAYOUT = "da8w4-n32k4"
 LAYOUT_VERSION = 2
 LAYOUT_VERSIONS = (1, 2)
@@ -64,6 +64,10 @@ KINDS = {
 }
 BITS = tuple(dict.fromkeys(bits for bits, _ in KINDS))
 TABLE_SIZE = 16
+
+# The sizes of blocks in which inputs may be rotated; 0 is no rotation.
+ROTATIONS = (0, *(1 << i for i in range(1, 11)))
+_ROTATION_RULE = f"rotation must be 0 or a power of two from 2 to {ROTATIONS[-1]}"
 
 # How numpy holds elements of these types: it has no bfloat16, so their bits.
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -111,6 +115,15 @@ def check_factors(factors: npt.NDArray[Any]) -> None:
         raise ValueError("factors must be finite, got NaN or infinity")
 
 
+def check_rotation(value: Any) -> int:
+    """-> the size of its blocks, or 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"rotation must be an int, got {type(value).__name__}")
+    if value not in ROTATIONS:
+        raise ValueError(f"{_ROTATION_RULE}, got {value}")
+    return int(value)
+
+
 def group_size_of(k: int, groups: int, name: str) -> int:
     """-> the one group size that cuts rows of `k` into so many groups, which the array `name` has."""
     if k % groups == 0:
@@ -154,7 +167,7 @@ ARRAYS = ("codes", "scales", "sums", "zps", "offsets", "sub_scales", "sub_offset
 SHARED = ARRAYS[-3:]
 
 # What weights that are joined along N have in common.
-_SAME = ("k", "group_size", "bits", "has_table", "super_size", "sub_scale_dtype", "has_perm", "has_factors")
+_SAME = ("k", "group_size", "bits", "has_table", "super_size", "sub_scale_dtype", "has_perm", "has_factors", "rotation")
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,7 @@ class Format:
     sub_offset_dtype: str | None = None
     has_perm: bool = False
     has_factors: bool = False
+    rotation: int = 0
     experts: int | None = None
 
     def __post_init__(self) -> None:
@@ -196,6 +210,8 @@ class Format:
         if type(self.bits) is not int or (self.bits, self.has_table) not in KINDS:
             takes = "4 with a table" if self.has_table else one_of(BITS)
             raise ValueError(f"bits must be {takes}, got {self.bits!r}")
+        if type(self.rotation) is not int or self.rotation not in ROTATIONS:
+            raise ValueError(f"{_ROTATION_RULE}, got {self.rotation!r}")
         self._check_levels()
         if self.zero_point is not None:
             if type(self.zero_point) is not int or not -128 <= self.zero_point <= 127:
@@ -405,6 +421,7 @@ class Format:
             sub_scale_type=TYPES[self.sub_scale_dtype or "uint8"],
             sub_offset_type=TYPES[self.sub_offset_dtype or "uint8"],
             zp=self.zero_point or 0,
+            rotation=self.rotation,
             **memory,
         )
 

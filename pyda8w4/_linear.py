@@ -45,7 +45,7 @@ def gemm(
     a : (..., K) ndarray of uint8 or int8
         All dimensions but the last are rows; there may be none, or no rows.
     packed : PackedWeight
-        Of shape (N, K), and without factors.
+        Of shape (N, K), and without factors and rotation.
     a_scales : (...) ndarray of float32, optional
         One per row. None means 1.
     a_zps : (...) ndarray of int32, optional
@@ -67,8 +67,8 @@ def gemm(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If shapes do not fit, a zero point is out of range, `packed` has factors (which are for activations
-        that are still float), or `out` cannot be written as it is. Nothing has been written then.
+        If shapes do not fit, a zero point is out of range, `packed` has factors or a rotation (which are for
+        activations that are still float), or `out` cannot be written as it is. Nothing has been written then.
 
     Notes
     -----
@@ -113,9 +113,10 @@ def gemm(
             raise ValueError(
                 f"a_zps must be {takes} for {a_type} activations, got {zps.min()} to {zps.max()}"
             ) from None
-        if error.args[0] == "FACTORS_NEED_FLOATS":
+        if error.args[0] == "TRANSFORM_NEEDS_FLOATS":
             raise ValueError(
-                "packed must have no factors for activations that are quantized already, got one that has: use linear"
+                "packed must have no factors and no rotation for activations that are quantized already, got one that "
+                "has: use linear"
             ) from None
         raise translate(error) from None
     return out
@@ -153,8 +154,8 @@ def linear(
     Returns
     -------
     (..., N) ndarray
-        `out`, or a new array. With ``uint8`` and ``int8``, and a weight without factors, the same bits as
-        `quantize_activation` followed by `gemm`.
+        `out`, or a new array. With ``uint8`` and ``int8``, and a weight without factors and rotation, the same
+        bits as `quantize_activation` followed by `gemm`.
 
     Raises
     ------

@@ -10,6 +10,7 @@
 #include "packing/layout.h"
 #include "packing/pack.h"
 #include "packing/quantize.h"
+#include "packing/rotation.h"
 #include "runtime/cpu.h"
 #include "runtime/parallel.h"
 
@@ -52,7 +53,8 @@ bool valid(const da8w4_weight *weight) {
 
 bool valid(const da8w4_packed *weight) {
     return weight && weight->n && weight->k && weight->group <= weight->k && valid_group(weight->group, weight->k) &&
-           has_parts(*weight) && is_float(weight->scale_type) && weight->codes && weight->scales;
+           has_parts(*weight) && is_float(weight->scale_type) && weight->codes && weight->scales &&
+           (!weight->rotation || is_rotation(weight->rotation));
 }
 
 bool valid(const da8w4_quantization *weight) {
@@ -88,7 +90,7 @@ Product product_of(const da8w4_packed &weight, da8w4_type act_type, da8w4_scheme
         .n = weight.n,
         .grouping = {.k = weight.k, .group = weight.group},
         .has_offsets = weight.offsets != nullptr,
-        .transforms = is_float(act_type) && (weight.perm || weight.factors),
+        .transforms = is_float(act_type) && (weight.perm || weight.factors || weight.rotation),
         .scheme = is_float(act_type) ? scheme : DA8W4_ACT_UINT8,
         .columns = !gating               ? Columns::outputs
                    : gating->interleaved ? Columns::pairs
@@ -99,7 +101,7 @@ Product product_of(const da8w4_packed &weight, da8w4_type act_type, da8w4_scheme
 // What all weights of a call share, because one plan serves them.
 bool are_alike(const da8w4_packed &a, const da8w4_packed &b) {
     return a.n == b.n && a.k == b.k && a.group == b.group && a.kind == b.kind && !a.offsets == !b.offsets &&
-           !a.perm == !b.perm && !a.factors == !b.factors;
+           !a.perm == !b.perm && !a.factors == !b.factors && a.rotation == b.rotation;
 }
 
 bool valid_product(const da8w4_packed *weight) { return valid(weight) && weight->sums; }
@@ -169,7 +171,8 @@ Operands operands_of(const Call &call, const da8w4_packed *weights) {
 
 da8w4_status execute(const da8w4_call *call, bool (*takes)(da8w4_type)) {
     if (!valid(call) || !is_float(call->out_type) || !takes(call->act_type)) return DA8W4_BAD_ARGUMENT;
-    if (!is_float(call->act_type) && call->weight->factors) return DA8W4_FACTORS_NEED_FLOATS;
+    if (!is_float(call->act_type) && (call->weight->factors || call->weight->rotation))
+        return DA8W4_TRANSFORM_NEEDS_FLOATS;
     const Kernel *kernel;
     da8w4_status status = find_kernel(call->kernel, &kernel);
     if (status != DA8W4_OK || call->m == 0) return status;
@@ -446,7 +449,8 @@ const char *da8w4_status_text(da8w4_status status) {
         case DA8W4_BAD_ACT_ZP: return "an activation zero point is out of range";
         case DA8W4_BAD_EXPERT:
             return "an expert's id is out of range, or the rows of all experts are not those of the call";
-        case DA8W4_FACTORS_NEED_FLOATS: return "the weight multiplies activations by factors before they are quantized";
+        case DA8W4_TRANSFORM_NEEDS_FLOATS:
+            return "the weight multiplies activations by factors, or rotates them, before they are quantized";
         case DA8W4_UNKNOWN_KERNEL: return "no kernel has this name";
         case DA8W4_KERNEL_UNAVAILABLE: return "this CPU cannot run the kernel";
         case DA8W4_WORKSPACE_TOO_SMALL: return "the workspace is too small";

@@ -45,23 +45,23 @@ DA8W4_API const char *da8w4_version(void);
 
 typedef enum da8w4_status DA8W4_INT {
     DA8W4_OK = 0,
-    DA8W4_BAD_ARGUMENT,        /* a null pointer, a size of 0, an unknown type, a stride too short */
-    DA8W4_BAD_GROUP,           /* the group is neither a multiple of 4 nor all of k */
-    DA8W4_BAD_CODE,            /* a weight code is out of the range of its kind */
-    DA8W4_BAD_SCALE,           /* a weight scale is NaN or infinite */
-    DA8W4_BAD_OFFSET,          /* a weight offset is NaN or infinite */
-    DA8W4_BAD_WEIGHT_ZP,       /* a weight zero point leaves -128..127 once codes are as they are stored */
-    DA8W4_INEXACT_SCALE,       /* a scale or offset of two levels is not exact in float32 */
-    DA8W4_INT32_OVERFLOW,      /* group * 128 * max|value of a code - zp| does not fit int32 */
-    DA8W4_BAD_ACT_ZP,          /* an activation zero point is outside the activation's type */
-    DA8W4_BAD_EXPERT,          /* an expert's id is neither -1 nor below the number of experts, or rows_of_expert does
-                                  not add up to m */
-    DA8W4_FACTORS_NEED_FLOATS, /* da8w4_gemm with a weight that has factors */
-    DA8W4_UNKNOWN_KERNEL,      /* no kernel has this name */
-    DA8W4_KERNEL_UNAVAILABLE,  /* this CPU or build cannot run the kernel; da8w4_kernel_reason says why */
-    DA8W4_WORKSPACE_TOO_SMALL, /* less than da8w4_workspace_bytes */
-    DA8W4_NOT_FINITE,          /* a float weight that is to be quantized is NaN or infinite */
-    DA8W4_NO_MEMORY            /* there is none for what da8w4_quantize_weight needs */
+    DA8W4_BAD_ARGUMENT,           /* a null pointer, a size of 0, an unknown type, a stride too short */
+    DA8W4_BAD_GROUP,              /* the group is neither a multiple of 4 nor all of k */
+    DA8W4_BAD_CODE,               /* a weight code is out of the range of its kind */
+    DA8W4_BAD_SCALE,              /* a weight scale is NaN or infinite */
+    DA8W4_BAD_OFFSET,             /* a weight offset is NaN or infinite */
+    DA8W4_BAD_WEIGHT_ZP,          /* a weight zero point leaves -128..127 once codes are as they are stored */
+    DA8W4_INEXACT_SCALE,          /* a scale or offset of two levels is not exact in float32 */
+    DA8W4_INT32_OVERFLOW,         /* group * 128 * max|value of a code - zp| does not fit int32 */
+    DA8W4_BAD_ACT_ZP,             /* an activation zero point is outside the activation's type */
+    DA8W4_BAD_EXPERT,             /* an expert's id is neither -1 nor below the number of experts, or rows_of_expert
+                                     does not add up to m */
+    DA8W4_TRANSFORM_NEEDS_FLOATS, /* da8w4_gemm with a weight that has factors or a rotation */
+    DA8W4_UNKNOWN_KERNEL,         /* no kernel has this name */
+    DA8W4_KERNEL_UNAVAILABLE,     /* this CPU or build cannot run the kernel; da8w4_kernel_reason says why */
+    DA8W4_WORKSPACE_TOO_SMALL,    /* less than da8w4_workspace_bytes */
+    DA8W4_NOT_FINITE,             /* a float weight that is to be quantized is NaN or infinite */
+    DA8W4_NO_MEMORY               /* there is none for what da8w4_quantize_weight needs */
 } da8w4_status;
 
 /* A sentence for a status; never NULL. */
@@ -131,6 +131,8 @@ typedef struct da8w4_packed {
     const float *sums;          /* [blocks][32]: the sum over k of the dequantized column */
     const int32_t *perm;        /* [k], or NULL: position k of the weight multiplies act[perm[k]]; a permutation */
     const float *factors;       /* [k], or NULL: position k multiplies act[perm[k]] * factors[k] */
+    size_t rotation;            /* positions of a block of the Hadamard transform that these numbers go through, a power
+                                   of two from 2 to 1024; 0: none */
 } da8w4_packed;
 
 /* Bytes of the arrays of a packed weight that da8w4_pack writes; 0 where it has none. zps: where not all are the same.
@@ -149,8 +151,8 @@ typedef struct da8w4_packed_arrays {
 } da8w4_packed_arrays;
 
 /* Looks at sizes, scales, zero points and offsets, and decides how they will be stored: fills `packed` but
- * for its pointers, and the sizes of the arrays that da8w4_pack will write. A permutation and factors are no
- * business of packing: the codes are in the order of the permuted k, and who packs adds the pointers. */
+ * for its pointers, and the sizes of the arrays that da8w4_pack will write. A permutation, factors and a rotation
+ * are no business of packing: the codes are those of the transformed inputs, and who packs adds the fields. */
 DA8W4_API da8w4_status da8w4_plan_pack(const da8w4_weight *weight, da8w4_packed *packed, da8w4_packed_bytes *bytes);
 
 /* Packs into the arrays that the caller allocated by the plan, with several threads. The input is not changed.
@@ -159,13 +161,15 @@ DA8W4_API da8w4_status da8w4_pack(const da8w4_weight *weight, const da8w4_packed
 
 /* Gives back what was packed: codes [n][k], one byte each, in the range of their kind; scales, zps and offsets
  * [n][groups], two levels multiplied out. `offsets` is looked at only if the weight has some. Codes of 4 to 6 bits
- * that came signed come back unsigned, with zero points higher by half their range. Reads neither perm nor factors. */
+ * that came signed come back unsigned, with zero points higher by half their range. Reads neither perm nor factors
+ * nor rotation. */
 DA8W4_API da8w4_status da8w4_unpack(const da8w4_packed *packed, uint8_t *codes, float *scales, int8_t *zps,
                                     float *offsets);
 
 /* Values of `count` columns (NULL: of the first `count`), each below n: out[i] is k floats in the order of act,
- *     out[i][perm[k]] = ((value of code - zp) * scale + offset) * factors[k],      each operation rounded to float32.
- */
+ *     out[i][perm[k]] = rotated((value of code - zp) * scale + offset) * factors[k],
+ *
+ * each operation rounded to float32. */
 DA8W4_API da8w4_status da8w4_dequantize(const da8w4_packed *packed, const size_t *columns, size_t count, float *out,
                                         size_t out_stride);
 
@@ -272,12 +276,12 @@ typedef struct da8w4_call {
  * a caller may keep one workspace, and ask only then how large a new one must be. */
 DA8W4_API size_t da8w4_workspace_bytes(const da8w4_call *call);
 
-/* Activations that are already quantized. A weight with factors is refused. Nothing is written to out unless DA8W4_OK
- * is returned. */
+/* Activations that are already quantized. A weight with factors or a rotation is refused. Nothing is written
+ * to out unless DA8W4_OK is returned. */
 DA8W4_API da8w4_status da8w4_gemm(const da8w4_call *call);
 
-/* Quantizes each row and multiplies: by DA8W4_ACT_UINT8 and DA8W4_ACT_INT8, and a weight without factors, the bits of
- * da8w4_quantize_rows followed by da8w4_gemm. */
+/* Quantizes each row and multiplies: by DA8W4_ACT_UINT8 and DA8W4_ACT_INT8, and a weight without factors and
+ * rotation, the bits of da8w4_quantize_rows followed by da8w4_gemm. */
 DA8W4_API da8w4_status da8w4_linear(const da8w4_call *call);
 
 /* ---- what a call would do, and what the machine can do --------------------------------------- */
@@ -321,8 +325,8 @@ DA8W4_API da8w4_status da8w4_time_dots(const char *kernel, size_t rounds, size_t
 
 /* ---- experts --------------------------------------------------------------------------------- */
 
-/* Products of rows by weights of one n, k, group and kind, in which offsets, permutations and factors are all there or
- * all missing. Those that the call has no rows for, but for the first one, are neither read nor checked. */
+/* Products of rows by weights of one n, k, group, kind and rotation, in which offsets, permutations and factors are all
+ * there or all missing. Those that the call has no rows for, but for the first one, are neither read nor checked. */
 typedef struct da8w4_grouped_call {
     size_t experts;
     const da8w4_packed *weights;  /* [experts] */

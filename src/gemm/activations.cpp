@@ -39,6 +39,7 @@ void ActQuantizer::quantize_floats(const void *x, const da8w4_packed &weight, co
     if (product_.transforms) {
         float *transformed = scratch_.transformed.in(own);
         kernel_.transform_row(x, type, grouping.k, weight.perm, weight.factors, transformed);
+        if (weight.rotation) kernel_.rotate_row(transformed, grouping.k, weight.rotation);
         x = transformed;
         type = DA8W4_F32;
     }

@@ -63,7 +63,8 @@ private:
         Barrier barrier;
         const size_t count = tokens.end - tokens.begin;
         const bool private_tokens = count <= kPrivateRows, private_slots = down.most_rows <= kPrivateRows;
-        const bool gathers = !plan_.gate_up.product.transforms;
+        // Experts have rotations alike, but each a permutation and factors of its own.
+        const bool gathers = !call_.gate_up->perm && !call_.gate_up->factors;
         const Rows shared_slots = {.plan = &plan_.slot_rows, .memory = workspace_, .first = 0};
         parallel(threads, [&](size_t thread, size_t all) {
             char *own = workspace_ + plan_.shared_bytes + thread * plan_.thread_bytes;

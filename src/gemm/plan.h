@@ -22,7 +22,7 @@ struct Product {
     size_t n;
     Grouping grouping;
     bool has_offsets;
-    bool transforms;  // activations are permuted or multiplied by factors before they are quantized
+    bool transforms;  // activations are permuted, multiplied by factors or rotated before they are quantized
     da8w4_scheme scheme;
     Columns columns;
 

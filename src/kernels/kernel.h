@@ -206,6 +206,8 @@ struct Kernel {
     // to[i] = x[perm[i]] * factors[i], for k of them. Either may be null: no permutation, no multiplication.
     void (*transform_row)(const void *x, da8w4_type x_type, size_t k, const int32_t *perm, const float *factors,
                           float *to);
+    // Rotates k floats in blocks of `rotation`, in place: sums and differences, each rounded once.
+    void (*rotate_row)(float *x, size_t k, size_t rotation);
     void (*epilogue)(const Epilogue &epilogue);
     void (*gate)(const GateJob &job);
     void (*sum_slots)(const SlotSum &sum);

@@ -5,6 +5,7 @@
 
 #include "kernels/gate_constants.h"
 #include "kernels/kernel.h"
+#include "packing/rotation.h"
 
 namespace da8w4 {
 namespace {
@@ -80,6 +81,10 @@ void transform_row(const void *x, da8w4_type x_type, size_t k, const int32_t *pe
         const float value = load_float(x, x_type, perm ? static_cast<size_t>(perm[i]) : i);
         to[i] = factors ? value * factors[i] : value;
     }
+}
+
+void rotate_row(float *x, size_t k, size_t rotation) {
+    rotate([x](size_t i) -> float & { return x[i]; }, k, rotation);
 }
 
 void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride, int32_t *group_sums) {
@@ -353,6 +358,7 @@ extern constexpr Kernel kernel_scalar = {
     .quantize_groups = quantize_groups,
     .quantize_int16 = quantize_int16,
     .transform_row = transform_row,
+    .rotate_row = rotate_row,
     .epilogue = epilogue,
     .gate = gate,
     .sum_slots = sum_slots,

@@ -270,6 +270,7 @@ da8w4_status plan_pack(const da8w4_weight &weight, da8w4_packed *packed, da8w4_p
         .sums = nullptr,
         .perm = nullptr,
         .factors = nullptr,
+        .rotation = 0,
     };
     *bytes = {
         .codes = blocks * layout_of(weight.kind).lines(quads_of(weight.k)) * kLineBytes,

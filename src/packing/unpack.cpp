@@ -3,6 +3,7 @@
 
 #include "packing/layout.h"
 #include "packing/pack.h"
+#include "packing/rotation.h"
 #include "runtime/parallel.h"
 
 namespace da8w4 {
@@ -37,18 +38,24 @@ private:
     const size_t n_;
 };
 
-// `out` is in the order of act.
+// `out` is in the order of act, in which the positions of a rotation may be anywhere.
 void dequantize_column(const da8w4_packed &packed, const Column &column, float *out) {
+    const auto at = [&](size_t k) -> float & { return out[packed.perm ? static_cast<size_t>(packed.perm[k]) : k]; };
     for (size_t begin = 0, g = 0; begin < packed.k; begin += packed.group, g++) {
         const float scale = column.scale(g), offset = column.has_offsets() ? column.offset(g) : 0.0f;
         const int zp = column.zp(g);
         column.for_each_code(begin, lesser(begin + packed.group, packed.k), [&](size_t k, uint8_t code) {
             float value = static_cast<float>(column.value(code) - zp) * scale;
             if (column.has_offsets()) value += offset;
-            if (packed.factors) value *= packed.factors[k];
-            out[packed.perm ? static_cast<size_t>(packed.perm[k]) : k] = value;
+            at(k) = value;
         });
     }
+    if (packed.rotation && packed.perm)
+        rotate(at, packed.k, packed.rotation);
+    else if (packed.rotation)  // for which the compiler makes vector instructions
+        rotate([out](size_t k) -> float & { return out[k]; }, packed.k, packed.rotation);
+    if (packed.factors)
+        for (size_t k = 0; k < packed.k; k++) at(k) *= packed.factors[k];
 }
 
 }  // namespace

@@ -63,6 +63,7 @@ Experts random_experts(const Random &random, size_t count, const Shape &shape) {
         Random more = random.child(uint64_t{expert});
         Matrix matrix = random_matrix(more, shape, first.kind);
         while (!is_like(matrix)) matrix = random_matrix(more, shape, first.kind);
+        matrix.rotation = first.rotation;
         experts.weights.push_back(packed_weight(more, std::move(matrix)));
         experts.packed.push_back(experts.weights.back().packed);
     }

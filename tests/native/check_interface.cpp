@@ -49,6 +49,9 @@ const CallTest calls[] = {
     {"sub-offsets of no type", bad,
      [](Example &e) { e.use_two_levels(), e.packed.sub_offset_type = static_cast<da8w4_type>(9); }},
     {"a permutation", DA8W4_OK, [](Example &e) { e.packed.perm = e.perm; }},
+    {"a rotation of 1", bad, [](Example &e) { e.packed.rotation = 1; }},
+    {"a rotation of 12", bad, [](Example &e) { e.packed.rotation = 12; }},
+    {"a rotation of 2048", bad, [](Example &e) { e.packed.rotation = 2048; }},
     {"an unknown scheme", bad, [](Example &e) { e.call.scheme = static_cast<da8w4_scheme>(4); }},
     {"no scheme", bad, [](Example &e) { e.call.scheme = static_cast<da8w4_scheme>(-1); }},
     {"no sums", bad, [](Example &e) { e.packed.sums = nullptr; }},
@@ -71,7 +74,7 @@ const CallTest calls[] = {
      [](Example &e) { e.call.m = 0, e.call.act = e.call.out = e.call.workspace = nullptr; }},
 };
 
-// Only da8w4_gemm has zero points, and no factors.
+// Only da8w4_gemm has zero points, and neither factors nor a rotation.
 const CallTest gemms[] = {
     {"u8 zero point -1", DA8W4_BAD_ACT_ZP, [](Example &e) { e.act_zps[1] = -1; }},
     {"u8 zero point 256", DA8W4_BAD_ACT_ZP, [](Example &e) { e.act_zps[1] = 256; }},
@@ -79,9 +82,10 @@ const CallTest gemms[] = {
     {"s8 zero point -129", DA8W4_BAD_ACT_ZP, [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = -129; }},
     {"s8 zero point 128", DA8W4_BAD_ACT_ZP, [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = 128; }},
     {"s8 zero point -128", DA8W4_OK, [](Example &e) { e.call.act_type = DA8W4_S8, e.act_zps[0] = -128; }},
-    {"factors", DA8W4_FACTORS_NEED_FLOATS, [](Example &e) { e.packed.factors = e.factors; }},
-    {"factors and a permutation", DA8W4_FACTORS_NEED_FLOATS,
+    {"factors", DA8W4_TRANSFORM_NEEDS_FLOATS, [](Example &e) { e.packed.factors = e.factors; }},
+    {"factors and a permutation", DA8W4_TRANSFORM_NEEDS_FLOATS,
      [](Example &e) { e.packed.factors = e.factors, e.packed.perm = e.perm; }},
+    {"a rotation", DA8W4_TRANSFORM_NEEDS_FLOATS, [](Example &e) { e.packed.rotation = 2; }},
 };
 
 const CallTest linears[] = {
@@ -89,6 +93,7 @@ const CallTest linears[] = {
     {"int8_group", DA8W4_OK, [](Example &e) { e.call.scheme = DA8W4_ACT_INT8_GROUP; }},
     {"int16", DA8W4_OK, [](Example &e) { e.call.scheme = DA8W4_ACT_INT16; }},
     {"factors", DA8W4_OK, [](Example &e) { e.packed.factors = e.factors; }},
+    {"a rotation", DA8W4_OK, [](Example &e) { e.packed.rotation = 1024; }},
 };
 
 void check_call(const CallTest &test, bool linear) {

@@ -19,7 +19,7 @@ bool plan_is_right(const Matrix &w, const da8w4_packed &plan, const da8w4_packed
            plan.super == std::min(w.super, w.groups) && plan.kind == w.kind && plan.scale_type == narrowest(w) &&
            plan.sub_scale_type == (w.super ? w.sub_scale_type : none) &&
            plan.sub_offset_type == (w.super && offsets ? w.sub_offset_type : none) &&
-           plan.zp == (same_zps(w) ? w.zps[0] + code_offset(w) : 0) && !plan.perm && !plan.factors &&
+           plan.zp == (same_zps(w) ? w.zps[0] + code_offset(w) : 0) && !plan.perm && !plan.factors && !plan.rotation &&
            bytes.scales == floats && bytes.sub_scales == (w.super ? padded * w.groups : 0) &&
            bytes.zps == (same_zps(w) ? 0 : padded * w.groups) && bytes.offsets == (offsets ? floats : 0) &&
            bytes.sub_offsets == (w.super && offsets ? padded * w.groups : 0) && bytes.sums == padded * sizeof(float);
@@ -111,11 +111,12 @@ void check_unpacking(Random &random, const Matrix &w, const da8w4_packed &packed
     expect(same, "unpacking does not give back what was packed");
 }
 
-// The first columns, or any, of a weight whose perm and factors are in guarded arrays, too.
+// The first columns, or any, of a weight whose perm and factors are in guarded arrays, too, and with its rotation.
 void check_dequantizing(Random &random, const Matrix &w, da8w4_packed packed, bool at_end) {
     const Guarded perm(w.perm, at_end), factors(w.factors, at_end);
     if (perm.bytes()) packed.perm = perm.as<int32_t>();
     if (factors.bytes()) packed.factors = factors.as<float>();
+    packed.rotation = w.rotation;
     const bool first = random.one_in(3);
     std::vector<size_t> columns(first ? 1 + random.below(std::min(w.n, size_t{40})) : random.below(5));
     for (size_t i = 0; i < columns.size(); i++) columns[i] = first ? i : random.below(w.n);
@@ -127,11 +128,11 @@ void check_dequantizing(Random &random, const Matrix &w, da8w4_packed packed, bo
     expect(mode.restore(), "dequantize changed the caller's floating-point mode");
     expect(status == DA8W4_OK, "dequantize: %s", da8w4_status_text(status));
     for (size_t i = 0; i < columns.size(); i++) {
+        const std::vector<float> want = dequantized(w, columns[i]);
         size_t k = 0;
-        for (float want, have; k < w.k; k++) {
-            want = dequantized(w, columns[i], k);
+        for (float have; k < w.k; k++) {
             have = get(out.as() + i * stride + k * sizeof(float), DA8W4_F32);
-            if (!same_bits(want, have) && !(std::isnan(want) && std::isnan(have))) break;
+            if (!same_bits(want[k], have) && !(std::isnan(want[k]) && std::isnan(have))) break;
         }
         expect(k == w.k, "column %zu, k %zu is not what docs/numbers.md says", columns[i], k);
         bool kept = true;

@@ -78,6 +78,21 @@ float add_group(float acc, const Matrix &w, const Row &row, da8w4_scheme scheme,
     return w.offsets.empty() ? acc : std::fma(act, w.offset(n, g), acc);
 }
 
+// Each stage of a block makes a new row of the old one.
+std::vector<float> rotated(std::vector<float> row, size_t rotation) {
+    for (size_t begin = 0, block = rotation; begin < row.size() && rotation; begin += block) {
+        while (begin + block > row.size()) block /= 2;
+        for (size_t stride = 1; stride < block; stride *= 2) {
+            const std::vector<float> old = row;
+            for (size_t i = 0; i < block; i++) {
+                const float *at = &old[begin + i];
+                row[begin + i] = i & stride ? at[-static_cast<ptrdiff_t>(stride)] - at[0] : at[0] + at[stride];
+            }
+        }
+    }
+    return row;
+}
+
 }  // namespace
 
 std::vector<float> transformed(const Matrix &w, const std::vector<float> &x) {
@@ -86,7 +101,7 @@ std::vector<float> transformed(const Matrix &w, const std::vector<float> &x) {
         const float value = w.perm.empty() ? x[k] : x[static_cast<size_t>(w.perm[k])];
         to.push_back(w.factors.empty() ? value : value * w.factors[k]);
     }
-    return to;
+    return rotated(std::move(to), w.rotation);
 }
 
 Row quantized(const std::vector<float> &x, da8w4_scheme scheme, size_t group) {
@@ -124,14 +139,18 @@ float column_sum(const Matrix &w, size_t n) {
     return column;
 }
 
-float dequantized(const Matrix &w, size_t n, size_t k) {
-    size_t at = k;
-    if (!w.perm.empty())
-        at = static_cast<size_t>(std::find(w.perm.begin(), w.perm.end(), static_cast<int32_t>(k)) - w.perm.begin());
-    const size_t g = at / w.group;
-    float value = static_cast<float>(w.value(n, at) - w.zps[n * w.groups + g]) * w.scale(n, g);
-    if (!w.offsets.empty()) value += w.offset(n, g);
-    return w.factors.empty() ? value : value * w.factors[at];
+std::vector<float> dequantized(const Matrix &w, size_t n) {
+    std::vector<float> values, to(w.k);
+    for (size_t k = 0; k < w.k; k++) {
+        const size_t g = k / w.group;
+        values.push_back(static_cast<float>(w.value(n, k) - w.zps[n * w.groups + g]) * w.scale(n, g));
+        if (!w.offsets.empty()) values[k] += w.offset(n, g);
+    }
+    values = rotated(std::move(values), w.rotation);
+    for (size_t k = 0; k < w.k; k++)
+        to[w.perm.empty() ? k : static_cast<size_t>(w.perm[k])] =
+            w.factors.empty() ? values[k] : values[k] * w.factors[k];
+    return to;
 }
 
 }  // namespace check

@@ -16,7 +16,7 @@ struct Row {
     std::vector<float> group_scales;  // of DA8W4_ACT_INT8_GROUP, which has no other
 };
 
-// A row of floats as it is quantized: permuted, and multiplied by the factors.
+// A row of floats as it is quantized: permuted, multiplied by the factors, and rotated.
 std::vector<float> transformed(const Matrix &matrix, const std::vector<float> &x);
 
 Row quantized(const std::vector<float> &x, da8w4_scheme scheme, size_t group);
@@ -26,7 +26,7 @@ float product(const Matrix &matrix, const Row &row, da8w4_scheme scheme, size_t 
 
 float column_sum(const Matrix &matrix, size_t n);
 
-// The value of a weight, at the k of activations.
-float dequantized(const Matrix &matrix, size_t n, size_t k);
+// The values of a column, in the order of activations.
+std::vector<float> dequantized(const Matrix &matrix, size_t n);
 
 }  // namespace check

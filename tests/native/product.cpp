@@ -76,11 +76,11 @@ void check_output(Random random, const Operands &operands, const Matrix &w, cons
 }
 
 // The da8w4_gemm that does the same as this da8w4_linear, by rows that are already quantized: in the order of
-// activations, or, where factors have to come first, in that of the weight.
+// activations, or, where factors or a rotation have to come first, in that of the weight.
 Operands quantized_operands(const Operands &linear, const Matrix &w) {
     Operands gemm = linear;
     gemm.linear = false;
-    gemm.in_order = !w.factors.empty();
+    gemm.in_order = !w.factors.empty() || w.rotation;
     gemm.act_type = linear.scheme == DA8W4_ACT_INT8 ? DA8W4_S8 : DA8W4_U8;
     gemm.act_stride = w.k;
     gemm.act.clear();
@@ -94,7 +94,7 @@ Operands quantized_operands(const Operands &linear, const Matrix &w) {
     return gemm;
 }
 
-void expect_factors_refused(const Product &product) {
+void expect_transform_refused(const Product &product) {
     da8w4_call call = product.call();
     const Guarded workspace(da8w4_workspace_bytes(&call), true), out(product.operands.out_bytes, true);
     call.weight = &product.weight.packed;
@@ -102,7 +102,8 @@ void expect_factors_refused(const Product &product) {
     call.workspace_bytes = workspace.bytes();
     call.out = out.as();
     const da8w4_status status = da8w4_gemm(&call);
-    expect(status == DA8W4_FACTORS_NEED_FLOATS && out.untouched(), "gemm with factors: %s", da8w4_status_text(status));
+    expect(status == DA8W4_TRANSFORM_NEEDS_FLOATS && out.untouched(), "gemm with a transform: %s",
+           da8w4_status_text(status));
 }
 
 }  // namespace
@@ -155,7 +156,7 @@ Product::Product(const Operands &o, const Weight &w)
       zps_(o.zps, o.at_end),
       bias_(o.bias, o.at_end),
       packed_(w.packed) {
-    if (!o.linear) packed_.factors = nullptr;
+    if (!o.linear) packed_.factors = nullptr, packed_.rotation = 0;
     if (o.in_order) packed_.perm = nullptr;
     call_.m = o.m;
     call_.act = act_.as();
@@ -176,12 +177,13 @@ void Product::describe(const char *kernel, size_t threads, const char *mode) con
     const Operands &o = operands;
     const Matrix &w = weight.matrix;
     now(kernel,
-        "%s m=%zu n=%zu k=%zu group=%zu super=%zu %s act=%s %s scales=%s zps=%d offsets=%d perm=%d factors=%d out=%s "
-        "bias=%d act_stride=%zu out_stride=%zu threads=%zu%s%s",
+        "%s m=%zu n=%zu k=%zu group=%zu super=%zu %s act=%s %s scales=%s zps=%d offsets=%d perm=%d factors=%d "
+        "rotation=%zu "
+        "out=%s bias=%d act_stride=%zu out_stride=%zu threads=%zu%s%s",
         o.linear ? "linear" : "gemm", o.m, w.n, w.k, w.group, w.super, kinds[w.kind], name_of(o.act_type),
         schemes[o.scheme], name_of(packed_.scale_type), packed_.zps != nullptr, packed_.offsets != nullptr,
-        packed_.perm != nullptr, packed_.factors != nullptr, name_of(o.out_type), !o.bias.empty(), o.act_stride,
-        o.out_stride, threads, o.at_end ? "" : ", operands at the start of a page", mode);
+        packed_.perm != nullptr, packed_.factors != nullptr, packed_.rotation, name_of(o.out_type), !o.bias.empty(),
+        o.act_stride, o.out_stride, threads, o.at_end ? "" : ", operands at the start of a page", mode);
 }
 
 std::vector<uint8_t> Product::run(Random random, const char *kernel) const {
@@ -244,7 +246,7 @@ void check_product(const Random &random, const Weight &weight, const Operands &o
     for (const std::string &kernel : kernels())
         expect_equal(product.run(random.child(kernel.c_str()), kernel.c_str()), want, operands, "scalar");
 
-    if (!operands.linear && !w.factors.empty()) expect_factors_refused(product);
+    if (!operands.linear && (!w.factors.empty() || w.rotation)) expect_transform_refused(product);
     if (!operands.linear || operands.scheme > DA8W4_ACT_INT8) return;
     const Operands same = quantized_operands(operands, w);
     const Product gemm(same, weight);

@@ -32,7 +32,7 @@ Operands random_operands(Random &random, const Matrix &matrix, size_t m, bool li
 std::vector<Row> rows_of(const Operands &operands, const Matrix &matrix);
 
 // A product with its operands in guarded memory. Each run has an output and a workspace of its own. Bytes multiply the
-// weight without its factors, which belong to floats.
+// weight without its factors and its rotation, which belong to floats.
 class Product {
 public:
     Product(const Operands &operands, const Weight &weight);

@@ -216,6 +216,7 @@ Matrix random_matrix(Random &random, const Shape &shape, da8w4_kind kind) {
     draw_levels(random, &w);
     if (random.one_in(4)) draw_perm(random, &w);
     if (random.one_in(4)) draw_factors(random, &w);
+    if (random.one_in(4)) w.rotation = size_t{2} << random.below(10);
     return w;
 }
 
@@ -295,6 +296,7 @@ da8w4_packed PackedArrays::view(const da8w4_packed &plan, const Guarded &table) 
     packed.sums = sums.as<float>();
     packed.perm = nullptr;
     packed.factors = nullptr;
+    packed.rotation = 0;
     return packed;
 }
 
@@ -381,6 +383,7 @@ Weight packed_weight(const Random &random, Matrix matrix) {
     da8w4_packed view = arrays.view(plan, raw.table);
     if (perm.bytes()) view.perm = perm.as<int32_t>();
     if (factors.bytes()) view.factors = factors.as<float>();
+    view.rotation = matrix.rotation;
     return {std::move(matrix), std::move(arrays), std::move(raw.table), std::move(perm), std::move(factors), view};
 }
 

@@ -30,6 +30,7 @@ struct Matrix {
     std::vector<int> sub_scales, sub_offsets;  // [n][groups], where there are two levels
     std::vector<int32_t> perm;                 // empty: none
     std::vector<float> factors;                // empty: none
+    size_t rotation;                           // 0: none
     bool one_zp;
 
     bool has_table() const { return kind == DA8W4_TABLE4; }

@@ -7,6 +7,7 @@
 #include "kernels/simd/limits.h"
 #include "kernels/simd/microkernel.h"
 #include "kernels/simd/quantize.h"
+#include "kernels/simd/rotate.h"
 #include "kernels/simd/unpack.h"
 
 namespace da8w4 {
@@ -66,6 +67,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
         .quantize_groups = quantize_groups<V>,
         .quantize_int16 = quantize_int16<V>,
         .transform_row = transform_row<V>,
+        .rotate_row = rotate_row<V>,
         .epilogue = epilogue<V>,
         .gate = gate<V>,
         .sum_slots = sum_slots<V>,

@@ -82,6 +82,7 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     { V::fma(f, f, f) } -> Is<typename V::Float>;
     { V::fms(f, f, f) } -> Is<typename V::Float>;
     { V::magnitude(f) } -> Is<typename V::Float>;
+    { V::template butterfly<1>(f) } -> Is<typename V::Float>;
     { V::min(f, f) } -> Is<typename V::Float>;
     { V::max(f, f) } -> Is<typename V::Float>;
     { V::max_magnitude(i, f) } -> Is<typename V::Int>;

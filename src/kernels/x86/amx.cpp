@@ -128,6 +128,7 @@ constexpr Kernel amx_kernel() {
         .quantize_groups = avx512vnni::quantize_groups,
         .quantize_int16 = avx512vnni::quantize_int16,
         .transform_row = avx512vnni::transform_row,
+        .rotate_row = avx512vnni::rotate_row,
         .epilogue = avx512vnni::epilogue,
         .gate = avx512vnni::gate,
         .sum_slots = avx512vnni::sum_slots,

@@ -33,6 +33,8 @@ void transform_row(const void *x, da8w4_type x_type, size_t k, const int32_t *pe
     kernel_avx512vnni.transform_row(x, x_type, k, perm, factors, to);
 }
 
+void rotate_row(float *x, size_t k, size_t rotation) { kernel_avx512vnni.rotate_row(x, k, rotation); }
+
 void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride, int32_t *group_sums) {
     kernel_avx512vnni.packed.sum_row(act, grouping, chunk_sums, stride, group_sums);
 }

@@ -11,6 +11,7 @@ void quantize_groups(const void *x, da8w4_type x_type, const Grouping &grouping,
                      size_t stride);
 void quantize_int16(const void *x, da8w4_type x_type, size_t k, int8_t *upper, int8_t *lower, float *scale);
 void transform_row(const void *x, da8w4_type x_type, size_t k, const int32_t *perm, const float *factors, float *to);
+void rotate_row(float *x, size_t k, size_t rotation);
 void sum_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride, int32_t *group_sums);
 void sum_panel_row(const int8_t *act, const Grouping &grouping, int32_t *chunk_sums, size_t stride,
                    int32_t *group_sums);

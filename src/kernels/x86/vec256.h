@@ -104,6 +104,16 @@ struct Vec256 {
     static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
     static Float fms(Float a, Float b, Float c) { return _mm256_fmsub_ps(a, b, c); }
     static Float magnitude(Float value) { return float_of(_mm256_and_si256(bits_of(value), broadcast(0x7fffffff))); }
+    template <size_t kStride>
+    static Float butterfly(Float value) {  // sums in the lower lane of each pair, differences in the upper one
+        const Float one = broadcast_float(1), minus_one = broadcast_float(-1);
+        if constexpr (kStride == 1)
+            return fma(value, _mm256_blend_ps(one, minus_one, 0xaa), _mm256_permute_ps(value, 0xb1));
+        else if constexpr (kStride == 2)
+            return fma(value, _mm256_blend_ps(one, minus_one, 0xcc), _mm256_permute_ps(value, 0x4e));
+        else
+            return fma(value, _mm256_blend_ps(one, minus_one, 0xf0), _mm256_permute2f128_ps(value, value, 1));
+    }
     static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
     static Int max_magnitude(Int most, Float value) {

@@ -109,6 +109,18 @@ struct Vec512 {
     static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
     static Float fms(Float a, Float b, Float c) { return _mm512_fmsub_ps(a, b, c); }
     static Float magnitude(Float value) { return float_of(_mm512_and_si512(bits_of(value), broadcast(0x7fffffff))); }
+    template <size_t kStride>
+    static Float butterfly(Float value) {  // sums in the lower lane of each pair, differences in the upper one
+        const Float one = broadcast_float(1), minus_one = broadcast_float(-1);
+        if constexpr (kStride == 1)
+            return fma(value, _mm512_mask_blend_ps(0xaaaa, one, minus_one), _mm512_permute_ps(value, 0xb1));
+        else if constexpr (kStride == 2)
+            return fma(value, _mm512_mask_blend_ps(0xcccc, one, minus_one), _mm512_permute_ps(value, 0x4e));
+        else if constexpr (kStride == 4)
+            return fma(value, _mm512_mask_blend_ps(0xf0f0, one, minus_one), _mm512_shuffle_f32x4(value, value, 0xb1));
+        else
+            return fma(value, _mm512_mask_blend_ps(0xff00, one, minus_one), _mm512_shuffle_f32x4(value, value, 0x4e));
+    }
     static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
     static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
     static Int max_magnitude(Int most, Float value) {
