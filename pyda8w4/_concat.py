@@ -20,8 +20,8 @@ def concat(weights: Sequence[PackedWeight], *more: PackedWeight) -> PackedWeight
     Parameters
     ----------
     weights : sequence of PackedWeight
-        At least one; all with the same K, group size, bits, table, permutation and factors, and with
-        scales of one level or of two levels alike.
+        At least one; all with the same K, group size, bits, table, permutation, factors and rotation,
+        and with scales of one level or of two levels alike.
     *more : PackedWeight
         None: all weights belong into `weights`.
 

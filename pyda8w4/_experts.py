@@ -51,6 +51,8 @@ class PackedExperts(Packed):
         Position k of expert e multiplies ``x[perm[e, k]]``.
     factors : (E, K) ndarray of float32, or None
         What ``x[perm[e, k]]`` is multiplied by before it is quantized.
+    rotation : int
+        Inputs of a block that are rotated together before they are quantized; 0 where they are not.
     nbytes : int
         Bytes of the packed arrays.
 
@@ -208,8 +210,8 @@ def stack(weights: _Weights) -> PackedExperts:
     Parameters
     ----------
     weights : sequence of PackedWeight
-        One for each expert, at least one; all of one shape, with the same group size and bits, scales of one
-        level or of two levels alike, and a table, a permutation and factors in all of them or in none.
+        One for each expert, at least one; all of one shape, with the same group size, bits and rotation,
+        scales of one level or of two levels alike, and a table, a permutation and factors in all of them or in none.
         Whatever has a length and can be iterated over: each weight may be made when its turn comes, and is
         not kept.
 

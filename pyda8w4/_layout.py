@@ -1,10 +1,10 @@
 """A packed weight as tensors of which one, of a few integers, says what the others are: torch's state dicts have these.
 
 ``layout`` is int64: the layout version, N, K, group size. Of a weight that is not plain (4 bits, scales of one level,
-no table, no permutation, no factors) three numbers follow: bits, groups of a super-group, and which arrays there are,
-bit i for `ARRAYS` number i. The other tensors are the arrays of docs/packed-format.md; but where all zero points are
-the same, ``zps`` is that one, without dimensions. Those of several weights that are alike have one ``layout``, and a
-dimension for the weights that comes first.
+no table, no permutation, no factors, no rotation) three numbers follow: bits, groups of a super-group, and which arrays
+there are, bit i for `ARRAYS` number i; the rotation is an eighth, where there is one. The other tensors are the arrays
+of docs/packed-format.md; but where all zero points are the same, ``zps`` is that one, without dimensions. Those of
+several weights that are alike have one ``layout``, and a dimension for the weights that comes first.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Layout(NamedTuple):
     super_size: int
     names: tuple[str, ...]  # of the arrays
     optional: tuple[str, ...]  # those that there may be, too
+    rotation: int = 0
 
 
 @lru_cache(maxsize=256)
@@ -39,14 +40,14 @@ def read_layout(numbers: tuple[int, ...]) -> Layout:
     if len(numbers) == 4 and numbers[0] in LAYOUT_VERSIONS:
         _, n, k, group_size = numbers
         return Layout(n, k, group_size, 4, 0, _PLAIN, ("offsets",))
-    if len(numbers) == 7 and numbers[0] == LAYOUT_VERSION:
-        _, n, k, group_size, bits, super_size, there = numbers
+    if len(numbers) in (7, 8) and numbers[0] == LAYOUT_VERSION:
+        _, n, k, group_size, bits, super_size, there, *rotation = numbers
         if 0 <= there < 1 << len(ARRAYS):
             names = tuple(name for i, name in enumerate(ARRAYS) if there >> i & 1)
-            return Layout(n, k, group_size, bits, super_size, names, ())
+            return Layout(n, k, group_size, bits, super_size, names, (), *rotation)
     raise ValueError(
         f"layout must be [{LAYOUT_VERSION}, N, K, group size], or these with bits, groups of a super-group and the bit "
-        f"set of the arrays, got {list(numbers)}"
+        f"set of the arrays, or these with the rotation, got {list(numbers)}"
     )
 
 
@@ -54,9 +55,10 @@ def layout_of(format: Format) -> list[int]:
     """Its numbers."""
     names = {*format.arrays, "zps"}
     numbers = [LAYOUT_VERSION, format.n, format.k, format.group_size]
-    if format.bits == 4 and names <= {*_PLAIN, "offsets"}:
+    if format.bits == 4 and names <= {*_PLAIN, "offsets"} and not format.rotation:
         return numbers
-    return [*numbers, format.bits, format.super_size, sum(1 << i for i, name in enumerate(ARRAYS) if name in names)]
+    numbers += [format.bits, format.super_size, sum(1 << i for i, name in enumerate(ARRAYS) if name in names)]
+    return [*numbers, format.rotation] if format.rotation else numbers
 
 
 @lru_cache(maxsize=256)
@@ -96,6 +98,7 @@ def format_from(
             sub_offset_dtype=sub_offsets if "sub_offsets" in layout.names else None,
             has_perm="perm" in layout.names,
             has_factors="factors" in layout.names,
+            rotation=layout.rotation,
             experts=experts,
         )
     except ValueError as error:

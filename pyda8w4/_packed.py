@@ -77,6 +77,8 @@ class Packed:
                 parts.append(f"{name}={self.scale_dtype}{f'*{sub_dtype}' if sub_dtype else ''}")
         parts.append(f"zero_point={'per group' if self.zero_point is None else self.zero_point}")
         parts += [name for name in SHARED if name in self._arrays]
+        if self.rotation:
+            parts.append(f"rotation={self.rotation}")
         return f"{type(self).__name__}({', '.join(parts)}, nbytes={self.nbytes})"
 
     @property
@@ -140,6 +142,11 @@ class Packed:
         return self._arrays.get("factors")
 
     @property
+    def rotation(self) -> int:
+        """Inputs of a block that are rotated together before they are quantized; 0 where they are not."""
+        return self._format.rotation
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the packed arrays."""
         return sum(array.nbytes for array in self._arrays.values())
@@ -178,6 +185,8 @@ class PackedWeight(Packed):
         Position k of the weight multiplies ``x[perm[k]]``.
     factors : (K,) ndarray of float32, or None
         What ``x[perm[k]]`` is multiplied by before it is quantized.
+    rotation : int
+        Inputs of a block that are rotated together before they are quantized; 0 where they are not.
     nbytes : int
         Bytes of the packed arrays.
 
@@ -268,7 +277,7 @@ class PackedWeight(Packed):
 
         Notes
         -----
-        `bits`, `table`, `perm` and `factors` are attributes.
+        `bits`, `table`, `perm`, `factors` and `rotation` are attributes.
 
         Examples
         --------
@@ -311,7 +320,8 @@ class PackedWeight(Packed):
 
         Notes
         -----
-        ``((value of the code - zp) * scale + offset) * factor``, each operation rounded to float32.
+        ``((value of the code - zp) * scale + offset) * factor``, each operation rounded to float32. Where the
+        weight has a rotation, rows go through it before factors multiply them (docs/numbers.md).
 
         Examples
         --------
@@ -355,8 +365,8 @@ class PackedWeight(Packed):
         TypeError
             If an argument is no int.
         ValueError
-            If there is no such part, or `axis` is 1 and either a border lies inside a quad of inputs, or the
-            permutation mixes the parts: such weights must be cut before they are permuted.
+            If there is no such part, or `axis` is 1 and a border lies inside a quad of inputs, or inside a block
+            of the rotation, or the permutation mixes the parts: such weights must be cut before they are permuted.
 
         Examples
         --------
@@ -408,6 +418,11 @@ class PackedWeight(Packed):
                 f"count must cut K = {k} into parts of groups of a multiple of 4, got {count}, which cuts groups of "
                 f"{self.group_size} into pieces of {group}"
             )
+        if self.rotation and count > 1 and size % self.rotation:
+            raise ValueError(
+                f"count must cut K = {k} into parts of whole blocks of the rotation, {self.rotation}, got {count}, "
+                f"which gives parts of {size}"
+            )
         pieces = np.arange(index * group_count(size, group), (index + 1) * group_count(size, group))
         groups: npt.NDArray[Any] = pieces // (self.group_size // group)
         given = self._given()
@@ -449,6 +464,7 @@ def pack(
     group_size: int,
     super_size: int,
     zero_point: int,
+    rotation: int,
 ) -> PackedWeight:
     """Pack arrays that are checked. CoreError where their values do not allow it.
 
@@ -491,6 +507,7 @@ def pack(
         sub_offset_dtype=sub_dtypes[1],
         has_perm="perm" in given,
         has_factors="factors" in given,
+        rotation=rotation,
     )
     places = empty_arrays(format)
     source.pack(**{name: place for name, place in places.items() if name not in SHARED})
@@ -511,6 +528,7 @@ def pack_again(given: Mapping[str, npt.NDArray[Any]], like: Format) -> PackedWei
         group_size=like.group_size,
         super_size=like.super_size,
         zero_point=like.zero_point or 0,
+        rotation=like.rotation,
     )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pyda8w4._checks import FLOATS, INTEGERS, one_of, plain
 from pyda8w4._experts import PackedExperts
-from pyda8w4._format import ARRAYS, LAYOUT, LAYOUT_VERSION, LAYOUT_VERSIONS, Format
+from pyda8w4._format import ARRAYS, LAYOUT, LAYOUT_VERSION, LAYOUT_VERSIONS, ROTATIONS, Format
 from pyda8w4._packed import Packed, PackedWeight
 from pyda8w4._safetensors import MOST_HEADER_BYTES, Tensor, parse_json, read_header, tensor_of
 
@@ -24,6 +24,9 @@ TYPES = {kind: type for type, kind in KINDS.items()}
 
 # Arrays that a weight says it has; of the others its numbers tell.
 _OPTIONAL = ("offsets", "table", "perm", "factors")
+
+# All that a weight may say. What a reader does not know may change what the weight stands for.
+_FIELDS = {"shape", "bits", "group_size", "zero_point", "super_size", *_OPTIONAL, "rotation", "crc32"}
 
 # For the room of a header whose numbers are not known yet.
 _MOST_BYTES = 10**15 - 1  # of a file
@@ -49,6 +52,7 @@ def expected_weight(
         "zero_point": -128,
         "super_size": shape[-1],
         **dict.fromkeys(_OPTIONAL, True),
+        "rotation": ROTATIONS[-1],
         "crc32": dict.fromkeys(parts, MOST_CRC32),
     }
     return fields, [Expected(f"{name}.{part}", "BF16", [_MOST_BYTES] * (len(shape) + 1)) for part in parts]
@@ -121,6 +125,8 @@ class Writer:
         if weight.super_size:
             fields["super_size"] = weight.super_size
         fields |= {part: True for part in _OPTIONAL if part in weight._arrays}
+        if weight.rotation:
+            fields["rotation"] = weight.rotation
         fields["crc32"] = dict.fromkeys(weight._arrays, 0)
         self._weights[name] = fields
         for part, spec in weight._format.arrays.items():
@@ -240,6 +246,8 @@ class Reader:
     def format(self, name: str) -> Format:
         """What kind of weight it is. All that its header says is checked."""
         fields, header = self.weights[name], self._header
+        if unknown := fields.keys() - _FIELDS:
+            raise ValueError(f"{name} must have no more than this version knows, got {', '.join(sorted(unknown))}")
         shape = fields["shape"]
         if not isinstance(shape, list) or len(shape) not in (2, 3) or None in shape:
             raise ValueError(f"{name} must have a shape [N, K] or [E, N, K], got {shape!r}")
@@ -259,6 +267,7 @@ class Reader:
                 super_size=super_size,
                 sub_scale_dtype=sub_scale_dtype,
                 sub_offset_dtype=sub_offset_dtype,
+                rotation=fields.get("rotation", 0),
                 **{f"has_{part}": value for part, value in has.items()},
             )
         except ValueError as error:

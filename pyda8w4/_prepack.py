@@ -28,6 +28,7 @@ from pyda8w4._format import (
     check_factors,
     check_group_size,
     check_perm,
+    check_rotation,
     group_count,
     group_size_of,
 )
@@ -46,6 +47,7 @@ def prepack(
     sub_offsets: npt.ArrayLike | None = None,
     perm: npt.ArrayLike | None = None,
     factors: npt.ArrayLike | None = None,
+    rotation: int = 0,
     group_size: int | None = None,
     nibbles: str | None = None,
 ) -> PackedWeight:
@@ -80,6 +82,10 @@ def prepack(
         sorted before they were cut into groups.
     factors : (K,) ndarray of float32, float16 or bfloat16, optional
         Column k of `codes` multiplies ``x[perm[k]] * factors[k]``. Finite. `gemm` does not take such weights.
+    rotation : int
+        0, or a power of two from 2 to 1024: after `perm` and `factors`, the inputs go through a Hadamard
+        transform in blocks of so many. That is not normalized: `codes` are those of the transformed matrix,
+        divided by the size of the block (docs/numbers.md). `gemm` does not take such weights.
     group_size : int, optional
         Elements of k in a group: a multiple of 4, or K. None means K / G, or where G does not divide
         K (the last group is shorter) the one multiple of 4 that makes G groups; if there are
@@ -98,8 +104,8 @@ def prepack(
         If an argument has the wrong type.
     ValueError
         If shapes do not fit each other, a code, scale, zero point, offset or factor is out of range, a product
-        of two levels is not exact in float32, `perm` is no permutation, or the sum over a group could exceed
-        int32 (``group_size * 128 * max|codes - zps| >= 2**31``).
+        of two levels is not exact in float32, `perm` is no permutation, there is no such `rotation`, or the sum
+        over a group could exceed int32 (``group_size * 128 * max|codes - zps| >= 2**31``).
     MemoryError
         If there is no memory for the packed weight.
 
@@ -160,8 +166,18 @@ def prepack(
         given["perm"] = _permutation(perm, k)
     if factors is not None:
         given["factors"] = _factors(factors, k)
+    rotation = check_rotation(rotation)
     try:
-        return pack(given, k=k, bits=bits, form=form, group_size=group, super_size=super_size, zero_point=zp)
+        return pack(
+            given,
+            k=k,
+            bits=bits,
+            form=form,
+            group_size=group,
+            super_size=super_size,
+            zero_point=zp,
+            rotation=rotation,
+        )
     except CoreError as error:
         raise ValueError(_why(error, given["codes"], form, shift, bits, group)) from None
 

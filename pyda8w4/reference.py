@@ -194,6 +194,43 @@ def gemm(
     return convert(y, out_dtype)
 
 
+def rotate(x: npt.NDArray[Any], rotation: int) -> npt.NDArray[np.float32]:
+    """Return what a rotation makes of rows: in each of its blocks, the sums and differences of a Hadamard transform.
+
+    Parameters
+    ----------
+    x : (..., K) ndarray of float32, float16 or bfloat16
+        Any number of rows.
+    rotation : int
+        Consecutive numbers that are a block, a power of two; 0 changes nothing. What is left of K is cut into
+        blocks of the largest powers of two that fit.
+
+    Returns
+    -------
+    (..., K) ndarray of float32
+        Not normalized: a block of b numbers that is rotated twice is itself times b.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pyda8w4 import reference
+    >>> reference.rotate(np.array([1, 2, 3, 4, 10, 20, 30], np.float32), 4)
+    array([ 10.,  -2.,  -4.,   0.,  30., -10.,  30.], dtype=float32)
+    """
+    rotated = x.astype(_F32)
+    begin, k = 0, x.shape[-1]
+    while rotation and begin < k:
+        block = min(rotation, 1 << (k - begin).bit_length() - 1)
+        end = begin + (k - begin) // block * block
+        for stride in (1 << i for i in range(block.bit_length() - 1)):
+            pairs = rotated[..., begin:end].reshape(*x.shape[:-1], (end - begin) // (2 * stride), 2, stride)
+            first, second = pairs[..., 0, :], pairs[..., 1, :]
+            with np.errstate(all="ignore"):
+                first[...], second[...] = first + second, first - second
+        begin = end
+    return rotated
+
+
 def linear(
     x: npt.NDArray[Any],
     codes: npt.NDArray[Any],
@@ -207,6 +244,7 @@ def linear(
     table: npt.NDArray[Any] | None = None,
     perm: npt.NDArray[Any] | None = None,
     factors: npt.NDArray[Any] | None = None,
+    rotation: int = 0,
     group_size: int,
     act: str = "uint8",
     out_dtype: str = "float32",
@@ -235,6 +273,8 @@ def linear(
         Column k of `codes` multiplies ``x[:, perm[k]]``.
     factors : (K,) ndarray of float32, optional
         What ``x[:, perm[k]]`` is multiplied by before it is quantized.
+    rotation : int
+        In blocks of how many the result is rotated, as `rotate` does it, before it is quantized.
     group_size : int
         Elements of k that share a scale.
     act : {'uint8', 'int8', 'int8_group', 'int16'}
@@ -253,6 +293,7 @@ def linear(
     if factors is not None:
         with np.errstate(all="ignore"):
             x = x * factors.astype(_F32)
+    x = rotate(x, rotation)
     w = _Weight(codes, scales, zps, offsets, sub_scales, sub_offsets, table, group_size)
     if act == "int8_group":
         return convert(_linear_int8_group(x, w, bias), out_dtype)
@@ -313,6 +354,7 @@ def dequantize(
     table: npt.NDArray[Any] | None = None,
     perm: npt.NDArray[Any] | None = None,
     factors: npt.NDArray[Any] | None = None,
+    rotation: int = 0,
     group_size: int,
 ) -> npt.NDArray[Any]:
     """Return what `PackedWeight.dequantize` returns.
@@ -335,6 +377,8 @@ def dequantize(
         Column k of `codes` is that of input ``perm[k]``.
     factors : (K,) ndarray of float32, optional
         What that input is multiplied by.
+    rotation : int
+        In blocks of how many inputs are rotated, as `rotate` does it.
     group_size : int
         Elements of k that share a scale.
 
@@ -350,6 +394,7 @@ def dequantize(
             floats[:, part] = w.centred(g).astype(_F32) * w.scales[:, g, None]
             if w.offsets is not None:
                 floats[:, part] += w.offsets[:, g, None]
+        floats = rotate(floats, rotation)
         if factors is not None:
             floats *= factors.astype(_F32)
     if perm is None:

@@ -196,6 +196,7 @@ class _Weight:
             "a zero point per group" if packed.zero_point is None else "one zero point",
             *(name for name in ("table", "perm", "factors") if name in self.arguments),
             *(["offsets"] if packed.has_offsets else []),
+            *([f"rotation {packed.rotation}"] if packed.rotation else []),
         ]
         return ", ".join(parts)
 
@@ -227,6 +228,8 @@ def _weight(rng: np.random.Generator, n: int, k: int, group: int, number: int, z
         given["perm"] = rng.permutation(k).astype(np.int32)
     if number % 11 == 6:
         given["factors"] = rng.uniform(0.5, 2, k).astype(np.float32)
+    if number % 6 == 5:
+        given["rotation"] = (2, 16, 128, 1024)[number // 6 % 4]
     packed = prepack(**given, bits=bits, group_size=group)
     return _Weight(packed, {**given, "group_size": group})
 
@@ -265,7 +268,7 @@ def _quantize_cases(rng: np.random.Generator, m: int, k: int) -> Iterator[_Case]
 def _gemm_cases(rng: np.random.Generator, m: int, n: int, k: int, group: int, shape_number: int) -> Iterator[_Case]:
     for number, dtype in enumerate((np.uint8, np.int8, np.uint8, np.int8)):
         weight = _weight(rng, n, k, group, 12 + 5 * shape_number + 3 * number, zp_range=200)
-        if weight.packed.factors is not None:  # which gemm refuses
+        if weight.packed.factors is not None or weight.packed.rotation:  # which gemm refuses
             continue
         limits = np.iinfo(dtype)
         a = rng.integers(limits.min, limits.max, (m, k), dtype, endpoint=True)

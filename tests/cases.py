@@ -61,6 +61,7 @@ FIELDS = (
     "sub_scale_dtype",
     "sub_offset_dtype",
     "zero_point",
+    "rotation",
 )
 
 
@@ -81,7 +82,7 @@ def assert_unpacks_to(packed, codes, scales, zps, *offsets):
     assert packed.has_offsets == bool(offsets)
     for array, given in zip(got[3:], offsets, strict=True):
         assert_same_bits(array, given.astype(np.float32))
-    more = {name: getattr(packed, name) for name in ("bits", "table", "perm", "factors")}
+    more = {name: getattr(packed, name) for name in ("bits", "table", "perm", "factors", "rotation")}
     assert_same_weight(pyda8w4.prepack(*got, **more, group_size=packed.group_size), packed)
 
 
@@ -104,10 +105,16 @@ class Weight:
     supers: int = 0
     perm: bool = False
     factors: bool = False
+    rotation: int = 0
 
     @property
     def group_size(self) -> int:
         return min(self.group or self.k, self.k)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Arguments of prepack beside the arrays."""
+        return {"bits": self.bits, "rotation": self.rotation, "group_size": self.group_size}
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng([self.n, self.k, self.group_size])
@@ -115,7 +122,8 @@ class Weight:
     def __str__(self) -> str:
         parts = [f"{self.n}x{self.k}", f"g{self.group_size}", f"{self.bits}bit", self.scales, f"zps={self.zps}"]
         parts += [name for name in ("offsets", "table", "perm", "factors") if getattr(self, name)]
-        return ",".join([*parts, *([f"supers={self.supers}"] if self.supers else [])])
+        parts += [f"{name}={getattr(self, name)}" for name in ("supers", "rotation") if getattr(self, name)]
+        return ",".join(parts)
 
 
 # Shapes with tails, every type of scales, zero points of each kind, with offsets and without.
@@ -130,7 +138,8 @@ SOME = [
     Weight(97, 130, 64, "bfloat16", 0, offsets=True),
 ]
 
-# What codes of more bits, tables, two levels, permutations and factors add, in shapes whose units of lines have tails.
+# What codes of more bits, tables, two levels, permutations, factors and rotations add, in shapes whose units of lines
+# and blocks of rotations have tails.
 KINDS = [
     Weight(1, 1, bits=5),
     Weight(33, 70, 32, "float16", bits=5),
@@ -147,6 +156,9 @@ KINDS = [
     Weight(64, 512, 32, "float16", 0, offsets=True, supers=8),
     Weight(35, 268, 24, "float32", supers=1, factors=True),
     Weight(33, 260, 64, perm=True, factors=True, offsets=True),
+    Weight(33, 55, zps=8, rotation=32),
+    Weight(64, 268, 20, "float16", bits=5, rotation=4),
+    Weight(40, 1108, 128, "float16", offsets=True, perm=True, factors=True, rotation=1024),
 ]
 
 
@@ -200,7 +212,7 @@ def arrays(weight: Weight) -> tuple[np.ndarray, ...]:
 
 @cache
 def pack(weight: Weight) -> pyda8w4.PackedWeight:
-    return pyda8w4.prepack(**given(weight), bits=weight.bits, group_size=weight.group_size)
+    return pyda8w4.prepack(**given(weight), **weight.options)
 
 
 @cache
@@ -223,10 +235,7 @@ def given_experts(weight: Weight, count: int) -> tuple[dict[str, np.ndarray], ..
 
 @cache
 def pack_each(weight: Weight, count: int) -> tuple[pyda8w4.PackedWeight, ...]:
-    return tuple(
-        pyda8w4.prepack(**found, bits=weight.bits, group_size=weight.group_size)
-        for found in given_experts(weight, count)
-    )
+    return tuple(pyda8w4.prepack(**found, **weight.options) for found in given_experts(weight, count))
 
 
 @cache
@@ -239,7 +248,7 @@ def reference_experts(weight: Weight, count: int) -> tuple[dict, ...]:
     """As `reference.moe` takes them."""
     return tuple(
         {name: array.astype(np.float32) if name in ("scales", "offsets") else array for name, array in found.items()}
-        | {"group_size": weight.group_size}
+        | {"group_size": weight.group_size, "rotation": weight.rotation}
         for found in given_experts(weight, count)
     )
 
@@ -251,12 +260,13 @@ def prepack(codes, zps=None, scales=None, offsets=None, **more):
     return pyda8w4.prepack(codes, scales, None if zps is None else np.asarray(zps), offsets, **more)
 
 
-def reference_weight(weight: Weight) -> dict[str, np.ndarray]:
-    """The arrays as arguments of the oracle, by name."""
-    return {
+def reference_weight(weight: Weight) -> dict[str, np.ndarray | int]:
+    """The arrays as arguments of the oracle, by name, and the rotation."""
+    found = {
         name: array.astype(np.float32) if name in ("scales", "offsets") else array
         for name, array in given(weight).items()
     }
+    return {**found, "rotation": weight.rotation} if weight.rotation else found
 
 
 @cache

@@ -26,8 +26,8 @@ def layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
 def _layer(name: str, parts: Parts) -> Layer:
     try:
         layout, zps = parts.take("layout"), parts.take("zps", "I8")
-        if layout.shape not in ((4,), (7,)):
-            raise ValueError(f"{layout.name} must have 4 or 7 numbers, got shape {layout.shape}")
+        if layout.shape not in ((4,), (7,), (8,)):
+            raise ValueError(f"{layout.name} must have 4, 7 or 8 numbers, got shape {layout.shape}")
         numbers = tuple(layout.array().tolist())
         codes = parts.take("codes")
         experts = codes.shape[0] if len(codes.shape) == 4 else None

@@ -32,6 +32,7 @@ class QuantizedWeight:
     sub_scales, sub_offsets : (N, G) ndarray of uint8 or int8, optional
     perm : (K,) ndarray of integers, optional
     factors : (K,) ndarray of float32, float16 or bfloat16, optional
+    rotation : int
     group_size : int, optional
 
     Examples
@@ -53,6 +54,7 @@ class QuantizedWeight:
     sub_offsets: npt.NDArray[Any] | None = None
     perm: npt.NDArray[Any] | None = None
     factors: npt.NDArray[Any] | None = None
+    rotation: int = 0
     group_size: int | None = None
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
@@ -135,4 +137,4 @@ class QuantizedWeight:
         zero_point = packed.zero_point
         if zero_point is not None and "table" not in given:
             given["zps"] = np.full((packed.shape[0], packed.groups), zero_point, np.int8)
-        return QuantizedWeight(**given, bits=packed.bits, group_size=packed.group_size)
+        return QuantizedWeight(**given, bits=packed.bits, rotation=packed.rotation, group_size=packed.group_size)

@@ -8,9 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def without_zeros(
-    zeros: npt.NDArray[Any], scales: npt.NDArray[Any], least: int, most: int
-) -> dict[str, npt.NDArray[Any]]:
+def without_zeros(zeros: npt.NDArray[Any], scales: npt.NDArray[Any], least: int, most: int) -> dict[str, Any]:
     """Zero points and offsets for ``(code - zeros) * scales``: the arguments of `QuantizedWeight`, by name.
 
     Zero points where all are integers from `least` to `most`; else offsets ``-zeros * scales``, and zero points of 0.

@@ -217,7 +217,7 @@ def unpack_int8(
     elif zeros is not None:
         most = 127 if bits == 8 else 127 - (1 << bits - 1)  # what prepack takes for codes with a sign
         of_blocks |= without_zeros(zeros, of_blocks["scales"], -128, most)
-    of_rows = {name: np.repeat(part, block_size[0], axis=0) for name, part in of_blocks.items()}
+    of_rows: dict[str, Any] = {name: np.repeat(part, block_size[0], axis=0) for name, part in of_blocks.items()}
     return QuantizedWeight(arrays["qdata"], bits=bits, factors=_factors(arrays), group_size=sizes.group_size, **of_rows)
 
 

@@ -423,6 +423,10 @@ TABLE = [
             (with_value(ones(64), np.nan), ValueError), (with_value(ones(64), np.inf), ValueError),
             (np.arange(64), TypeError), ([1.0] * 64, TypeError), (np.float32(1), ValueError),
         ],
+        "rotation": [
+            *((value, ValueError) for value in (1, 3, -2, 12, 2048, 2**70)),
+            *((value, TypeError) for value in (True, 16.0, None, "16", [16], np.ones(1, int), np.bool_(False))),
+        ],
     }),
     ("concat", lambda: {"weights": [pack(WEIGHT)]}, {
         "weights": [
@@ -509,10 +513,11 @@ def test_bad_argument(function, good, argument, value, error):
     assert (out == CANARY).all()
 
 
-def test_gemm_refuses_factors_and_writes_nothing():
-    weight = pack(Weight(33, 64, 32, factors=True))
+@pytest.mark.parametrize("kind", [{"factors": True}, {"rotation": 64}, {"factors": True, "rotation": 2}], ids=str)
+def test_gemm_refuses_factors_and_rotations_and_writes_nothing(kind):
+    weight = pack(Weight(33, 64, 32, **kind))
     out = np.full((ROWS, 33), CANARY, np.float32)
-    with pytest.raises(ValueError, match="packed must have no factors"):
+    with pytest.raises(ValueError, match="packed must have no factors and no rotation"):
         pyda8w4.gemm(**{**good_gemm(), "packed": weight}, out=out)
     assert (out == CANARY).all()
 

@@ -130,6 +130,8 @@ def packings(draw, factored=False):
         more["perm"] = rng.permutation(k).astype(draw(st.sampled_from([np.int32, np.int64, np.uint32])))
     if factored and draw(st.integers(0, 3)) == 0:
         more["factors"] = values(rng, k, FINITE, draw(st.sampled_from([0, 0.05])))
+    if factored and draw(st.integers(0, 3)) == 0:
+        more["rotation"] = 1 << draw(st.integers(1, 10))
 
     scales = floats()
     offsets = floats() if draw(st.booleans()) else None

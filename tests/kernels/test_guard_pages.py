@@ -51,7 +51,7 @@ def test_pages_beside_the_operands_are_not_touched(kernel, side, weight):
     guarded_weight = with_stored(packed, **parts)
     bias = guarded(bias_of(weight.n), side)
     for rows in (1, 2, 5, 6, 8, 9, 13):
-        for act in () if weight.factors else ("uint8", "int8"):
+        for act in () if weight.factors or weight.rotation else ("uint8", "int8"):
             a, a_scales, a_zps = (guarded(array[:rows], side) for array in quantized(weight.k, act))
             for out, dtype in DTYPES.items():
                 y = guarded(np.zeros((rows, weight.n), dtype), side)
@@ -68,14 +68,13 @@ def test_pages_beside_the_operands_are_not_touched(kernel, side, weight):
             pyda8w4.quantize_activation(x)
             pyda8w4.quantize_activation(x, act="int8")
     arguments = {name: guarded(array, side) for name, array in given(weight).items()}
-    more = {"bits": weight.bits, "group_size": weight.group_size}
-    assert_same_weight(pyda8w4.prepack(**arguments, **more), packed)
+    assert_same_weight(pyda8w4.prepack(**arguments, **weight.options), packed)
     assert guarded_weight.unpack()[0].shape == packed.shape
     assert_same_bits(guarded_weight.dequantize([0, -1, 0]), packed.dequantize([0, -1, 0]))
     if weight.k % 2 == 0 and weight.bits == 4:
         codes = arguments["codes"]
         arguments["codes"] = guarded(codes[:, ::2] | codes[:, 1::2] << 4, side)
-        assert_same_weight(pyda8w4.prepack(**arguments, **more, nibbles="low_first"), packed)
+        assert_same_weight(pyda8w4.prepack(**arguments, **weight.options, nibbles="low_first"), packed)
 
 
 def test_nothing_is_written_beside_out(kernel):

@@ -198,7 +198,7 @@ def saved(folder: Path) -> list[bytes]:
         {"w": Weight(40, 100, None, "float16", "extreme")},
         {"a": Weight(33, 70, 12, "float16", 0, True, table=True, supers=2, perm=True, factors=True)},
         {"a": Weight(33, 70, 32, bits=5, perm=True), "b": Weight(40, 64, 16, "bfloat16", bits=6, supers=2)},
-        {"w": Weight(40, 30, 12, "float16", "extreme", bits=8, factors=True)},
+        {"w": Weight(40, 30, 12, "float16", "extreme", bits=8, factors=True, rotation=16)},
         {},
     ):
         pyda8w4.save(path, {name: pack(weight) for name, weight in weights.items()})
@@ -551,7 +551,7 @@ def pickled(folder: Path) -> list[bytes]:
         Weight(40, 100, None, "float16"),
         Weight(33, 70, 12, "float16", 0, True, table=True, supers=2, perm=True, factors=True),
         Weight(40, 64, 16, "bfloat16", bits=6, supers=2),
-        Weight(33, 70, 32, bits=5, factors=True),
+        Weight(33, 70, 32, bits=5, factors=True, rotation=16),
     ]
     return [pickle.dumps(pack(weight).__reduce__()) for weight in weights]
 

@@ -47,7 +47,7 @@ def more_examples() -> list[Example]:
     }  # fmt: skip
     kinds = [
         Weight(33, 70, 12, "float16", 0, True, table=True, supers=2, perm=True, factors=True),
-        Weight(40, 64, 16, "float16", bits=6, supers=2),
+        Weight(40, 64, 16, "float16", bits=6, supers=2, rotation=32),
         Weight(33, 64, 32, "float16", 3, offsets=True),
     ]
 

@@ -201,6 +201,7 @@ def test_fused_layers_of_other_kinds() -> None:
         "bits": [layer(bits=8), layer(bits=5)],
         "levels": [layer(bits=6), layer(bits=6, supers=2)],
         "factors": [layer(bits=6, factors=True), layer(bits=6)],
+        "rotations": [layer(rotation=16), layer(rotation=32)],
     }
     model = nn.ModuleDict({name: nn.ModuleDict(dict(zip("ab", pair))) for name, pair in groups.items()})
     x = torch.randn(3, 64)
@@ -208,7 +209,14 @@ def test_fused_layers_of_other_kinds() -> None:
     report = fuse_linears(model, [("a", "b")])
     assert report.replaced == ["two levels.(a, b)"]
     assert model["two levels"]["a"].fused.act == "int8_group"
-    for name, what in [("acts", "act differs"), ("bits", "bits"), ("levels", "super_size"), ("factors", "factors")]:
+    reasons = {
+        "acts": "act differs",
+        "bits": "bits",
+        "levels": "super_size",
+        "factors": "factors",
+        "rotations": "rotation",
+    }
+    for name, what in reasons.items():
         assert what in report.kept[f"{name}.(a, b)"]
     for name, outs in want.items():
         assert all(same(layer(x), out) for layer, out in zip(model[name].values(), outs))

@@ -85,10 +85,11 @@ def test_operator_takes_every_kind(weight: Weight) -> None:
         with pytest.raises(ValueError, match="weight must be codes, scales, sums, zps"):
             torch.ops.pyda8w4.linear(x, **fewer)
         for i in range(4):
-            *layout, there = arguments["layout"]
+            layout = list(arguments["layout"])
+            layout[6] ^= 1 << i
             weight_without = [tensor for j, tensor in enumerate(arguments["weight"]) if j != i]
             with pytest.raises(ValueError, match=r"layout|must be"):
-                torch.ops.pyda8w4.linear(x, weight_without, None, [*layout, there ^ 1 << i], "uint8")
+                torch.ops.pyda8w4.linear(x, weight_without, None, layout, "uint8")
     torch.library.opcheck(torch.ops.pyda8w4.linear, (x, *arguments.values()), test_utils=("test_faketensor",))
 
 
@@ -107,7 +108,7 @@ def test_compile_and_export_of_kinds(tmp_path: Any) -> None:
     kinds = [
         Weight(64, 96, 32, "float16", bits=8, zps=0),
         Weight(96, 64, 32, bits=5, offsets=True, supers=1, perm=True, factors=True),
-        Weight(40, 96, 16, "bfloat16", 0, table=True, supers=2),
+        Weight(40, 96, 16, "bfloat16", 0, table=True, supers=2, rotation=64),
     ]
     model = nn.Sequential(*(DA8W4Linear.from_packed(pack(weight), act="int16") for weight in kinds))
     x = torch.randn(4, 96)

@@ -181,7 +181,7 @@ def test_state_dict_of_layout_version_1(offsets: bool) -> None:
 
 
 def test_state_dict_of_two_levels_that_does_not_fit() -> None:
-    weight = Weight(65, 520, 16, "bfloat16", 0, table=True, supers=5, perm=True, factors=True, offsets=True)
+    weight = Weight(65, 520, 16, "bfloat16", 0, True, table=True, supers=5, perm=True, factors=True, rotation=64)
     layer = DA8W4Linear.from_packed(pack(weight))
     x = torch.randn(2, 520)
     want, good = layer(x), layer.state_dict()
@@ -194,11 +194,12 @@ def test_state_dict_of_two_levels_that_does_not_fit() -> None:
     twice, beyond, infinite = good["perm"].clone(), good["perm"].clone(), good["factors"].clone()
     twice[0], beyond[3], infinite[7] = twice[1], 520, float("inf")
     changes: dict[str, Any] = {
-        # Layout version, N, K, group size, bits, super-groups, arrays.
+        # Layout version, N, K, group size, bits, super-groups, arrays, rotation.
         "layout": [
             *(changed(*one) for one in [(0, 1), (0, 3), (1, 64), (2, 512), (3, 6), (4, 5), (4, 7), (5, 0), (5, -1)]),
             *(changed(6, int(good["layout"][6]) ^ 1 << i) for i in (0, 2, 3, 5, 6, 10)),
             changed(6, -1),
+            *(changed(7, value) for value in (1, 3, -2, 2048)),
             good["layout"][:6],
             good["layout"].int(),
             good["layout"][None],

@@ -327,7 +327,7 @@ def test_checkpoints_without_torch(kinds_of_weights: Any) -> None:
         ),
         ("up_proj.scales", lambda tensor: tensor[..., :-1].contiguous(), "must have shape"),
         ("up_proj.sums", lambda tensor: tensor.to(torch.float16), "must be of F32, got F16"),
-        ("up_proj.layout", lambda tensor: tensor[:5], r"must have 4 or 7 numbers, got shape \(5,\)"),
+        ("up_proj.layout", lambda tensor: tensor[:5], r"must have 4, 7 or 8 numbers, got shape \(5,\)"),
         ("up_proj.layout", lambda tensor: tensor + 1, r"must be \[2, N, K, group size\]"),
         ("up_proj.layout", lambda tensor: tensor * 0 + 2, ".* is that of no packed weight"),
         ("down_proj.perm", lambda tensor: tensor * 0, "must have each of 0 to 95 once"),

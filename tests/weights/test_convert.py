@@ -42,7 +42,7 @@ METADATA = {
 
 
 def quantized(weight):
-    return QuantizedWeight(**given(weight), bits=weight.bits, group_size=weight.group_size)
+    return QuantizedWeight(**given(weight), **weight.options)
 
 
 def exact(*weights, type="GPTQ 4-bit"):

@@ -201,6 +201,7 @@ def test_sub_offsets_come_with_offsets():
         (replace(LIKE, supers=2), "super_size = 0 .* got 2"),
         (replace(LIKE, perm=True), "has_perm = False .* got True"),
         (replace(LIKE, factors=True), "has_factors = False .* got True"),
+        (replace(LIKE, rotation=4), "rotation = 0 .* got 4"),
     ],
     ids=str,
 )
@@ -223,7 +224,7 @@ class Lazy:
 
     def __iter__(self):
         for weight in self.weights:
-            packed = pyda8w4.prepack(**given(weight), group_size=weight.group_size)
+            packed = pyda8w4.prepack(**given(weight), **weight.options)
             codes = stored_arrays(packed)["codes"]
             yield packed
             del packed

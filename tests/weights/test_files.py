@@ -417,6 +417,8 @@ def test_a_description_that_fits_no_weight_is_refused(file, change):
         *({"table": value} for value in (False, None, 1)),
         *({"perm": value} for value in (False, 1)),
         *({"factors": value} for value in (False, "yes")),
+        *({"rotation": value} for value in (1, 3, -2, 2048, 2**70, 16.0, True, False, None, "16")),
+        {"rotated": 16},
         {"offsets": False},
         *({"zero_point": value} for value in (1, None)),
     ],
@@ -431,7 +433,9 @@ def test_a_description_of_another_kind_is_refused(tmp_path, change, verify):
     weights["a"].update(change)
     header["__metadata__"]["weights"] = json.dumps(weights)
     write(file, header, data)
-    if any(value is False for value in change.values()):  # an array more than it says that it has
+    if any(
+        value is False and name != "rotation" for name, value in change.items()
+    ):  # an array more than it says that it has
         assert pyda8w4.load(file, verify=verify)["a"].unpack()[0].shape == (33, 70)
         return
     with pytest.raises(ValueError, match=str(file)):

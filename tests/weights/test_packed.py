@@ -71,6 +71,7 @@ def test_repr_and_nbytes():
             Weight(35, 268, 24, "float32", supers=1, factors=True),
             "super_size=1, scales=float32*uint8, zero_point=per g",
         ),
+        (Weight(35, 268, factors=True, rotation=64), "zero_point=per group, factors, rotation=64, nbytes="),
     ]:
         assert text in repr(pack(weight))
         assert pack(weight).nbytes == sum(array.nbytes for array in stored_arrays(pack(weight)).values())
@@ -255,6 +256,7 @@ def test_things_that_are_no_slice(rows):
         *({"sub_scale_dtype": value} for value in ("uint8", "float32", [])),
         *({"has_perm": value} for value in (True, None)),
         *({"has_factors": value} for value in (True, 0)),
+        *({"rotation": value} for value in (1, 3, -2, 2048, 2**70, 16.0, True, False, None, [])),
         {"more": 1},
         *({"arrays": {name: None}} for name in ("codes", "scales", "sums", "zps", "offsets")),
         {"arrays": {"codes": np.zeros((2, 17, 64), np.uint8)}},

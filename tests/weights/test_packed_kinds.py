@@ -1,4 +1,4 @@
-"""Codes of 4 to 8 bits, tables, two levels, permutations and factors: what goes in comes out, whole and in parts."""
+"""Codes of 4 to 8 bits, tables, two levels, permutations, factors, rotations: what goes in comes out, also in parts."""
 
 import copy
 import pickle
@@ -38,7 +38,7 @@ def one_level(weight: Weight, name: str) -> np.ndarray:
 
 def prepacked(weight: Weight, **changed):
     """With some arguments changed."""
-    return pyda8w4.prepack(**{"bits": weight.bits, "group_size": weight.group_size, **given(weight), **changed})
+    return pyda8w4.prepack(**{**weight.options, **given(weight), **changed})
 
 
 # ---- whole ------------------------------------------------------------------------------------------
@@ -63,6 +63,7 @@ def test_unpack_gives_back_what_was_packed(weight):
         else:
             assert stored is None
     assert (packed.bits, packed.super_size) == (weight.bits, min(weight.supers, packed.groups))
+    assert packed.rotation == weight.rotation
     assert packed.scale_dtype == weight.scales
 
 
@@ -185,7 +186,7 @@ def rows_of(weight: Weight, rows: slice):
 
 
 def pack_with(weight: Weight, arguments, supers: int):
-    packed = pyda8w4.prepack(**arguments, bits=weight.bits, group_size=weight.group_size)
+    packed = pyda8w4.prepack(**arguments, **weight.options)
     assert packed.super_size == min(supers, packed.groups)
     return packed
 
@@ -197,6 +198,7 @@ CUT = [
     Weight(96, 72, 12, "bfloat16", 0, bits=6, supers=3),
     Weight(96, 70, None, "float16", "extreme", bits=8, offsets=True),
     Weight(96, 64, 16, "float16", 0, table=True),
+    Weight(96, 100, 20, "float16", rotation=32),
 ]
 cut = pytest.mark.parametrize("weight", CUT, ids=str)
 
@@ -291,6 +293,26 @@ def test_shards_whose_borders_lie_in_groups(k, group, supers, count, pieces, bit
     np.testing.assert_allclose(total, pyda8w4.gemm(a, packed, None, zps), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("rotation", [8, 32, 64])
+def test_shards_of_a_rotated_weight(rotation):
+    weight = Weight(33, 192, 32, bits=5, factors=True, rotation=rotation)
+    packed = pack(weight)
+    for count in (1, 3, 192 // rotation):
+        size = 192 // count
+        for i in range(count):
+            shard = packed.shard(i, count, axis=1)
+            assert shard.rotation == rotation
+            assert_same_bits(shard.dequantize(), packed.dequantize()[:, size * i : size * i + size])
+    for weight, count in ((packed, 384 // rotation), (pack(Weight(33, 136, 4, rotation=rotation)), 2)):
+        with pytest.raises(ValueError, match=r"count must cut K = .* into parts of whole blocks of the rotation"):
+            weight.shard(0, count, axis=1)
+
+
+def test_the_one_shard_of_a_rotated_weight_with_a_tail():
+    tail = pack(Weight(33, 55, rotation=32))
+    assert_same_weight(tail.shard(0, 1, axis=1), tail)
+
+
 def test_shards_of_a_permuted_weight():
     weight = Weight(33, 64, 16, bits=6, factors=True)
     rng = np.random.default_rng(0)
@@ -375,6 +397,7 @@ def test_concat_names_what_differs():
         "super_size": replace(base, supers=4),
         "has_perm": replace(base, perm=True),
         "has_factors": replace(base, factors=True),
+        "rotation": replace(base, rotation=16),
         "K": replace(base, k=68),
         "group_size": replace(base, group=32),
     }
