@@ -16,16 +16,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import hashlib
-import io
-import re
-import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +27,7 @@ import numpy as np
 from gguf import LlamaFileType
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from corpus import read_text
 from generate import MODELS, find_model
 from model import ACT, DA8W4, HEAD_ACT, Layer, Model, Weights, gate
 from tokenization import adds_bos, make_tokenizer
@@ -41,8 +36,6 @@ import pyda8w4
 import pyda8w4.checkpoints
 
 WINDOW, WINDOWS = 512, 48
-SHA256 = "6f5dd71d54feed099928dd2c1f635c56ba0e66628f62af9fbfff73e211cb6546"  # of the corpus
-FOLDER = "./usr/share/doc/debian-handbook/html/en-US/"
 
 Predict = Callable[[np.ndarray], np.ndarray]  # a window of tokens -> logits after each of its second half
 
@@ -148,47 +141,6 @@ def predict_with_llama_cpp(path: Path) -> Predict:
         return model.scores[WINDOW // 2 - 1 : WINDOW - 1].copy()
 
     return predict
-
-
-# ---- the corpus --------------------------------------------------------------------------------
-
-
-class Paragraphs(HTMLParser):
-    """Collects what stands in ``<div class="para">``, without the elements nested in it that are not prose."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[bool] = []  # of each div and pre around here: whether it is a paragraph
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attributes: list) -> None:
-        if tag in ("div", "pre"):
-            self.open.append(dict(attributes).get("class") == "para")
-            self.found.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("div", "pre"):
-            self.open.pop()
-            self.found.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1]:
-            self.found[-1] += data
-
-
-def read_text(deb: Path) -> str:
-    unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], check=True, capture_output=True).stdout
-    paragraphs = []
-    with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
-        names = [name for name in archive.getnames() if re.fullmatch(re.escape(FOLDER) + r"[\w.-]+\.html", name)]
-        for name in sorted(names):
-            parser = Paragraphs()
-            parser.feed(archive.extractfile(name).read().decode())
-            paragraphs += [" ".join(text.split()) for text in parser.found]
-    text = "\n\n".join(each for each in paragraphs if len(each) >= 200)
-    if (digest := hashlib.sha256(text.encode()).hexdigest()) != SHA256:
-        sys.exit(f"quality.py: error: the corpus has the SHA-256 {digest}, not {SHA256}")
-    return text
 
 
 if __name__ == "__main__":
