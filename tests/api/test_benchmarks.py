@@ -182,6 +182,86 @@ def test_kinds_prints_its_tables() -> None:
     assert tables == [8] * 10 + [8] * 6
 
 
+def test_divergence_and_loss_of_predictions() -> None:
+    """The exact model gives 1/2, 1/4, 1/4, and then three equal chances; the other turns the first around."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("jinja2")
+    code = (
+        "import sys; sys.path.insert(0, '../examples')\n"
+        "import numpy as np; from quality_language import compare, off_the_grid, summary\n"
+        "exact = np.log(np.array([[2, 1, 1], [5, 5, 5]], np.float32)) + 100\n"
+        "found = np.log(np.array([[1, 1, 2], [1, 1, 1]], np.float32)) - 100\n"
+        "loss, found_loss, divergence, same = compare(exact, found, np.array([0, 2]))\n"
+        "two, three = np.log(2), np.log(3)\n"
+        "assert np.allclose(loss, (two + three) / 2) and np.allclose(found_loss, (2 * two + three) / 2)\n"
+        "assert np.allclose(divergence, two / 8) and same == 0.5\n"
+        "row = summary(np.array([[1, 1, 0.25, 1], [2, 2 + 2 * two, 0.75, 0.5]]))\n"
+        "assert np.isclose(row['perplexity'], np.exp(1.5) * 2)\n"
+        "assert np.allclose(row['over float32, %'], (100, 200 * two))\n"
+        "assert row['1000 x KL'] == (500, 250) and row['same token, %'] == 75\n"
+        "w = np.tile(np.arange(32, dtype=np.float32), (2, 3))\n"
+        "noise = off_the_grid(w, np.random.default_rng(0)) - w\n"
+        "assert 1 < abs(noise).max() <= 31 / 30 and noise.shape == w.shape\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_embeddings_are_compared_by_cosines_and_neighbours() -> None:
+    pytest.importorskip("tokenizers")
+    code = (
+        "import numpy as np; import quality_sentences; from quality_sentences import compare_embeddings, overlap\n"
+        "exact = np.array([[1, 0.9, 0.8, 0], [0.9, 1, 0, 0.8], [0.8, 0, 1, 0.9], [0, 0.8, 0.9, 1]])\n"
+        "found = np.array([[1, 0.9, 0, 0.8], [0.9, 1, 0, 0.8], [0, 0.8, 1, 0.9], [0.8, 0, 0.9, 1]])\n"
+        "assert overlap(exact, exact, 2) == 1 and overlap(exact, found, 2) == (1 + 2 + 1 + 1) / 8\n"
+        "quality_sentences.TOP = 1\n"
+        "exact = np.eye(3, dtype=np.float32)\n"
+        "found = np.array([[0.6, 0.8, 0], [0, 1, 0], [0, 0, 1]], np.float32)\n"
+        "row = compare_embeddings(exact, found)\n"
+        "assert np.allclose([row['1000 x (1 - cosine)'], row['the worst']], [400 / 3, 400])\n"
+        "assert np.isclose(row['1000 x similarity'], 1000 * np.sqrt(2 * 0.64 / 6))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_activation_of_the_sentence_model_is_gelu() -> None:
+    pytest.importorskip("tokenizers")
+    code = (
+        "import math; import numpy as np; from sentence_model import gelu\n"
+        "x = np.linspace(-8, 8, 1001, dtype=np.float32)\n"
+        "exact = [each * (1 + math.erf(each / math.sqrt(2))) / 2 for each in x.tolist()]\n"
+        "assert gelu(x).dtype == np.float32 and abs(gelu(x) - exact).max() < 6e-7\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tables_of_quality_have_a_cell_for_each_column_and_a_line_for_each_quantizer() -> None:
+    code = (
+        "from quality_tables import Table, mean_and_error\n"
+        "rows = [{'weights': 'float32'}]\n"
+        "rows += [\n"
+        "    {'weights': name, 'groups of': g, 'activations': 'int16', 'bits': 4 + 16 / g, 'KL': (1 / g, 0.5)}\n"
+        "    for name in ('Q1', 'Q2') for g in (32, 64)\n"
+        "]\n"
+        "table = Table('T', {'weights': '', 'bits': '.2f', 'KL': '.3f'}, rows, 'KL')\n"
+        "assert mean_and_error([1, 3]) == (2, 1)\n"
+        "print(table.markdown())\n"
+        "print(table.plot('T'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    title, _, _, _, *cells = done.stdout.partition("\n<svg")[0].splitlines()
+    assert title == "T"
+    assert cells[:2] == ["| float32 |  |  |", "| Q1 | 4.50 | 0.031 ± 0.500 |"]
+    assert len(cells) == 5
+    picture = ElementTree.fromstring("<svg" + done.stdout.partition("\n<svg")[2])
+    texts = [text.text for text in picture.iter(f"{SVG}text")]
+    assert {"Q1; int16", "Q2; int16", "bits per weight", "KL", "4.25", "4.5"} <= set(texts)
+
+
 def test_benchmarks_time_by_the_method_of_this_tree(tmp_path: Path) -> None:
     """Also where another pyda8w4 comes first, as in compare_commits.py."""
     (tmp_path / "pyda8w4").mkdir()
