@@ -13,9 +13,9 @@ and how often both find the same token likeliest. Each ± is a standard error ov
 the same window. MiniLM turns sentences of the same book into vectors, which are compared with those of float32.
 
 First come the files' weights as they are, dequantized for float32. Then weights are quantized by several quantizers.
-For this, those of the files get uniform noise of half a step of 4 bits, in float32 too: they lie on a grid, and what
-finds it again would seem to lose nothing. Bits are those of packed matrices in memory; the output head is not among
-them, and is the same in all rows.
+Those of the files lie on grids, and what finds these again would lose nothing. So the inputs of matrices are put into a
+random order for this. Bits are those of packed matrices in memory; the output head is not among them, and is the same
+in all rows but llama.cpp's. All of it takes some 20 minutes on two CPUs.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ import pyda8w4
 import pyda8w4.checkpoints
 
 WINDOW = 512
-BLOCK = 32  # of the files' weights, and of the noise that takes them off their grid
 
 Predict = Callable[[np.ndarray], np.ndarray]  # a window of tokens -> logits after each of its second half
 
@@ -42,12 +41,14 @@ def language_tables(name: str, path: Path, text: str, count: int) -> Iterator[Ta
     kind = LlamaFileType(file.metadata["general.file_type"]).name.removeprefix("MOSTLY_")
     tokens = f"{count} windows, {windows.size // 2} tokens scored"
     model = Exchangeable(file)
+    matrices = model.matrices()
+    reference = model.predict_with([dense(w, gates) for w, gates in zip(matrices, model.gates)])
     with tempfile.TemporaryDirectory() as folder:
-        reference, rows = stored_rows(model, path, kind, Path(folder))
+        rows = stored_rows(model, path, kind, Path(folder))
         columns = {heading: SIZES[heading] for heading in ("weights", "activations", "bits")} | SCORES
         yield Table(f"{name}, the file's {kind}: {tokens}", columns, measure(reference, rows, windows))
-    reference, rows = quantized_rows(model)
-    title = f"{name}, the file's weights with uniform noise, which takes them off their grid: {tokens}"
+    title = f"{name}, the file's weights quantized again, with inputs in a random order: {tokens}"
+    rows = quantized_rows(model, matrices)
     yield Table(title, SIZES | SCORES, measure(reference, rows, windows), "1000 x KL")
 
 
@@ -106,7 +107,7 @@ def summary(scores: np.ndarray) -> Row:
 # ---- rows --------------------------------------------------------------------------------------
 
 
-def stored_rows(model: Exchangeable, path: Path, kind: str, folder: Path) -> tuple[Predict, list[tuple[Row, Predict]]]:
+def stored_rows(model: Exchangeable, path: Path, kind: str, folder: Path) -> list[tuple[Row, Predict]]:
     """The exact weights of the file with every scheme, and llama.cpp."""
     rows = []
     for act in ("uint8", "int8", "int8_group", "int16"):
@@ -119,30 +120,32 @@ def stored_rows(model: Exchangeable, path: Path, kind: str, folder: Path) -> tup
         llama_cpp.llama_model_quantize(bytes(path), bytes(q4_0), ctypes.byref(parameters))
         rows.append(llama_row(llama_cpp, q4_0, "Q4_0"))
         rows.append(stored_row(Exchangeable(pyda8w4.checkpoints.open(q4_0)), "the same Q4_0", ACT))
-    return model.predict_with([dense(w, gates) for w, gates in zip(model.matrices(), model.gates)]), rows
+    return rows
 
 
-def quantized_rows(model: Exchangeable) -> tuple[Predict, list[tuple[Row, Predict]]]:
+def quantized_rows(model: Exchangeable, matrices: Sequence[np.ndarray]) -> list[tuple[Row, Predict]]:
     """Quantizers with activations of 16 bits, which show the weights alone; the recommended one with uint8, too.
 
-    The weights have noise of half a step of 4 bits: those of a file lie on a grid, which a quantizer that finds it
-    again would get for nothing.
+    A file's weights lie on a grid for each of its blocks, and a quantizer that finds that again gets them for nothing.
+    So the inputs of each matrix are in a random order here: what shares a group comes from many blocks. (Noise of half
+    a step, added to the weights, is no way out: rounding on the grid takes it away again.)
     """
     rng = np.random.default_rng(0)
-    matrices = [off_the_grid(w, rng) for w in model.matrices()]
+    orders = [rng.permutation(w.shape[1]) for w in matrices]
+    mixed = [w[:, order] for w, order in zip(matrices, orders)]
     rows = []
     for label, how in QUANTIZERS.items():
         for group in GROUPS:
-            packed = [pyda8w4.quantize(w, group, **how) for w in matrices]
+            packed = [pyda8w4.quantize(w, group, **how) for w in mixed]
             size = {
                 "groups of": group,
-                "bits": 8 * sum(each.nbytes for each in packed) / sum(w.size for w in matrices),
-                "SQNR, dB": np.mean([signal_to_noise(w, each.dequantize()) for w, each in zip(matrices, packed)]),
+                "bits": 8 * sum(each.nbytes for each in packed) / sum(w.size for w in mixed),
+                "SQNR, dB": np.mean([signal_to_noise(w, each.dequantize()) for w, each in zip(mixed, packed)]),
             }
             for act in ("int16", "uint8") if label == RECOMMENDED else ("int16",):
-                layers = [rounded(each, act, gates) for each, gates in zip(packed, model.gates)]
+                layers = [rounded(*each, act) for each in zip(packed, orders, model.gates)]
                 rows.append(({"weights": label, "activations": act, **size}, model.predict_with(layers)))
-    return model.predict_with([dense(w, gates) for w, gates in zip(matrices, model.gates)]), rows
+    return rows
 
 
 def stored_row(model: Exchangeable, label: str, act: str) -> tuple[Row, Predict]:
@@ -174,13 +177,6 @@ def import_llama_cpp() -> Any:
     return llama_cpp
 
 
-def off_the_grid(w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """With uniform noise of half a step: of a thirtieth of the range of each block of 32, either way."""
-    blocks = w.reshape(-1, BLOCK)
-    most = (blocks.max(axis=1, keepdims=True) - blocks.min(axis=1, keepdims=True)) / np.float32(30)
-    return (blocks + most * rng.uniform(-1, 1, blocks.shape).astype(np.float32)).reshape(w.shape)
-
-
 # ---- layers --------------------------------------------------------------------------------------
 
 
@@ -205,8 +201,8 @@ class Exchangeable:
         self.gates.append(activation)
         return lambda x, out: self.layers[place](x, out)
 
-    def matrices(self) -> Iterator[np.ndarray]:
-        return (np.concatenate([self.weights.array(name) for name in names]) for names in self.names)
+    def matrices(self) -> list[np.ndarray]:
+        return [np.concatenate([self.weights.array(name) for name in names]) for names in self.names]
 
     def predict_with(self, layers: Sequence[Layer]) -> Predict:
         """The logits are valid until the next call."""
@@ -223,7 +219,8 @@ def dense(w: np.ndarray, activation: str | None) -> Layer:
     return lambda x, out: gate(*np.split(x @ w.T, 2, axis=1), activation, out)
 
 
-def rounded(packed: pyda8w4.PackedWeight, act: str, activation: str | None) -> Layer:
+def rounded(packed: pyda8w4.PackedWeight, order: np.ndarray, activation: str | None, act: str) -> Layer:
+    """A layer that puts its inputs into the order of those of `packed`."""
     if activation is None:
-        return lambda x, out: pyda8w4.linear(x, packed, act=act, out=out)
-    return lambda x, out: pyda8w4.linear_gated(x, packed, activation=activation, act=act, out=out)
+        return lambda x, out: pyda8w4.linear(x[:, order], packed, act=act, out=out)
+    return lambda x, out: pyda8w4.linear_gated(x[:, order], packed, activation=activation, act=act, out=out)

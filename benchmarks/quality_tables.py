@@ -51,10 +51,13 @@ class Table:
     def plot(self, title: str) -> str:
         """The loss over the size, with a line for each quantizer, whose points are sizes of groups."""
         found: dict[str, list[tuple[float, float]]] = {}
+        first: dict[str, str] = {}  # the activations of each quantizer that its line is not named after
         for row in self.rows:
             if row.get("groups of"):
+                name, act = row["weights"], row["activations"]
                 loss = row[self.loss][0] if isinstance(row[self.loss], tuple) else row[self.loss]
-                found.setdefault(f"{row['weights']}; {row['activations']}", []).append((row["bits"], loss))
+                line = name if first.setdefault(name, act) == act else f"{name}, {act}"
+                found.setdefault(line, []).append((row["bits"], loss))
         series = [
             Series(name, points, colour, line, mark)
             for (name, points), (colour, mark, line) in zip(found.items(), _STYLES)

@@ -10,14 +10,14 @@ GROUPS = (32, 64, 128)
 
 # Each name is a row, or a line of a plot: the arguments of pyda8w4.quantize that it stands for.
 QUANTIZERS: dict[str, dict[str, Any]] = {
-    "min and max, integer zeros": {"method": "minmax", "zeros": "integer"},
+    "min/max, integer zeros": {"method": "minmax", "zeros": "integer"},
     "search, integer zeros": {"zeros": "integer"},
-    "search, no zeros": {"zeros": "none"},
-    "search, float offsets": {},
-    "search, float offsets, two levels": {"two_level": True},
-    "search, float offsets, rotation": {"rotate": 32},
+    "search, symmetric": {"zeros": "none"},
+    "search, offsets": {},
+    "search, offsets, two levels": {"two_level": True},
+    "search, offsets, rotation": {"rotate": 32},
 }
-RECOMMENDED = "search, float offsets"
+RECOMMENDED = "search, offsets"
 
 
 def signal_to_noise(w: np.ndarray, rounded: np.ndarray) -> float:
