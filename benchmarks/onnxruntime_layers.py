@@ -19,7 +19,7 @@ BLOCK = 32
 
 # How the tools call what they do: its name here, the activations of the operator that they write, what it needs.
 _FOUR_BITS = {
-    "Default": ("round to nearest", "int8_group", ["onnx_ir"]),
+    "Default": ("nearest", "int8_group", ["onnx_ir"]),
     "KQuant": ("k-quant", "int8_group", ["onnx_ir"]),
     "HQQ": ("HQQ", "float32", ["onnx_ir", "torch"]),
 }
