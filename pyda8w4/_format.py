@@ -67,7 +67,7 @@ TABLE_SIZE = 16
 
 # The sizes of blocks in which inputs may be rotated; 0 is no rotation.
 ROTATIONS = (0, *(1 << i for i in range(1, 11)))
-_ROTATION_RULE = f"rotation must be 0 or a power of two from 2 to {ROTATIONS[-1]}"
+_ROTATION_RULE = f"must be 0 or a power of two from 2 to {ROTATIONS[-1]}"
 
 # How numpy holds elements of these types: it has no bfloat16, so their bits.
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -115,12 +115,12 @@ def check_factors(factors: npt.NDArray[Any]) -> None:
         raise ValueError("factors must be finite, got NaN or infinity")
 
 
-def check_rotation(value: Any) -> int:
+def check_rotation(name: str, value: Any) -> int:
     """-> the size of its blocks, or 0."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"rotation must be an int, got {type(value).__name__}")
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value not in ROTATIONS:
-        raise ValueError(f"{_ROTATION_RULE}, got {value}")
+        raise ValueError(f"{name} {_ROTATION_RULE}, got {value}")
     return int(value)
 
 
@@ -211,7 +211,7 @@ class Format:
             takes = "4 with a table" if self.has_table else one_of(BITS)
             raise ValueError(f"bits must be {takes}, got {self.bits!r}")
         if type(self.rotation) is not int or self.rotation not in ROTATIONS:
-            raise ValueError(f"{_ROTATION_RULE}, got {self.rotation!r}")
+            raise ValueError(f"rotation {_ROTATION_RULE}, got {self.rotation!r}")
         self._check_levels()
         if self.zero_point is not None:
             if type(self.zero_point) is not int or not -128 <= self.zero_point <= 127:

@@ -166,7 +166,7 @@ def prepack(
         given["perm"] = _permutation(perm, k)
     if factors is not None:
         given["factors"] = _factors(factors, k)
-    rotation = check_rotation(rotation)
+    rotation = check_rotation("rotation", rotation)
     try:
         return pack(
             given,

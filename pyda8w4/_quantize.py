@@ -25,10 +25,11 @@ from pyda8w4._checks import (
     plain,
 )
 from pyda8w4._core import CoreError, quantize_rows
-from pyda8w4._format import check_group_size, group_count
+from pyda8w4._format import check_group_size, check_rotation, group_count
 from pyda8w4._packed import PackedWeight
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._runtime import forced_kernel, translate
-from pyda8w4.formats._weight import QuantizedWeight
+from pyda8w4.reference import rotate as rotate_rows
 
 METHODS = ("search", "minmax")
 ZEROS = {"none": 0, "integer": 1, "float": 2}  # as the C interface numbers them
@@ -45,6 +46,7 @@ def quantize(
     zeros: str = "float",
     importance: npt.ArrayLike | None = None,
     two_level: bool = False,
+    rotate: int = 0,
 ) -> PackedWeight:
     """Quantize a float weight matrix to 4 bits and pack it, for `linear`.
 
@@ -62,6 +64,8 @@ def quantize(
         What the squared error of each k counts.
     two_level : bool
         Whether groups share floats.
+    rotate : int
+        Whether inputs are rotated, and in blocks of how many.
 
     Returns
     -------
@@ -85,7 +89,9 @@ def quantize(
     >>> bool(error.std() < 0.08)
     True
     """
-    weight = quantize_weight(w, group_size, method=method, zeros=zeros, importance=importance, two_level=two_level)
+    weight = quantize_weight(
+        w, group_size, method=method, zeros=zeros, importance=importance, two_level=two_level, rotate=rotate
+    )
     return weight.pack()
 
 
@@ -97,6 +103,7 @@ def quantize_weight(
     zeros: str = "float",
     importance: npt.ArrayLike | None = None,
     two_level: bool = False,
+    rotate: int = 0,
 ) -> QuantizedWeight:
     """Quantize a float weight matrix to 4 bits, in groups of consecutive k.
 
@@ -120,6 +127,10 @@ def quantize_weight(
     two_level : bool
         Whether scales and offsets are small integers, of which up to eight groups share the float that multiplies
         them: 4.625 bits a weight where others take 5, in groups of 32. Of ``search``.
+    rotate : int
+        Rotates the weight before it is rounded, by a Hadamard transform of so many consecutive k, a power of two from 2
+        to 1024; True is 32, 0 and False are none. `linear` rotates its input likewise. What is large in few inputs is
+        then spread over the block, which lets both weights and activations be rounded better. See docs/numbers.md.
 
     Returns
     -------
@@ -165,7 +176,7 @@ def quantize_weight(
     >>> codes, scales, offsets
     (array([[ 0,  5, 10, 15]], dtype=uint8), array([[0.20019531]], dtype=float32), array([[-1.]], dtype=float32))
     """
-    rounding = Rounding(group_size, method, zeros, two_level)
+    rounding = Rounding(group_size, method, zeros, two_level, rotate)
     w, w_type = as_array_of("w", w, FLOATS)
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w must be a non-empty matrix (N, K), got shape {w.shape}")
@@ -180,8 +191,11 @@ class Rounding:
     method: str = "search"
     zeros: str = "float"
     two_level: bool = False
+    rotate: int = 0
 
     def __post_init__(self) -> None:
+        rotate = 32 * int(self.rotate) if isinstance(self.rotate, (bool, np.bool_)) else self.rotate
+        object.__setattr__(self, "rotate", check_rotation("rotate", rotate))
         # JSON takes no bools of numpy.
         object.__setattr__(self, "two_level", check_flag("two_level", self.two_level))
         check_scheme("method", self.method, METHODS)
@@ -193,13 +207,14 @@ class Rounding:
         """Of a C-contiguous matrix; bfloat16 as its bits."""
         n, k = w.shape
         group = check_group_size(self.group_size, k)
+        if self.rotate:
+            w, w_type = rotated(w, w_type, self.rotate), "float32"
         if importance is not None:
-            importance = _importance(importance, k)
+            importance = _importance(importance, k, self.rotate)
             if self.method != "search":
                 raise ValueError(f"importance must be None with method={self.method!r}, got an array")
-        groups = group_count(k, group)
-        floats = n, ceil_div(groups, _SUPER) if self.two_level else groups
-        super_size = ceil_div(groups, floats[1]) if self.two_level else 0  # as `prepack` finds it
+        groups, super_size = group_count(k, group), self._super_size(k)
+        floats = n, ceil_div(groups, super_size) if super_size else groups
         arrays: dict[str, Any] = {"codes": np.empty((n, k), np.uint8), "scales": np.empty(floats, np.float32)}
         arrays["zps"] = np.full((n, groups), 8 if self.zeros == "none" else 0, np.int8)
         if self.zeros == "float":
@@ -212,11 +227,46 @@ class Rounding:
             _minmax(w, w_type, group, self.zeros, arrays)
         else:
             _search(w, w_type, group, super_size, importance, self.zeros, arrays)
-        return QuantizedWeight(**arrays, group_size=group)
+        return QuantizedWeight(**arrays, rotation=self.rotate, group_size=group)
+
+    def _super_size(self, k: int) -> int:
+        """Groups that share a float; 0: one level."""
+        groups = group_count(k, self.group_size)
+        return ceil_div(groups, ceil_div(groups, _SUPER)) if self.two_level else 0  # as `prepack` finds it
+
+    def spans(self, k: int) -> list[slice]:
+        """Of the inputs, those that share a float for scales."""
+        size = self.group_size * max(self._super_size(k), 1)
+        return [slice(begin, min(begin + size, k)) for begin in range(0, k, size)]
 
 
-def _importance(value: npt.ArrayLike, k: int) -> npt.NDArray[np.float32]:
-    """-> of which the largest is 1."""
+def rotated(w: npt.NDArray[Any], w_type: str, rotation: int) -> npt.NDArray[np.float32]:
+    """The weight that gives with rotated inputs what this one gives with inputs as they are."""
+    n, k = w.shape
+    blocks = _blocks(k, rotation)
+    sizes = np.repeat(blocks, blocks).astype(np.float32)  # powers of two
+    out = np.empty((n, k), np.float32)
+    rows = max(1, (1 << 20) // k)  # a few MB of temporaries at a time
+    for top in range(0, n, rows):
+        part = slice(top, top + rows)
+        out[part] = rotate_rows(as_float32(w[part], w_type), rotation) / sizes
+    return out
+
+
+def _blocks(k: int, rotation: int) -> npt.NDArray[np.intp]:
+    """The sizes of the blocks into which it cuts a row."""
+    tail = [1 << bit for bit in reversed(range(rotation.bit_length() - 1)) if k % rotation >> bit & 1]
+    return np.array([rotation] * (k // rotation) + tail, np.intp)
+
+
+def as_float32(w: npt.NDArray[Any], w_type: str) -> npt.NDArray[np.float32]:
+    """Of floats that are held as `bits` gives them."""
+    floats: npt.NDArray[np.float32] = (w.astype(np.uint32) << 16).view(np.float32) if w_type == "bfloat16" else w
+    return floats.astype(np.float32, copy=False)
+
+
+def _importance(value: npt.ArrayLike, k: int, rotation: int) -> npt.NDArray[np.float32]:
+    """-> of which the largest is 1. Of inputs that are rotated, those of a block count as their sum does."""
     array = as_array("importance", value)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"importance must be an array of numbers, got {array.dtype}")
@@ -226,6 +276,9 @@ def _importance(value: npt.ArrayLike, k: int) -> npt.NDArray[np.float32]:
         raise ValueError(
             f"importance must be finite, 0 or more and not all 0, got {array.min():.6g} to {array.max():.6g}"
         )
+    if rotation:
+        blocks = _blocks(k, rotation)
+        array = np.repeat(np.add.reduceat(array, np.cumsum(blocks) - blocks), blocks)
     relative: npt.NDArray[np.float32] = (array / array.max()).astype(np.float32)
     return relative
 
@@ -257,8 +310,7 @@ def _minmax(w: npt.NDArray[Any], w_type: str, group: int, zeros: str, arrays: di
     rows = max(1, (1 << 20) // k)  # a few MB of temporaries at a time
     for top in range(0, n, rows):
         part = slice(top, top + rows)
-        floats = (w[part].astype(np.uint32) << 16).view(np.float32) if w_type == "bfloat16" else w[part]
-        _minmax_rows(floats, group, zeros, **{name: array[part] for name, array in arrays.items()})
+        _minmax_rows(as_float32(w[part], w_type), group, zeros, **{name: array[part] for name, array in arrays.items()})
 
 
 def _minmax_rows(

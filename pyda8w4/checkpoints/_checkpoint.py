@@ -16,9 +16,9 @@ from pyda8w4._experts import PackedExperts, stack
 from pyda8w4._filesystem import release
 from pyda8w4._packed import PackedWeight
 from pyda8w4._quantize import quantize
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._safetensors import Tensor
 from pyda8w4.formats._layer import Layer, matrix_of
-from pyda8w4.formats._weight import QuantizedWeight
 
 _GROUP = 32  # of what is quantized again
 _PART = 1 << 22  # elements that are packed at once

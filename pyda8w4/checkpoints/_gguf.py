@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._filesystem import map_file
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._safetensors import Tensor
 from pyda8w4.checkpoints._checkpoint import Checkpoint
 from pyda8w4.formats._layer import Layer
-from pyda8w4.formats._weight import QuantizedWeight
 from pyda8w4.formats.gguf import TYPES, format_of, unpack
 
 try:

@@ -5,6 +5,6 @@ One module for each format. Its functions take the tensors of a layer as they ar
 refused with the reason. `pyda8w4.checkpoints.open` finds the tensors in files and calls these functions.
 """
 
-from pyda8w4.formats._weight import QuantizedWeight
+from pyda8w4._quantized import QuantizedWeight
 
 __all__ = ["QuantizedWeight"]

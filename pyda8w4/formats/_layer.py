@@ -12,8 +12,8 @@ import numpy.typing as npt
 from pyda8w4._experts import PackedExperts
 from pyda8w4._format import Format
 from pyda8w4._packed import PackedWeight
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._safetensors import Tensor
-from pyda8w4.formats._weight import QuantizedWeight
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pyda8w4._checks import ceil_div, one_of
 from pyda8w4._format import Format
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._safetensors import Tensor, parse_json
 from pyda8w4.formats._layer import Layer
 from pyda8w4.formats._parts import (
@@ -28,7 +29,6 @@ from pyda8w4.formats._parts import (
     named,
     read_arrays,
 )
-from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["dequantize_4bit", "dequantize_absmax", "unpack_int8"]
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pyda8w4._checks import FLOATS, ceil_div
 from pyda8w4._format import Format, check_group_size, group_count, group_size_of
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._safetensors import Tensor
 from pyda8w4.formats import mxfp4
 from pyda8w4.formats._bits import check_bits, fields, stored_bits, stream
@@ -31,7 +32,6 @@ from pyda8w4.formats._parts import (
     read_arrays,
     scale_dtype,
 )
-from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["int_quantized", "mxfp4_pack_quantized", "nvfp4_pack_quantized", "pack_quantized"]
 

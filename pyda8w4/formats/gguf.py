@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from pyda8w4._checks import as_array, check_dtype, one_of
 from pyda8w4._format import Format
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4.formats import _bits
 from pyda8w4.formats._floats import E2M1_TWICE, e4m3, half_of_e8m0
-from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["unpack"]
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pyda8w4._checks import FLOATS, ceil_div, one_of
 from pyda8w4._format import Format
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._safetensors import Tensor
 from pyda8w4.formats._bits import stored_bits
 from pyda8w4.formats._layer import Layer
@@ -31,7 +32,6 @@ from pyda8w4.formats._parts import (
     read_arrays,
     scale_dtype,
 )
-from pyda8w4.formats._weight import QuantizedWeight
 from pyda8w4.formats._zeros import without_zeros
 
 __all__ = ["dequantize", "unpack"]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pyda8w4._checks import FLOATS, one_of
 from pyda8w4._format import Format
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._safetensors import Tensor
 from pyda8w4.formats import _config
 from pyda8w4.formats._bits import check_bits, fields, stored_bits, stream
@@ -31,7 +32,6 @@ from pyda8w4.formats._parts import (
     read_arrays,
     scale_dtype,
 )
-from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["unpack"]
 

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._format import Format
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._safetensors import Tensor
 from pyda8w4.formats._bits import fields
 from pyda8w4.formats._floats import E2M1_TWICE, half_of_e8m0
 from pyda8w4.formats._layer import Layer
 from pyda8w4.formats._parts import Parts, Shaped, arrays_of, check_shape, modules, named, read_arrays
-from pyda8w4.formats._weight import QuantizedWeight
 
 __all__ = ["unpack"]
 

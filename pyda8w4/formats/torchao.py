@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pyda8w4._checks import FLOATS, ceil_div, one_of
 from pyda8w4._format import Format, check_group_size, group_count
+from pyda8w4._quantized import QuantizedWeight
 from pyda8w4._safetensors import Tensor, parse_json
 from pyda8w4.formats._bits import check_bits, fields, stored_bits
 from pyda8w4.formats._layer import Layer
@@ -33,7 +34,6 @@ from pyda8w4.formats._parts import (
     read_arrays,
     scale_dtype,
 )
-from pyda8w4.formats._weight import QuantizedWeight
 from pyda8w4.formats._zeros import without_zeros
 
 __all__ = ["unpack_int4", "unpack_int8", "unpack_plain_int32", "unpack_tile_packed"]

@@ -18,6 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("pyda8w4.torch needs torch: pip install 'pyda8w4[torch]'", name=error.name) from error
 
+from pyda8w4.torch._calibrate import calibrate
 from pyda8w4.torch._checkpoint import from_checkpoint
 from pyda8w4.torch._embedding import DA8W4Embedding
 from pyda8w4.torch._experts import DA8W4Experts
@@ -33,6 +34,7 @@ __all__ = [
     "FusedPart",
     "GatedMLP",
     "Report",
+    "calibrate",
     "from_checkpoint",
     "fuse_gated",
     "fuse_linears",

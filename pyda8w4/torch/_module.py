@@ -129,6 +129,7 @@ class DA8W4Linear(PackedLayer):
         method: str = "search",
         zeros: str = "float",
         two_level: bool = False,
+        rotate: int = 0,
     ) -> DA8W4Linear:
         """Quantize a float layer.
 
@@ -146,6 +147,8 @@ class DA8W4Linear(PackedLayer):
         zeros : {'float', 'integer', 'none'}
             See there.
         two_level : bool
+            See there.
+        rotate : int
             See there.
 
         Returns
@@ -169,7 +172,7 @@ class DA8W4Linear(PackedLayer):
             if weight.dtype in FLOATS:
                 self._set_weight(weight.dtype)
             return self
-        packed = pack_floats(weight, Rounding(group_size, method, zeros, two_level))
+        packed = pack_floats(weight, Rounding(group_size, method, zeros, two_level, rotate))
         return cls.from_packed(packed, bias, act=act, dtype=weight.dtype)
 
     @classmethod

@@ -6,8 +6,9 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from pyda8w4._checks import SCHEMES, check_scheme
 from pyda8w4._format import check_group_size
+from pyda8w4._packed import PackedWeight
 from pyda8w4._quantize import Rounding
 from pyda8w4.torch._experts import quantize_experts
 from pyda8w4.torch._float_experts import float_experts, is_experts
@@ -101,6 +103,7 @@ def quantize_(
     method: str = "search",
     zeros: str = "float",
     two_level: bool = False,
+    rotate: int = 0,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
 ) -> Report:
     """Replace the `torch.nn.Linear` layers of a model by `DA8W4Linear`, and its mixtures of experts, in place.
@@ -118,6 +121,8 @@ def quantize_(
     zeros : {'float', 'integer', 'none'}
         See there.
     two_level : bool
+        See there.
+    rotate : int
         See there.
     filter_fn : callable, optional
         ``filter_fn(module, name)``: whether to replace this one. Called for each Linear and mixture of experts that
@@ -173,30 +178,39 @@ def quantize_(
       kept 1: filter_fn
     14 % of the bytes of weights that multiply stay float
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if is_linear(model) or is_experts(model):
-        raise ValueError("model must hold its Linear layers as submodules; for one layer use DA8W4Linear.from_linear")
-    rounding = Rounding(check_group_size(group_size, 1 << 31), method, zeros, two_level)
+    check_model(model)
+    rounding = Rounding(check_group_size(group_size, 1 << 31), method, zeros, two_level, rotate)
     check_scheme("act", act, tuple(SCHEMES))
 
     def keep(module: nn.Module, name: str) -> str | None:
         return None if filter_fn is None or filter_fn(module, name) else "filter_fn"
 
     report = replace_layers(model, rounding, act, chooser(model, keep))
+    finish(model, report, rounding, act)
+    return report
+
+
+def check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if is_linear(model) or is_experts(model):
+        raise ValueError("model must hold its Linear layers as submodules; for one layer use DA8W4Linear.from_linear")
+
+
+def finish(model: nn.Module, report: Report, rounding: Rounding, act: str) -> None:
+    """Warn of mixtures of experts that stay float, and let models of transformers be saved."""
     for reason, kind in {
         reason: type(module).__name__
         for name, reason in report.kept.items()
         if reason != "filter_fn" and is_experts(module := model.get_submodule(name))
     }.items():
-        warnings.warn(f"{kind} stays float: {reason}", stacklevel=2)
+        warnings.warn(f"{kind} stays float: {reason}", stacklevel=3)
     pretrained = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
     if report.replaced and any(isinstance(module, pretrained) for module in model.modules()):
         from pyda8w4.torch import transformers
 
         config = transformers.DA8W4Config(act=act, **asdict(rounding))
         transformers.set_config(model, config)
-    return report
 
 
 def replace_layers(
@@ -204,8 +218,12 @@ def replace_layers(
     rounding: Rounding,
     act: str,
     reason_of: Callable[[nn.Module, str], str | None],
+    rounded: Mapping[int, PackedWeight] = MappingProxyType({}),
 ) -> Report:
-    """As `quantize_`; `reason_of` tells why a layer is kept: None if it is not."""
+    """As `quantize_`; `reason_of` tells why a layer is kept: None if it is not.
+
+    `rounded` has weights that are quantized already, by the identity of the float ones.
+    """
     report = Report()
     names = layers_of(model)
     if any(is_experts(model.get_submodule(name)) for name in names):
@@ -232,7 +250,11 @@ def replace_layers(
                 elif id(layer.weight) in packed:
                     new, size = packed[id(layer.weight)].sharing_weight(layer.bias), 0
                 else:
-                    new = linear = DA8W4Linear.from_linear(plain_linear(layer), act=act, **asdict(rounding))
+                    if id(layer.weight) in rounded:
+                        weight, bias, dtype = rounded[id(layer.weight)], layer.bias, layer.weight.dtype
+                        new = linear = DA8W4Linear.from_packed(weight, bias, act=act, dtype=dtype)
+                    else:
+                        new = linear = DA8W4Linear.from_linear(plain_linear(layer), act=act, **asdict(rounding))
                     if id(layer.weight) in shared:
                         packed[id(layer.weight)] = linear
                         alive.append(layer.weight)
@@ -423,17 +445,31 @@ def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, new)
 
 
+_BAR = 30  # characters
+
+
 class Progress:
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.done, self.total, self.start = name, 0, total, time.monotonic()
+    """A bar on a terminal, for what takes more than two seconds."""
+
+    def __init__(self, name: str, total: int, unit: str = "layers") -> None:
+        self.name, self.done, self.total, self.unit, self.start = name, 0, total, unit, time.monotonic()
         self.shown = False
 
     def step(self) -> None:
-        if sys.stderr.isatty() and time.monotonic() - self.start > 2:
-            print(f"\r{self.name}: {self.done} of {self.total} layers", end="", file=sys.stderr, flush=True)
-            self.shown = True
+        """Show what is done, before the next."""
+        seconds = time.monotonic() - self.start
+        if sys.stderr.isatty() and seconds > 2:
+            left = f", {seconds / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+            self._show(left, end="")
         self.done += 1
 
     def end(self) -> None:
         if self.shown:
-            print(f"\r{self.name}: {self.total} of {self.total} layers", file=sys.stderr)
+            self._show("", end="\n")
+
+    def _show(self, left: str, end: str) -> None:
+        filled = self.done * _BAR // self.total
+        bar = "#" * filled + "." * (_BAR - filled)
+        text = f"\r{self.name}: {bar} {self.done} of {self.total} {self.unit}{left}"
+        print(f"{text}\x1b[K", end=end, file=sys.stderr, flush=True)  # and nothing of a longer line before it
+        self.shown = True

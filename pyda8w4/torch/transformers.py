@@ -72,6 +72,8 @@ class DA8W4Config(QuantizationConfigMixin):
         See there.
     two_level : bool
         See there.
+    rotate : int
+        See there.
     modules_to_not_convert : list of str, optional
         Parts of names of layers to keep. None means the output head and what is tied to it.
     modules : dict, optional
@@ -115,6 +117,7 @@ class DA8W4Config(QuantizationConfigMixin):
         method: str = "search",
         zeros: str = "float",
         two_level: bool = False,
+        rotate: int = 0,
         modules_to_not_convert: list[str] | None = None,
         modules: dict[str, dict[str, Any]] | None = None,
         quant_method: str = METHOD,
@@ -123,10 +126,10 @@ class DA8W4Config(QuantizationConfigMixin):
     ) -> None:
         if symmetric_weight is not None:
             zeros = "none" if check_flag("symmetric_weight", symmetric_weight) else "integer"
-        rounding = Rounding(check_group_size(group_size, 1 << 31), method, zeros, two_level)
+        rounding = Rounding(check_group_size(group_size, 1 << 31), method, zeros, two_level, rotate)
         self.quant_method: Any = quant_method
         self.group_size, self.method = rounding.group_size, rounding.method
-        self.zeros, self.two_level = rounding.zeros, rounding.two_level
+        self.zeros, self.two_level, self.rotate = rounding.zeros, rounding.two_level, rounding.rotate
         if symmetric_activation is not None:
             act = "int8" if check_flag("symmetric_activation", symmetric_activation) else "uint8"
         self.act = check_scheme("act", act, tuple(SCHEMES))

@@ -29,6 +29,8 @@ class Options:
         Of float models: see there.
     two_level : bool
         Of float models: see there.
+    rotate : int
+        Of float models: see there.
     modules_to_not_convert : sequence of str
         Of float models: names of modules, or parts of such, that stay float.
     requantize : bool
@@ -41,6 +43,7 @@ class Options:
     method: str = "search"
     zeros: str = "float"
     two_level: bool = False
+    rotate: int = 0
     modules_to_not_convert: tuple[str, ...] = ()
     requantize: bool = False
 
@@ -93,7 +96,7 @@ class Options:
     @property
     def rounding(self) -> Rounding:
         """How weights of float models are quantized."""
-        return Rounding(self.group_size, self.method, self.zeros, self.two_level)
+        return Rounding(self.group_size, self.method, self.zeros, self.two_level, self.rotate)
 
     def keeps(self, name: str) -> bool:
         """Whether a layer of a float model stays float.

@@ -380,6 +380,9 @@ TABLE = [
             (np.ones(64, bool), TypeError), (np.ones(64, complex), TypeError), ("a", TypeError),
         ],
         "two_level": BAD_FLAG,
+        "rotate": [
+            (1, ValueError), (3, ValueError), (-32, ValueError), (2048, ValueError), (2.0, TypeError), ("a", TypeError),
+        ],
     }),
     ("quantize_weight", lambda: {"w": floats(64)[:ROWS], "method": "minmax"}, {
         "w": [

@@ -220,6 +220,7 @@ def test_bad_arguments() -> None:
         (lambda: quantize_(nn.Sequential(linear), group_size=6), ValueError),
         (lambda: quantize_(nn.Sequential(linear), two_level=1), TypeError),
         (lambda: quantize_(nn.Sequential(linear), zeros="both"), ValueError),
+        (lambda: quantize_(nn.Sequential(linear), rotate=33), ValueError),
         (lambda: quantize_(nn.Sequential(linear), method="minmax", two_level=True), ValueError),
         (lambda: fuse_linears(nn.Sequential(linear), ["ab"]), TypeError),
         (lambda: fuse_linears(nn.Sequential(linear), [("a",)]), ValueError),

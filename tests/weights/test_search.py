@@ -275,3 +275,64 @@ def test_threads_change_nothing(threads: int) -> None:
             assert_same_bits(got, part)
     finally:
         pyda8w4.set_num_threads(None)
+
+
+def hadamard(size: int) -> Any:
+    """Sylvester's."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
+
+
+def rotation_matrix(blocks: list[int]) -> Any:
+    whole, begin = np.zeros((sum(blocks), sum(blocks))), 0
+    for size in blocks:
+        whole[begin : begin + size, begin : begin + size] = hadamard(size)
+        begin += size
+    return whole
+
+
+@pytest.mark.parametrize("method", ["search", "minmax"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize(
+    "k, rotate, blocks",
+    [
+        (64, 32, [32, 32]),
+        (100, True, [32, 32, 32, 4]),
+        (55, 32, [32, 16, 4, 2, 1]),
+        (24, 1024, [16, 8]),
+        (3, 2, [2, 1]),
+    ],
+)
+def test_rotation(k: int, rotate: int, blocks: list[int], dtype: str, method: str) -> None:
+    w, matrix = floats(k, dtype)[:20], rotation_matrix(blocks)
+    w = np.rint(w.astype(F32) * 64).astype(w.dtype)  # sums of which are exact
+    weight = pyda8w4.quantize_weight(w, 32, rotate=rotate, method=method)
+    turned = (w.astype(float) @ matrix / np.repeat(blocks, blocks)).astype(F32)
+    plain = pyda8w4.quantize_weight(turned, 32, method=method)
+    for got, want in zip((weight.codes, weight.scales, weight.offsets), (plain.codes, plain.scales, plain.offsets)):
+        np.testing.assert_array_equal(got, want)  # of zeros, signs may differ
+    assert weight.rotation == weight.pack().rotation == (32 if rotate is True else rotate)
+    np.testing.assert_allclose(weight.pack().dequantize(), plain.pack().dequantize() @ matrix, rtol=1e-4, atol=1e-3)
+
+
+def test_importance_of_a_rotated_weight_is_that_of_blocks() -> None:
+    w, importance = np.rint(floats(55)[:20] * 64), np.arange(55.0)
+    blocks = [32, 16, 4, 2, 1]
+    sums = np.concatenate(
+        [np.full(size, part.sum()) for size, part in zip(blocks, np.split(importance, np.cumsum(blocks)))]
+    )
+    turned = (w.astype(float) @ rotation_matrix(blocks) / np.repeat(blocks, blocks)).astype(F32)
+    got = pyda8w4.quantize_weight(w, 32, rotate=32, importance=importance)
+    want = pyda8w4.quantize_weight(turned, 32, importance=sums)
+    np.testing.assert_array_equal(got.codes, want.codes)
+
+
+def test_rotation_helps_weights_with_outliers() -> None:
+    rng = np.random.default_rng(6)
+    w = rng.standard_normal((64, 512), F32)
+    w[:, ::37] *= 20
+    for group in (32, 128):
+        plain, turned = (error(pyda8w4.quantize_weight(w, group, rotate=rotate), w) for rotate in (0, 32))
+        assert turned < 0.9 * plain

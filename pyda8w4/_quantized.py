@@ -1,4 +1,4 @@
-"""What every format becomes."""
+"""A weight matrix that is quantized, not packed yet: what every format becomes, and floats that are rounded."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class QuantizedWeight:
         Raises
         ------
         ValueError
-            If there is more, which that would lose: two levels, say.
+            If there is more, which that would lose: two levels or a rotation, say.
         """
         given = self._arguments()
-        more = given.keys() - {*_BY_POSITION, "bits", "group_size"}
-        if more or self.bits != 4 or self.zps is None:
+        more = given.keys() - {*_BY_POSITION, "bits", "rotation", "group_size"}
+        if more or self.bits != 4 or self.rotation or self.zps is None:
             raise ValueError(
                 f"only codes of 4 bits with scales, zps and offsets can be unpacked, got {', '.join(given)}: use pack()"
             )
