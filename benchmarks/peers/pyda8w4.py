@@ -60,6 +60,7 @@ class Kind:
         if self.offsets:
             arrays["zps"] = np.zeros((n, groups), np.uint8)
             arrays["offsets"] = (-middle * arrays["scales"]).astype(np.float16)
+        if self.offsets and self.super_size:
             arrays["sub_offsets"] = rng.integers(*sub, (n, groups), self.sub_type)
         return arrays
 
@@ -69,6 +70,7 @@ _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 # Peers are named pyda8w4-KIND:SCHEME. Those of GGUF have its groups whatever those of the layer are.
 KINDS = {
     "": Kind("4 bits, zero points", zero_points=True),
+    "offsets": Kind("4 bits, offsets", offsets=True),
     "q4_k": Kind("4 bits, groups of 32, scales and offsets of two levels", 4, 32, super_size=8, offsets=True),
     "q5_k": Kind("5 bits, groups of 32, scales and offsets of two levels", 5, 32, super_size=8, offsets=True),
     "q6_k": Kind("6 bits, groups of 16, scales of two levels", 6, 16, super_size=16, sub_type=np.int8),

@@ -82,11 +82,11 @@ def test_logits(make: Any, most_float: float, most_int16: float, tmp_path: Path)
     tokens = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], 190)
     wanted = model(torch.tensor(tokens[None])).logits[0].numpy()
 
-    def floats(weights: Weights, names: list[str], act: str, activation: str | None = None) -> Any:
+    def floats(weights: Weights, names: list[str], activation: str | None = None) -> Any:
         w = np.concatenate([weights.array(name) for name in names])
         if activation is None:
-            return lambda x, out: np.matmul(x, w.T, out=out)
-        return lambda x, out: gate(*np.split(x @ w.T, 2, axis=1), activation, out)
+            return lambda x, out, act: np.matmul(x, w.T, out=out)
+        return lambda x, out, act: gate(*np.split(x @ w.T, 2, axis=1), activation, out)
 
     for layer, most in ((floats, most_float), (DA8W4, most_int16)):
         mine = Model(pyda8w4.checkpoints.open(path), len(tokens), layer, "int16")
