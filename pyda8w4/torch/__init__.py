@@ -18,6 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("pyda8w4.torch needs torch: pip install 'pyda8w4[torch]'", name=error.name) from error
 
+from pyda8w4.torch._act import set_act
 from pyda8w4.torch._calibrate import calibrate
 from pyda8w4.torch._checkpoint import from_checkpoint
 from pyda8w4.torch._embedding import DA8W4Embedding
@@ -39,4 +40,5 @@ __all__ = [
     "fuse_gated",
     "fuse_linears",
     "quantize_",
+    "set_act",
 ]

@@ -35,6 +35,7 @@ from pyda8w4._format import ARRAYS, Format, check_group_size
 from pyda8w4._layout import TYPED, format_from
 from pyda8w4._packed_file import TYPES
 from pyda8w4._quantize import Rounding
+from pyda8w4.torch._act import set_act
 from pyda8w4.torch._embedding import DA8W4Embedding
 from pyda8w4.torch._experts import STACKS, empty_experts
 from pyda8w4.torch._filling import Filling, check_sizes, scale_of, tied_layer
@@ -66,6 +67,8 @@ class DA8W4Config(QuantizationConfigMixin):
         Weights that share a scale: a multiple of 4.
     act : {'uint8', 'int8', 'int8_group', 'int16'}
         See `pyda8w4.torch.quantize_`.
+    token_act : str, optional
+        See `pyda8w4.torch.set_act`: the scheme of tokens that come one by one. Set when a model is loaded.
     method : {'search', 'minmax'}
         See `pyda8w4.quantize_weight`.
     zeros : {'float', 'integer', 'none'}
@@ -114,6 +117,7 @@ class DA8W4Config(QuantizationConfigMixin):
         group_size: int = 128,
         act: str = "uint8",
         *,
+        token_act: str | None = None,
         method: str = "search",
         zeros: str = "float",
         two_level: bool = False,
@@ -133,6 +137,7 @@ class DA8W4Config(QuantizationConfigMixin):
         if symmetric_activation is not None:
             act = "int8" if check_flag("symmetric_activation", symmetric_activation) else "uint8"
         self.act = check_scheme("act", act, tuple(SCHEMES))
+        self.token_act = None if token_act is None else check_scheme("token_act", token_act, tuple(SCHEMES))
         self.modules_to_not_convert = modules_to_not_convert
 
     @property
@@ -378,6 +383,8 @@ class _Quantizer(HfQuantizer):
         self.quantization_config = copy.copy(config)  # the caller's may serve another model
         model.config.quantization_config = self.quantization_config
         set_config(model, self.quantization_config)
+        if config.token_act is not None:
+            set_act(model, config.act, config.token_act)
         return model
 
 
