@@ -276,6 +276,7 @@ def _importance(value: npt.ArrayLike, k: int, rotation: int) -> npt.NDArray[np.f
         raise ValueError(
             f"importance must be finite, 0 or more and not all 0, got {array.min():.6g} to {array.max():.6g}"
         )
+    array /= array.max()
     if rotation:
         blocks = _blocks(k, rotation)
         array = np.repeat(np.add.reduceat(array, np.cumsum(blocks) - blocks), blocks)
@@ -333,7 +334,8 @@ def _minmax_rows(
         raise ValueError("w must be finite, got NaN or infinity")
     with np.errstate(over="ignore"):
         s = np.maximum(-low, high) / np.float32(7.5) if zeros == "none" else (high - low) / np.float32(15)
-    if not np.isfinite(s).all():
+        farthest = s * np.float32(8 if zeros == "none" else 15)
+    if not np.isfinite(farthest).all():
         raise ValueError("w must have groups whose range fits float32, got one that overflows")
     s = np.maximum(s, _LEAST_SCALE)
     if offsets is not None:

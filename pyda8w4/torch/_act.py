@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,10 +39,11 @@ def set_act(model: nn.Module, act: str, token_act: str | None = None) -> None:
 
     Notes
     -----
-    With `token_act`, a hook looks at each call of this model (not of parts of it, nor of its ``forward``): the second
-    dimension of ``input_ids``, ``inputs_embeds`` or the first argument says how many positions there are. A sequence
-    then has the same results alone and in a batch; but a token has not, alone and in a prompt. Calls from several
-    threads at a time need one `act` for all. Setting again takes the hook away.
+    With `token_act`, hooks look at each call of this model (not of parts of it, nor of its ``forward``): the second
+    dimension of ``input_ids``, ``inputs_embeds`` or the first argument says how many positions there are. For a call
+    with one the layers have `token_act`, and `act` again behind it. A sequence then has the same results alone and in a
+    batch; but a token has not, alone and in a prompt. Calls from several threads at a time need one `act` for all.
+    Setting again takes the hooks away. ``save_pretrained`` of transformers writes what is set.
 
     Examples
     --------
@@ -54,8 +56,6 @@ def set_act(model: nn.Module, act: str, token_act: str | None = None) -> None:
     >>> with torch.no_grad():
     ...     model(torch.ones(1, 1, 64)).shape
     torch.Size([1, 1, 32])
-    >>> model[0].act
-    'int16'
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -64,11 +64,21 @@ def set_act(model: nn.Module, act: str, token_act: str | None = None) -> None:
         check_scheme("token_act", token_act, tuple(SCHEMES))
     if not _set(model, act):
         raise ValueError("model must have packed layers, got one without")
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if isinstance(hook, _Switch):
-            del model._forward_pre_hooks[key], model._forward_pre_hooks_with_kwargs[key]
+    for module in model.modules():
+        for hooks, options in (
+            (module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]),
+            (module._forward_hooks, [module._forward_hooks_with_kwargs, module._forward_hooks_always_called]),
+        ):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Switch)]:
+                del hooks[key]
+                for option in options:
+                    del option[key]
     if token_act is not None and token_act != act:
-        model.register_forward_pre_hook(_Switch(act, token_act), with_kwargs=True)
+        model.register_forward_pre_hook(_Switch(token_act), with_kwargs=True)
+        model.register_forward_hook(_Switch(act), with_kwargs=True, always_call=True)
+    adapter = sys.modules.get("pyda8w4.torch.transformers")
+    if adapter is not None:
+        adapter.set_acts(model, act, token_act)
 
 
 def _set(model: nn.Module, act: str) -> int:
@@ -80,20 +90,18 @@ def _set(model: nn.Module, act: str) -> int:
 
 
 class _Switch:
-    """A hook: it holds no layers, so that it may be copied with its model."""
+    """A hook before calls with one position, and one behind them. It holds no layers: it is copied with its model."""
 
-    def __init__(self, act: str, token_act: str) -> None:
-        self.acts = {False: act, True: token_act}
-        self.is_token = False
+    def __init__(self, act: str) -> None:
+        self.act = act
 
-    def __call__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        is_token = _positions(args, kwargs) == 1
-        if is_token != self.is_token:
-            _set(model, self.acts[is_token])
-            self.is_token = is_token
+    def __call__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *out: Any) -> None:
+        if _positions(args, kwargs) == 1:
+            _set(model, self.act)
 
 
 def _positions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """How many; 0 where nothing tells."""
     for value in (*(kwargs.get(name) for name in _POSITIONS), *args[:1]):
         if isinstance(value, torch.Tensor) and value.dim() > 1:
             return int(value.shape[1])

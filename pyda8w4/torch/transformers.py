@@ -190,6 +190,27 @@ def set_config(model: nn.Module, config: DA8W4Config) -> None:
                 _untie(module, packed)
 
 
+def set_acts(model: nn.Module, act: str, token_act: str | None) -> None:
+    """Have `save_pretrained` write these schemes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Whose layers have them.
+    act : str
+        See `pyda8w4.torch.set_act`.
+    token_act : str, optional
+        See there.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            config = getattr(module.config, "quantization_config", None)
+            if isinstance(config, DA8W4Config) and (config.act, config.token_act) != (act, token_act):
+                config = copy.copy(config)  # the caller's may serve another model
+                config.act, config.token_act = act, token_act
+                set_config(module, config)
+
+
 def _keep_names(model: Any) -> None:
     """Have a model saved under the names of its modules where those of its original format do not serve.
 

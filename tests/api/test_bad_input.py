@@ -392,6 +392,9 @@ TABLE = [
         "importance": [(ones(64), ValueError)],
         "two_level": [(True, ValueError)],
     }),
+    ("quantize_weight", lambda: {"w": floats(64)[:ROWS], "method": "minmax", "zeros": "none"}, {
+        "w": [(np.full((1, 8), -3.4e38, np.float32), ValueError)],
+    }),
     ("prepack", good_prepack, {
         "codes": BAD_W, "scales": BAD_SCALES, "zps": BAD_WEIGHT_ZPS, "offsets": BAD_OFFSETS,
         "group_size": [*BAD_GROUP_SIZE, (64, ValueError), (16, ValueError)],

@@ -135,6 +135,66 @@ def test_what_is_refused() -> None:
         assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+class Chain(nn.Module):
+    """A list of layers, between which something happens."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.layers, self.way = nn.ModuleList([nn.Linear(64, 64) for _ in range(3)]), way
+
+    def forward(self, x: Any) -> Any:
+        if self.way == "heads":
+            return torch.cat([layer(x) for layer in self.layers], -1)
+        for layer in self.layers:
+            if self.way == "keyword":
+                x = torch.relu(layer(input=x))
+            elif self.way == "in place":
+                x = layer(x)
+                x += 1
+            else:
+                x = x + torch.tanh(layer(nn.functional.layer_norm(x, (64,))))
+        return x
+
+
+@pytest.mark.parametrize("way", ["heads", "keyword", "in place", "residual"])
+def test_lists_that_are_no_blocks(way: str) -> None:
+    model, x = Chain(way), inputs(800, 64)
+    searched, want = copy.deepcopy(model), model(x)
+    quantize_(searched, 32, "int16")
+    calibrate(model, [x[:400], x[400:]], 32, "int16")
+    assert torch.norm(model(x) - want) < 0.9 * torch.norm(searched(x) - want)
+
+
+def test_an_input_that_is_changed_in_place() -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 40)
+
+        def forward(self, x: Any) -> Any:
+            x = x.clone()
+            x += torch.relu(self.a(x))
+            return self.b(x)
+
+    model, x = Changing(), inputs(800, 64)
+    searched, want = copy.deepcopy(model), model(x)
+    quantize_(searched, 32, "int16")
+    calibrate(model, [x], 32, "int16")
+    assert torch.norm(model(x) - want) < 0.9 * torch.norm(searched(x) - want)
+
+
+def test_layers_that_stay_float_stay_as_they_are() -> None:
+    model = perceptron().double()
+    before = copy.deepcopy(model.state_dict())
+    report = calibrate(model, [inputs(300, 64).double()], 32)
+    assert set(report.kept) == {"0", "2"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    model = perceptron()
+    model[2].weight[0, :2] = torch.tensor([3e38, -3e38])
+    report = calibrate(model, [torch.zeros(3, 64)], 32)
+    assert report.replaced == ["0"] and "range fits float32" in report.kept["2"]
+
+
 # ---- models of transformers ------------------------------------------------------------------
 
 
@@ -212,3 +272,30 @@ def test_a_mixture_of_experts(hf: Any) -> None:
     report = calibrate(model, [{"input_ids": TOKENS}], 32)
     assert "model.layers.0.mlp.experts" in report.replaced
     assert torch.isfinite(model(TOKENS).logits).all()
+
+
+def test_a_wrapper_that_knows_nothing_of_caches(hf: Any) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, **arguments: Any) -> Any:
+            return self.inner(**arguments)
+
+    model = alike(hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA)))
+    batch = {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}
+    wrapped = Wrapper(copy.deepcopy(model))
+    calibrate(wrapped, [batch | {"use_cache": True}], 32, "int16")
+    calibrate(model, [batch], 32, "int16")
+    assert same(wrapped(**batch).logits, model(**batch).logits) and model.config.use_cache
+
+
+def test_a_block_that_stays_float(hf: Any) -> None:
+    model = alike(hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA)))
+    seen = []
+    model.lm_head.register_forward_hook(lambda *_: seen.append(1))
+    report = calibrate(
+        model, [TOKENS], 32, filter_fn=lambda module, name: "layers.0." not in name and "head" not in name
+    )
+    assert len(report.kept) == 8 and not seen  # the blocks were rounded one by one, without the head

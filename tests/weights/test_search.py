@@ -184,7 +184,7 @@ def test_importance(zeros: str, two_level: bool) -> None:
     without = pyda8w4.quantize_weight(w, 32, zeros=zeros, two_level=two_level)
     assert error(with_it, w, importance) < 0.8 * error(without, w, importance)
     assert error(with_it, w) > error(without, w)
-    for scaled in (importance * 2.0**100, importance * 2.0**-100, importance.astype(">f8")):
+    for scaled in (importance * 2.0**1000, importance * 2.0**100, importance * 2.0**-100, importance.astype(">f8")):
         again = pyda8w4.quantize_weight(w, 32, zeros=zeros, two_level=two_level, importance=scaled)
         assert_same_bits(again.codes, with_it.codes)
 
@@ -263,6 +263,10 @@ def test_parts_by_position() -> None:
         pyda8w4.prepack(*pyda8w4.quantize_weight(w, 32, two_level=True))
     with pytest.raises(ValueError, match="use pack"):
         [*QuantizedWeight(weight.codes, weight.scales)]
+    with pytest.raises(ValueError, match="taken for groups of 48, not 64: use pack"):
+        pyda8w4.prepack(*pyda8w4.quantize_weight(floats(96), 64))
+    with pytest.raises(ValueError, match="group_size must be given"):
+        pyda8w4.prepack(*pyda8w4.quantize_weight(floats(100), 48))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
