@@ -10,7 +10,7 @@
 
 // The search: a grid of scales, some of them so small that the ends of the group are clipped, and for each of them
 // places of the grid of codes; of the codes that such a pair gives, the scale and offset of least squared error in
-// closed form. From the best pair on, codes and scale are fitted to each other in turns. The idea is that of ggml's
+// closed form. From the best pair on, codes are fitted to the scale, and that to the codes. The idea is that of ggml's
 // k-quants.
 //
 // Operations are those of IEEE 754 in a fixed order, on rows side by side, so every CPU finds the same codes.

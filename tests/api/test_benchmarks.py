@@ -179,7 +179,7 @@ def test_kinds_prints_its_tables() -> None:
     )
     assert done.returncode == 0, done.stderr
     tables = [line.count("|") for line in done.stdout.splitlines() if line.startswith("|")]
-    assert tables == [8] * 10 + [8] * 6
+    assert tables == [8] * 11 + [8] * 6
 
 
 def test_divergence_and_loss_of_predictions() -> None:
