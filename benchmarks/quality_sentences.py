@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -71,11 +73,14 @@ def overlap(exact: np.ndarray, found: np.ndarray, top: int) -> float:
 
 def sentence_rows(model: SentenceModel, others: Sequence[str]) -> Iterator[tuple[Row, list[Product]]]:
     matrices = model.matrices
+    start = time.perf_counter()
     for label, group, packed in packed_matrices(model, others):
+        print(f"{label}, groups of {group}: {time.perf_counter() - start:.2f} s", file=sys.stderr)
         size = sizes(matrices, [each.nbytes for each in packed], [each.dequantize() for each in packed])
         for act in ("int16", "uint8", "int8_group") if label == RECOMMENDED else ("int16",):
             row = {"weights": label, "groups of": group, "activations": act, **size}
             yield row, [partial(rounded, each, act) for each in packed]
+        start = time.perf_counter()
     for row, quantize in quantizers():
         layers = [OnnxLayer(quantize, w) for w in matrices]
         size = sizes(matrices, [each.nbytes for each in layers], [each.dequantize() for each in layers])

@@ -521,3 +521,19 @@ def test_encoder_of_torch() -> None:
     want = model(x)
     quantize_(model, 32)
     assert model(x).shape == want.shape and bool((model(x) - want).abs().max() < 0.5)
+
+
+def test_progress(monkeypatch: Any, capsys: Any) -> None:
+    from pyda8w4.torch import _quantize
+
+    now = iter([0.0, 1.0, 3.0, 9.0])
+    monkeypatch.setattr(_quantize.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(_quantize.sys.stderr, "isatty", lambda: True, raising=False)
+    progress = _quantize.Progress("quantize_", 3)
+    for _ in range(3):
+        progress.step()
+    progress.end()
+    first, second, last = capsys.readouterr().err.replace("\x1b[K", "").split("\r")[1:]
+    assert first == f"quantize_: {'#' * 10}{'.' * 20} 1 of 3 layers, 6 s left"
+    assert second == f"quantize_: {'#' * 20}{'.' * 10} 2 of 3 layers, 4 s left"
+    assert last == f"quantize_: {'#' * 30} 3 of 3 layers\n"
