@@ -16,7 +16,7 @@ the next 128 sentences some quantizers learn what inputs are like.
 First come the files' weights as they are, dequantized for float32. Then weights are quantized by several quantizers.
 Those of the files lie on grids, and what finds these again would lose nothing. So the inputs of matrices are put into a
 random order for this. Bits are those of packed matrices in memory; the output head is not among them, and is the same
-in all rows but llama.cpp's. All of it takes some 20 minutes on two CPUs.
+in all rows but llama.cpp's. All of it takes some 45 minutes on two CPUs.
 """
 
 from __future__ import annotations
