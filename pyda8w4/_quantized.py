@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._format import group_size_of
 from pyda8w4._packed import PackedWeight
 from pyda8w4._prepack import prepack
 
@@ -69,23 +68,17 @@ class QuantizedWeight:
         Raises
         ------
         ValueError
-            If there is more, which that would lose: two levels or a rotation, say, or groups of another size than
-            `pyda8w4.prepack` would take from the shapes.
+            If there is more, which that would lose: two levels or a rotation, say.
+
+        Notes
+        -----
+        Where groups do not divide K, `pyda8w4.prepack` needs `group_size` beside these; `pack` gives it.
         """
         given = self._arguments()
         more = given.keys() - {*_BY_POSITION, "bits", "rotation", "group_size"}
         if more or self.bits != 4 or self.rotation or self.zps is None:
             raise ValueError(
                 f"only codes of 4 bits with scales, zps and offsets can be unpacked, got {', '.join(given)}: use pack()"
-            )
-        k, groups = self.shape[1], self.scales.shape[-1]
-        try:
-            seen = group_size_of(k, groups, "scales")
-        except ValueError:  # which prepack raises, too
-            seen = self.group_size or 0
-        if self.group_size not in (None, seen):
-            raise ValueError(
-                f"{groups} groups of K = {k} are taken for groups of {seen}, not {self.group_size}: use pack()"
             )
         return iter([given[name] for name in _BY_POSITION if name in given])
 
