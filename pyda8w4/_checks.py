@@ -121,6 +121,13 @@ def bits(array: npt.NDArray[Any], type_name: str) -> npt.NDArray[Any]:
     return array.view(np.uint16) if type_name == "bfloat16" else array
 
 
+def as_float32(array: npt.NDArray[Any], type_name: str) -> npt.NDArray[np.float32]:
+    """A copy of floats that are held as `bits` gives them."""
+    if type_name == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
 def check_scheme(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value in allowed and type(value) is str:
         return value

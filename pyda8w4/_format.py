@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pyda8w4._checks import FLOATS, INTEGERS, TYPES, ceil_div, one_of
+from pyda8w4._checks import FLOATS, INTEGERS, TYPES, as_float32, ceil_div, one_of
 from pyda8w4._core import ExpertsView, View
 
 # A reader refuses every other. Weights of version 1 are those of version 2 that have 4 bits and one level of scales,
@@ -382,7 +382,7 @@ class Format:
         if whole.scale_dtype != self.scale_dtype:
             for name in ("scales", "offsets"):
                 if name in parts:
-                    parts[name] = self._as_float32(parts[name])
+                    parts[name] = as_float32(parts[name], self.scale_dtype)
         wanted = replace(whole, n=self.n).arrays
         for name in wanted.keys() - parts.keys():  # those of offsets: zero is all bits zero in every type
             parts[name] = np.zeros(wanted[name].shape, wanted[name].dtype)
@@ -397,16 +397,11 @@ class Format:
         given = {name: arrays[name] for name in arrays if name not in ("codes", "sums")}
         for name in given.keys() - set(SHARED):
             floats = name in ("scales", "offsets")
-            given[name] = self._columns(self._as_float32(given[name]) if floats else given[name])
+            given[name] = self._columns(as_float32(given[name], self.scale_dtype) if floats else given[name])
         return given
 
     def _columns(self, blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return blocks.transpose(0, 2, 1).reshape(-1, blocks.shape[1])[: self.n]
-
-    def _as_float32(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        if self.scale_dtype == "bfloat16":
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32)
 
     def view(self, arrays: Mapping[str, Any]) -> View:
         """What kernels read: of numpy arrays, which the view keeps alive, or of addresses, which it cannot."""

@@ -17,6 +17,7 @@ from pyda8w4._checks import (
     TYPES,
     as_array,
     as_array_of,
+    as_float32,
     bits,
     ceil_div,
     check_flag,
@@ -257,12 +258,6 @@ def _blocks(k: int, rotation: int) -> npt.NDArray[np.intp]:
     """The sizes of the blocks into which it cuts a row."""
     tail = [1 << bit for bit in reversed(range(rotation.bit_length() - 1)) if k % rotation >> bit & 1]
     return np.array([rotation] * (k // rotation) + tail, np.intp)
-
-
-def as_float32(w: npt.NDArray[Any], w_type: str) -> npt.NDArray[np.float32]:
-    """Of floats that are held as `bits` gives them."""
-    floats: npt.NDArray[np.float32] = (w.astype(np.uint32) << 16).view(np.float32) if w_type == "bfloat16" else w
-    return floats.astype(np.float32, copy=False)
 
 
 def _importance(value: npt.ArrayLike, k: int, rotation: int) -> npt.NDArray[np.float32]:

@@ -191,9 +191,8 @@ typedef struct da8w4_quantization {
     size_t super;       /* the same: 0 is one level of scales */
     const void *values; /* [n][k] */
     da8w4_type values_type;
-    size_t values_stride; /* bytes from one row to the next */
-    const float
-        *importance; /* [k]: what the squared error of each k counts, finite, none below 0; NULL: all the same */
+    size_t values_stride;    /* bytes from one row to the next */
+    const float *importance; /* [k]: what a squared error counts, finite, none below 0; NULL: all the same */
     da8w4_zeros zeros;
     uint8_t *codes;      /* [n][k], 0..15 */
     float *scales;       /* [n][groups], of two levels [n][supers]; each is a bfloat16 */

@@ -20,6 +20,7 @@ from pyda8w4.torch._quantize import (
     Report,
     check_model,
     chooser,
+    filtered_by,
     finish,
     is_linear,
     layers_of,
@@ -106,11 +107,7 @@ def calibrate(
     calls = [_call_of(model, batch) for batch in batches]
     if not calls:
         raise ValueError("batches must have some, got none")
-
-    def keep(module: nn.Module, name: str) -> str | None:
-        return None if filter_fn is None or filter_fn(module, name) else "filter_fn"
-
-    reason_of = chooser(model, keep)
+    reason_of = chooser(model, filtered_by(filter_fn))
     modules = {name: model.get_submodule(name) for name in layers_of(model)}
     linears = {
         id(module.weight): module

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pyda8w4._quantize import Rounding, rotated
@@ -37,7 +36,6 @@ def round_weight(weight: torch.Tensor, moments: torch.Tensor, rounding: Rounding
     if rounding.rotate:
         w = torch.from_numpy(rotated(w.numpy(), "float32", rounding.rotate))
         h = torch.from_numpy(rotate(rotate(h.numpy(), rounding.rotate).T, rounding.rotate)).double()
-    w = w.clone()
     mean = h.diagonal().mean()
     h.diagonal().add_(_DAMPING * mean if mean else 1)  # there may have been nothing but zeros
     importance = h.diagonal().clone()
@@ -45,10 +43,9 @@ def round_weight(weight: torch.Tensor, moments: torch.Tensor, rounding: Rounding
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).float()
     del h
     k = w.shape[1]
-    parts = rounding.spans(k)
-    columns = w.T.contiguous()
+    columns = w.T.clone(memory_format=torch.contiguous_format)  # which are changed
     del w
-    rounded = [_round_span(columns, span, importance, inverse, rounding) for span in parts]
+    rounded = [_round_span(columns, span, importance, inverse, rounding) for span in rounding.spans(k)]
     arrays = {
         name: np.concatenate([getattr(part, name) for part in rounded], axis=1)
         for name in ("codes", "scales", "zps", "offsets", "sub_scales", "sub_offsets")
@@ -64,7 +61,9 @@ def _round_span(
     plain = replace(rounding, rotate=0)
     found = plain.quantize(w[span].T.contiguous().numpy(), "float32", importance[span].numpy())
     group = found.group_size or 1
-    scales, offsets, zps = (torch.from_numpy(np.ascontiguousarray(each.T)) for each in _of_groups(found))
+    # One of each for a group, whatever the levels.
+    _, scales, zps, *rest = (torch.from_numpy(np.ascontiguousarray(each.T)) for each in found.pack().unpack())
+    offsets = rest[0] if rest else torch.zeros_like(scales)
     codes = torch.empty(w[span].shape, dtype=torch.uint8)
     for start in range(span.start, span.stop, _COLUMNS):
         stop = min(start + _COLUMNS, span.stop)
@@ -79,16 +78,3 @@ def _round_span(
             errors[k - start] = error
         w[stop:] -= inverse[start:stop, stop:].T @ errors
     return replace(found, codes=np.ascontiguousarray(codes.T.numpy()))
-
-
-def _of_groups(weight: QuantizedWeight) -> tuple[npt.NDArray[np.float32], ...]:
-    """Scales, offsets and zero points: (N, G)."""
-    assert weight.zps is not None
-    scales, offsets = weight.scales, weight.offsets
-    if weight.sub_scales is not None:
-        scales = scales * weight.sub_scales.astype(np.float32)
-    if offsets is None:
-        offsets = np.zeros_like(scales)
-    elif weight.sub_offsets is not None:
-        offsets = offsets * weight.sub_offsets.astype(np.float32)
-    return scales, offsets, weight.zps.astype(np.float32)

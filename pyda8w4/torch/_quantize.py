@@ -181,11 +181,7 @@ def quantize_(
     check_model(model)
     rounding = Rounding(check_group_size(group_size, 1 << 31), method, zeros, two_level, rotate)
     check_scheme("act", act, tuple(SCHEMES))
-
-    def keep(module: nn.Module, name: str) -> str | None:
-        return None if filter_fn is None or filter_fn(module, name) else "filter_fn"
-
-    report = replace_layers(model, rounding, act, chooser(model, keep))
+    report = replace_layers(model, rounding, act, chooser(model, filtered_by(filter_fn)))
     finish(model, report, rounding, act)
     return report
 
@@ -195,6 +191,11 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if is_linear(model) or is_experts(model):
         raise ValueError("model must hold its Linear layers as submodules; for one layer use DA8W4Linear.from_linear")
+
+
+def filtered_by(filter_fn: Callable[[nn.Module, str], bool] | None) -> Callable[[nn.Module, str], str | None]:
+    """What tells why a user keeps a layer: None if he does not."""
+    return lambda module, name: None if filter_fn is None or filter_fn(module, name) else "filter_fn"
 
 
 def finish(model: nn.Module, report: Report, rounding: Rounding, act: str) -> None:

@@ -55,8 +55,7 @@ def test_gptq(k: int, group: int, zeros: str) -> None:
     got = round_weight(w, x.T @ x, Rounding(group, zeros=zeros))
     want = by_definition(w, x.T @ x, group, zeros)
     # Near the middle between two codes float32 and float64 differ, and all that follows in such a row.
-    rows = (got.codes == want).all(1)
-    assert rows.mean() > 0.5 and (np.abs(got.codes[rows].astype(int) - want[rows]) == 0).all()
+    assert (got.codes == want).all(1).mean() > 0.5
     nearest = pyda8w4.quantize(w.numpy(), group, zeros=zeros)
     exact = x.numpy() @ w.numpy().T
     errors = [np.linalg.norm(x.numpy() @ each.dequantize().T - exact) for each in (got.pack(), nearest)]
