@@ -9,16 +9,18 @@ namespace da8w4 {
 
 // The bits are the rows of cpu_bits.inc, numbered in their order.
 enum CpuBitNumber {
-#define DA8W4_CPU_BIT(bit, ...) bit##Number,
+#define DA8W4_X86_BIT(bit, ...) bit##Number,
+#define DA8W4_ARM_BIT DA8W4_X86_BIT
 #include "runtime/cpu_bits.inc"
-#undef DA8W4_CPU_BIT
+#undef DA8W4_X86_BIT
     kCpuBitCount
 };
 
 enum CpuBit : uint64_t {
-#define DA8W4_CPU_BIT(bit, ...) bit = uint64_t{1} << bit##Number,
+#define DA8W4_X86_BIT(bit, ...) bit = uint64_t{1} << bit##Number,
 #include "runtime/cpu_bits.inc"
-#undef DA8W4_CPU_BIT
+#undef DA8W4_X86_BIT
+#undef DA8W4_ARM_BIT
 };
 
 struct CpuFeature {
@@ -31,8 +33,10 @@ extern const size_t cpu_feature_count;
 
 // Detected at the first call.
 uint64_t cpu_bits();
+// What that calls: of this architecture.
+uint64_t detect_cpu_bits();
 
-// As CPUID has them; empty and 0 where there is none.
+// As CPUID of x86 has them; elsewhere empty and 0.
 struct CpuModel {
     char vendor[13];
     unsigned family, model;

@@ -193,10 +193,12 @@ void check_refusals(const Trial &) {
     expect(da8w4_time_dots(nullptr, 1, 1, &made, nullptr) == bad, "no place for the time");
 }
 
-// Multiplications of a round of da8w4_time_dots: 12 registers of bytes, or 4 products of tiles.
+// Multiplications of a round of da8w4_time_dots: 12 registers of bytes, 12 squares of two by two, or 4 products of
+// tiles.
 size_t products_of_round(const std::string &kernel) {
     if (kernel == "amx") return size_t{4} * 16 * 16 * 64;
-    return kernel == "scalar" ? 4 : kernel == "avx512vnni" ? 12 * 64 : 12 * 32;
+    if (kernel == "scalar") return 4;
+    return size_t{12} * (kernel == "avx512vnni" ? 64 : kernel == "neondot" ? 16 : 32);
 }
 
 void check_loops(const Trial &) {

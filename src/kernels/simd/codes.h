@@ -14,18 +14,20 @@ namespace {
 
 constexpr size_t kPanelLineBytes = 128;  // a quad with one code a byte
 
-// What packed codes become: bytes 0..kMost, which are values + bias.
+// What packed codes become where dot products take unsigned bytes: bytes 0..kMost, which are values + bias.
 constexpr int most_byte(const CodeLayout &layout) { return layout.bias ? 255 : layout.most; }
 
 template <class V, da8w4_kind kValue>
 class PackedCodes {
     using Int = typename V::Int;
     static constexpr CodeLayout kLayout = layout_of(kValue);
+    static constexpr bool kSigned = V::kPanelEncoding == Encoding::signed_;
 
 public:
     static constexpr da8w4_kind kKind = kValue;
     static constexpr bool kPacked = true;
     static constexpr int kMost = most_byte(kLayout);
+    static constexpr int kBias = kSigned ? 0 : kLayout.bias;
     static constexpr size_t kUnitQuads = kLayout.unit_quads();
     static constexpr size_t kUnitBytes = kLayout.unit_lines * kLineBytes;
 
@@ -39,8 +41,13 @@ public:
     // The pair of column vectors of a quad, which the unit at `unit` counts from 0.
     DA8W4_INLINE void unpack(const uint8_t *unit, size_t quad, Int *low, Int *high) const {
         if constexpr (kKind == DA8W4_INT8) {
+            const Int minus_bias = V::broadcast(kSigned ? static_cast<int32_t>(0x80808080) : 0);
             *low = V::load(unit);
             *high = V::load(unit + kLineBytes);
+            if (kSigned) {
+                *low = V::add_bytes(*low, minus_bias);
+                *high = V::add_bytes(*high, minus_bias);
+            }
             return;
         }
         const Int both = V::load(unit + quad * kLineBytes);
@@ -82,9 +89,9 @@ struct PanelCodes {
     }
 };
 
-// A biased panel has bytes up to 255 whatever its kind.
+// A panel that holds zero points has bytes up to 255 whatever its kind.
 template <class V, da8w4_kind kKind>
-using PanelCodesOf = PanelCodes<V, V::kBiasedPanels ? 255 : PackedCodes<V, kKind>::kMost>;
+using PanelCodesOf = PanelCodes<V, V::kPanelEncoding == Encoding::plain ? PackedCodes<V, kKind>::kMost : 255>;
 
 template <da8w4_kind kValue>
 struct Kind {

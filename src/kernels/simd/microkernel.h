@@ -2,10 +2,11 @@
 // cuts rows into micro-tiles.
 //
 // Exactness. D = sum a' * (value + bias) - (zp + bias) * sum a', or in a biased panel
-// sum a' * (value - zp + 128) - 128 * sum a': all sums modulo 2^32, and D in range (prepacking sees to that). Each
-// chunk's sum starts from the term that is subtracted, and dot products are added in any order. The float chain is one
-// fma per group, or two where there are offsets, groups ascending. Where each group has a scale of activations, that
-// multiplies the weights' first; of 16-bit activations, another fma joins the sums of two rows first.
+// sum a' * (value - zp + 128) - 128 * sum a', or in a signed one sum a' * (value - zp): all sums modulo 2^32, and D in
+// range (prepacking sees to that). Each chunk's sum starts from the term that is subtracted, and dot products are added
+// in any order. The float chain is one fma per group, or two where there are offsets, groups ascending. Where each
+// group has a scale of activations, that multiplies the weights' first; of 16-bit activations, another fma joins the
+// sums of two rows first.
 #pragma once
 
 #include "kernels/kernel.h"
@@ -82,7 +83,6 @@ class MicroTile {
     using Int = typename V::Int;
     static constexpr size_t kSets = sets_for<V>(kRows);
     static constexpr size_t kUnitQuads = Codes::kUnitQuads;
-    static constexpr bool kBiased = !Codes::kPacked && V::kBiasedPanels;
 
     // Two products of a byte and an activation go into one sum of a Part. Where that does not hold them, nibbles are
     // multiplied one after the other.
@@ -90,6 +90,8 @@ class MicroTile {
     static constexpr size_t kMostQuads = V::kMostPart / (256 * (kNibbles == 2 ? 15 : Codes::kMost));
 
 public:
+    static constexpr bool kHoldsZps = !Codes::kPacked && V::kPanelEncoding != Encoding::plain;
+
     explicit DA8W4_INLINE MicroTile(const TilePointers &at) : at_(at), codes_(at.table) {
         for (size_t r = 0; r < kRows; r++)
             for (size_t v = 0; v < 2; v++) acc_[r][v] = V::load_f32(at.acc_from + r * kBlock + v * kHalf);
@@ -112,15 +114,15 @@ public:
         for (size_t r = 0; r < kRows; r++) {
             const int32_t chunk_sum = at_.chunk_sums[r];
             for (size_t v = 0; v < 2; v++) {
-                Int start = kBiased ? V::broadcast(chunk_sum) : V::zero();
-                if (Codes::kPacked)
+                Int start = kHoldsZps && V::kPanelEncoding == Encoding::biased ? V::broadcast(chunk_sum) : V::zero();
+                if constexpr (Codes::kPacked)
                     start = V::add_product(start, V::broadcast(chunk_sum),
-                                           zp_term<V>(V::load_s8(at_.zps + v * kHalf), layout_of(Codes::kKind).bias));
-                else if (!kBiased)
+                                           zp_term<V>(V::load_s8(at_.zps + v * kHalf), Codes::kBias));
+                else if (!kHoldsZps)
                     start = V::add_product(start, V::broadcast(chunk_sum), V::load(at_.zp_terms + v * kHalf));
                 else if (at_.zp_terms)
                     start = V::add_product(start, V::load(at_.zp_terms + v * kHalf),
-                                           V::broadcast(chunk_sum / sum_for(Encoding::biased, 1)));
+                                           V::broadcast(chunk_sum / sum_for(V::kPanelEncoding, 1)));
                 sum_[0][r][v] = V::add(sum_[0][r][v], start);
             }
         }
@@ -134,22 +136,13 @@ public:
         if (kUnitQuads == 1 || at_.first_quad == 0) at_.codes += Codes::kUnitBytes;
     }
 
-    // Those of kQuads quads of whole units. Prefetches into L2, for L1 is full. A tile that is alone prefetches as many
-    // lines as it reads, without a loop: where they are in cache already, that would cost as much as multiplying them.
+    // Those of kQuads quads of whole units.
     template <size_t kQuads>
     DA8W4_INLINE void add_step() {
-        constexpr size_t kBytes = kQuads / kUnitQuads * Codes::kUnitBytes;
-        constexpr size_t kLines = (Codes::kPacked ? kBytes / 64 : kQuads) * V::kLanes / kHalf;
         static_assert(kQuads % kUnitQuads == 0);
-        if (at_.prefetch_lines == kLines) {
-#pragma GCC unroll 16
-            for (size_t i = 0; i < kLines; i++) __builtin_prefetch(at_.prefetch + i * 64, 0, 2);
-            at_.prefetch += kLines * 64;
-        } else {
-            for (size_t i = 0; i < at_.prefetch_lines; i++, at_.prefetch += 64) __builtin_prefetch(at_.prefetch, 0, 2);
-        }
+        prefetch_step<kQuads>();
         add_quads<kQuads>(0);
-        at_.codes += kBytes;
+        at_.codes += kQuads / kUnitQuads * Codes::kUnitBytes;
     }
 
     // The float steps at the end of a group: one, or with offsets two.
@@ -194,6 +187,25 @@ public:
             for (size_t v = 0; v < 2; v++) V::store_f32(at_.acc + r * kBlock + v * kHalf, acc_[r][v]);
     }
 
+protected:
+    // What comes later, at each K step. Into L2, for L1 is full. A tile that is alone prefetches as many lines as it
+    // reads, without a loop: where they are in cache already, that would cost as much as multiplying them.
+    template <size_t kQuads>
+    DA8W4_INLINE void prefetch_step() {
+        constexpr size_t kLines =
+            (Codes::kPacked ? kQuads / kUnitQuads * Codes::kUnitBytes / 64 : kQuads) * V::kLanes / kHalf;
+        if (at_.prefetch_lines == kLines) {
+#pragma GCC unroll 16
+            for (size_t i = 0; i < kLines; i++) __builtin_prefetch(at_.prefetch + i * 64, 0, 2);
+            at_.prefetch += kLines * 64;
+        } else {
+            for (size_t i = 0; i < at_.prefetch_lines; i++, at_.prefetch += 64) __builtin_prefetch(at_.prefetch, 0, 2);
+        }
+    }
+
+    TilePointers at_;
+    Int sum_[kSets][kRows][2];
+
 private:
     // The dot products of kQuads quads, the first of which is quad `first` of the unit at `codes`.
     template <size_t kQuads>
@@ -209,6 +221,8 @@ private:
     // As many of them as a Part holds, from quad `from` on.
     template <size_t kQuads>
     DA8W4_INLINE void add_run(size_t first, size_t from, size_t nibble) {
+        constexpr bool kByNumber = V::kActQuads > 1 && kQuads % V::kActQuads == 0;
+        [[maybe_unused]] Int acts[kRows];  // of kActQuads quads
         typename V::Part part[kSets][kRows][2];
         for (size_t s = 0; s < kSets; s++)
             for (size_t r = 0; r < kRows; r++)
@@ -222,12 +236,21 @@ private:
                 low = nibble ? V::high_nibbles(low) : V::low_nibbles(low);
                 high = nibble ? V::high_nibbles(high) : V::low_nibbles(high);
             }
+            if constexpr (kByNumber)
+                if (i % V::kActQuads == 0)
+                    for (size_t r = 0; r < kRows; r++)
+                        acts[r] = V::load(at_.act + r * at_.act_stride + (from + i) * kQuad);
 #pragma GCC unroll 16
             for (size_t r = 0; r < kRows; r++) {
-                const Int a = V::broadcast_quad(at_.act + r * at_.act_stride + (from + i) * kQuad);
                 typename V::Part *to = part[i % kSets][r];
-                to[0] = V::dot(to[0], low, a);
-                to[1] = V::dot(to[1], high, a);
+                if constexpr (kByNumber) {
+                    to[0] = V::dot_quad(to[0], low, acts[r], i % V::kActQuads);
+                    to[1] = V::dot_quad(to[1], high, acts[r], i % V::kActQuads);
+                } else {
+                    const Int a = V::broadcast_quad(at_.act + r * at_.act_stride + (from + i) * kQuad);
+                    to[0] = V::dot(to[0], low, a);
+                    to[1] = V::dot(to[1], high, a);
+                }
             }
         }
         for (size_t s = 0; s < kSets; s++)
@@ -255,9 +278,7 @@ private:
                 for (size_t v = 0; v < 2; v++) sum_[0][r][v] = V::add(sum_[0][r][v], sum_[s][r][v]);
     }
 
-    TilePointers at_;
     Codes codes_;
-    Int sum_[kSets][kRows][2];
     typename V::Float acc_[kRows][2];
 };
 
@@ -304,10 +325,10 @@ inline const char *why_general(const Grouping &grouping) {
     return grouping.group > kChunk ? "the group is longer than 256 k" : "the last group of k is shorter";
 }
 
-template <class V, size_t kRows, class Codes, size_t kQuads>
+template <class Tile, size_t kQuads>
 DA8W4_INLINE void fast_path(TilePointers at, size_t groups, size_t steps) {
-    if (!Codes::kPacked && V::kBiasedPanels) at.zp_terms = nullptr;  // which the compiler does not know
-    MicroTile<V, kRows, Codes> tile(at);
+    if (Tile::kHoldsZps) at.zp_terms = nullptr;  // which the compiler does not know
+    Tile tile(at);
     for (; groups; groups--) {
         tile.begin_group();
         tile.begin_chunk();
@@ -321,7 +342,7 @@ DA8W4_INLINE void fast_path(TilePointers at, size_t groups, size_t steps) {
 struct FastPath {
     template <class V, size_t kRows, class Codes, size_t kQuads>
     static void run(const TilePointers &at, size_t groups, size_t steps) {
-        fast_path<V, kRows, Codes, kQuads>(at, groups, steps);
+        fast_path<MicroTile<V, kRows, Codes>, kQuads>(at, groups, steps);
     }
 };
 
@@ -331,7 +352,7 @@ template <class V, bool kPacked>
 PanelPath path_of(const PanelJob &job) {
     if (!has_fast_path(job.grouping, job.k))
         return {.left_to = nullptr, .fast = false, .reason = why_general(job.grouping)};
-    if (!kPacked && V::kBiasedPanels && !fit_bytes(job))
+    if (!kPacked && V::kPanelEncoding != Encoding::plain && !fit_bytes(job))
         return {.left_to = nullptr, .fast = false, .reason = kZpsBeyondBytes};
     return {.left_to = nullptr, .fast = true, .reason = nullptr};
 }
@@ -350,8 +371,9 @@ template <class V, class Fast, class Codes, size_t kRows>
 DA8W4_INLINE void run_tile(const TilePointers &at, const MicroTiles &tiles) {
     const Grouping &grouping = tiles.grouping;
     const size_t steps = steps_of(tiles.k);
-    // Only the general path knows of zero points that a biased panel does not hold.
-    const bool fast = has_fast_path(grouping, tiles.k) && (Codes::kPacked || !V::kBiasedPanels || !at.zp_terms);
+    // Only the general path knows of zero points that a panel which should hold them does not.
+    const bool held = Codes::kPacked || V::kPanelEncoding == Encoding::plain || !at.zp_terms;
+    const bool fast = has_fast_path(grouping, tiles.k) && held;
     for (size_t n = 0; n < kHalf; n += V::kLanes) {
         const TilePointers from = at.columns_from<V::kLanes>(n, steps);
         if (!fast)

@@ -58,7 +58,7 @@ constexpr Kernel simd_kernel(const char *name, const char *description, uint64_t
                 .pass_blocks = kPassBlocks,
                 .tiles_of_reading = V::kTilesOfReading,
                 .panel_bytes = panel_bytes,
-                .sum_row = sum_row<V, panel_encoding<V>>,
+                .sum_row = sum_row<V, V::kPanelEncoding>,
                 .prepare = prepare_panel<V, kPanelKc<V>>,
                 .run = run_tiles<V, Fast, false>,
                 .path = path_of<V, false>,

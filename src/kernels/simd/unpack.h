@@ -12,21 +12,11 @@ constexpr size_t kStepQuads = 8;       // quads of a micro-kernel's K step
 constexpr size_t kShortStepQuads = 4;  // where groups are no multiple of that; a multiple of every unit of codes
 constexpr size_t kLeastGroup = 4;      // the shortest group that is not all of k
 
-// What a byte of a panel is.
-enum class Encoding {
-    plain,  // value + bias, as packed codes become. A row starts a chunk with -(zp + bias) * sum of a' for each column.
-    biased,  // value - zp + 128, unsigned. A row starts a chunk with -128 * sum of a' for all columns.
-    signed_  // value - zp, signed. Nothing is left to compensate.
-};
-
 // The chunk sums that go with each encoding. Those of plain bytes are int16 in a lane whose upper half is zero, so that
 // a 16-bit multiplication by a zero point, whatever the upper half of its lane is, is their product.
 constexpr int32_t sum_for(Encoding encoding, int32_t sum) {
     return encoding == Encoding::biased ? -128 * sum : encoding == Encoding::plain ? sum & 0xffff : sum;
 }
-
-template <class V>
-constexpr Encoding panel_encoding = V::kBiasedPanels ? Encoding::biased : Encoding::plain;
 
 // Zero points of some groups of a column block.
 struct ZeroPoints {
@@ -79,7 +69,7 @@ template <class V, class Packed, Encoding kEncoding, class Filled>
 void unpack_codes(const PanelJob &job, const ZeroPoints &zps, Filled filled) {
     using Int = typename V::Int;
     constexpr size_t kUnit = Packed::kUnitQuads;
-    constexpr int kBias = layout_of(Packed::kKind).bias, kShift = kEncoding == Encoding::biased ? 128 - kBias : -kBias;
+    constexpr int kBias = Packed::kBias, kShift = kEncoding == Encoding::biased ? 128 - kBias : -kBias;
     const Packed codes(job.block.table);
     const size_t group = job.grouping.group;
     const uint8_t *from = job.block.codes_at(job.k.begin);
@@ -359,10 +349,10 @@ inline ZeroPoints hold_zps(const PanelJob &job, int8_t *held, Panel *panel) {
     return {.each = zps.each ? held : nullptr, .all = held[0]};
 }
 
-// Packed codes of 8 bits are a panel as they are: of either encoding, for a biased byte holds a zero point of 0 only.
+// Packed codes of 8 bits are a panel as they are: a plain one, or a biased one, for that holds a zero point of 0 only.
 template <class V, size_t kKc>
 Panel prepare_panel(const PanelJob &job) {
-    constexpr Encoding kEncoding = panel_encoding<V>;
+    constexpr Encoding kEncoding = V::kPanelEncoding;
     Panel panel = prepare_floats<V>(job);
     panel.codes = job.buffer.codes;
     ZeroPoints zps = zero_points(job);
@@ -372,7 +362,7 @@ Panel prepare_panel(const PanelJob &job) {
     else if (!fit_bytes(job))
         zps = hold_zps(job, held, &panel);
     with_kind(job.block.kind, [&](auto kind) {
-        if constexpr (kind.kKind == DA8W4_INT8)
+        if constexpr (kind.kKind == DA8W4_INT8 && kEncoding != Encoding::signed_)
             panel.codes = job.block.codes_at(job.k.begin);
         else
             unpack_codes<V, PackedCodes<V, kind.kKind>, kEncoding>(job, zps, [](size_t quads) { return quads; });

@@ -21,17 +21,26 @@ constexpr bool is_same<A, A> = true;
 template <class Found, class Wanted>
 concept Is = is_same<Found, Wanted>;
 
+// What a byte of a panel is. The dot products of an instruction set take bytes of one sign, and its packed codes become
+// such bytes, too: value + bias where they are unsigned, the value where they are signed.
+enum class Encoding {
+    plain,  // value + bias, as packed codes become. A row starts a chunk with -(zp + bias) * sum of a' for each column.
+    biased,  // value - zp + 128, unsigned. A row starts a chunk with -128 * sum of a' for all columns.
+    signed_  // value - zp, signed. Nothing is left to compensate.
+};
+
 template <class V>
 concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V::Part part, void *to, const void *from,
                              const int8_t *s8, const uint16_t *halves, uint8_t *bytes, const float *floats,
                              int32_t number, float value) {
-    // Constants: 32-bit lanes of a register; rows of a micro-tile; how panels encode codes (see unpack.h); independent
-    // accumulators of a micro-tile of one and of two rows; micro-tiles that take as long as reading their weights; the
-    // largest sum that a Part holds.
+    // Constants: 32-bit lanes of a register; rows of a micro-tile; how panels encode codes; quads of activations that
+    // dot products take from one register; independent accumulators of a micro-tile of one and of two rows; micro-tiles
+    // that take as long as reading their weights; the largest sum that a Part holds.
     {
-        V::kLanes + V::kRows + V::kSetsOneRow + V::kSetsTwoRows + V::kTilesOfReading + V::kNearRows + V::kMostPart
+        V::kLanes + V::kRows + V::kActQuads + V::kSetsOneRow + V::kSetsTwoRows + V::kTilesOfReading + V::kNearRows +
+            V::kMostPart
     } -> Is<size_t>;
-    { V::kBiasedPanels } -> Is<const bool &>;
+    { V::kPanelEncoding } -> Is<const Encoding &>;
 
     // Integers of 32 bits, and registers of bytes.
     { V::zero() } -> Is<typename V::Int>;
@@ -59,7 +68,7 @@ concept VectorOps = requires(typename V::Int i, typename V::Float f, typename V:
     { V::total(i) } -> Is<int32_t>;
     { V::opaque(i) } -> Is<typename V::Int>;
 
-    // Dot products of quads: uint8 codes by int8 activations.
+    // Dot products of quads: codes by int8 activations.
     { V::open(i) } -> Is<typename V::Part>;
     { V::dot(part, i, i) } -> Is<typename V::Part>;
     { V::flush(i, part, 1) } -> Is<typename V::Int>;

@@ -14,7 +14,7 @@ namespace {
 
 struct VecAvx2 : Vec256 {
     using Part = Int;
-    static constexpr bool kBiasedPanels = false;
+    static constexpr Encoding kPanelEncoding = Encoding::plain;
     static constexpr size_t kRows = 4, kSetsOneRow = 1, kSetsTwoRows = 1;
     static constexpr size_t kTilesOfReading = 1;
     static constexpr size_t kMostPart = INT16_MAX;

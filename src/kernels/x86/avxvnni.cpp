@@ -11,7 +11,7 @@ namespace {
 
 struct VecAvxVnni : Vec256 {
     using Part = Int;
-    static constexpr bool kBiasedPanels = true;
+    static constexpr Encoding kPanelEncoding = Encoding::biased;
     static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
     static constexpr size_t kTilesOfReading = 2;
     static constexpr size_t kMostPart = SIZE_MAX;  // sums modulo 2^32 do for any number of products

@@ -15,6 +15,7 @@ struct Vec256 {
     using Float = __m256;
     using Lanes = uint32_t __attribute__((vector_size(32)));
     static constexpr size_t kLanes = 8;
+    static constexpr size_t kActQuads = 1;
     static constexpr size_t kNearRows = 0;
 
     static Int zero() { return _mm256_setzero_si256(); }

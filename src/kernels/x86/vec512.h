@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/simd/vec.h"
 #include "types.h"
 
 namespace da8w4 {
@@ -17,7 +18,8 @@ struct Vec512 {
     using Part = Int;
     using Lanes = uint32_t __attribute__((vector_size(64)));
     static constexpr size_t kLanes = 16;
-    static constexpr bool kBiasedPanels = true;
+    static constexpr Encoding kPanelEncoding = Encoding::biased;
+    static constexpr size_t kActQuads = 1;
     static constexpr size_t kRows = 6, kSetsOneRow = 4, kSetsTwoRows = 2;
     static constexpr size_t kTilesOfReading = 3;
     static constexpr size_t kNearRows = 2;
