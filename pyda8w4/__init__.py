@@ -29,9 +29,11 @@ from pyda8w4._prepack import prepack
 from pyda8w4._quantize import quantize, quantize_activation, quantize_weight
 from pyda8w4._runtime import (
     cpu_info,
+    get_cmake_dir,
     get_include,
     get_library,
     get_num_threads,
+    get_pkgconfig_dir,
     kernels,
     set_num_threads,
     use_kernel,
@@ -47,9 +49,11 @@ __all__ = [
     "cpu_info",
     "explain",
     "gemm",
+    "get_cmake_dir",
     "get_include",
     "get_library",
     "get_num_threads",
+    "get_pkgconfig_dir",
     "grouped_linear",
     "kernels",
     "linear",

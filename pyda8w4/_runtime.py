@@ -238,6 +238,57 @@ def get_include() -> str:
     return str(installed if installed.is_dir() else package.parent / "include")
 
 
+def get_cmake_dir() -> str:
+    """Return the folder of the CMake package: ``find_package(pyda8w4)``, and link with ``pyda8w4::pyda8w4``.
+
+    Returns
+    -------
+    str
+        Its path, for CMake's ``-Dpyda8w4_DIR=``.
+
+    Raises
+    ------
+    RuntimeError
+        In an editable install, which has none.
+
+    Examples
+    --------
+    >>> import os, pyda8w4
+    >>> os.path.exists(os.path.join(pyda8w4.get_cmake_dir(), "pyda8w4Config.cmake"))
+    True
+    """
+    return _installed("cmake")
+
+
+def get_pkgconfig_dir() -> str:
+    """Return the folder of ``pyda8w4.pc``, for ``PKG_CONFIG_PATH``.
+
+    Returns
+    -------
+    str
+        Its path.
+
+    Raises
+    ------
+    RuntimeError
+        In an editable install, which has none.
+
+    Examples
+    --------
+    >>> import os, pyda8w4
+    >>> os.path.exists(os.path.join(pyda8w4.get_pkgconfig_dir(), "pyda8w4.pc"))
+    True
+    """
+    return _installed("pkgconfig")
+
+
+def _installed(name: str) -> str:
+    folder = Path(__file__).parent / name
+    if not folder.is_dir():
+        raise RuntimeError(f"there is no {folder}: an editable install has no files for other build systems")
+    return str(folder)
+
+
 def get_library() -> str:
     """Return the path of the shared library to link C and C++ programs with.
 

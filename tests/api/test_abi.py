@@ -17,6 +17,7 @@ import pyda8w4
 HEADER = Path(pyda8w4.get_include(), "pyda8w4", "pyda8w4.h")
 LIBRARY = Path(pyda8w4.get_library())
 TOOLS = Path(__file__).parents[1] / "tools"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "c"
 STRICT = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 
 
@@ -35,16 +36,46 @@ def tool(variable: str, name: str) -> str:
 
 
 def test_program(tmp_path):
-    program = tmp_path / "abi_program"
-    source = TOOLS / "abi_program.c"
+    program = tmp_path / "linear"
     compiler = tool("CC", "cc")
+    source = EXAMPLE / "linear.c"
     rpath = f"-Wl,-rpath,{LIBRARY.parent}"
     run(compiler, "-std=c11", *STRICT, "-I", pyda8w4.get_include(), source, LIBRARY, rpath, "-o", program)
+    check_output_of(program)
+
+
+def check_output_of(program):
     lines = run(program).splitlines()
     assert len(lines) == 4
     for line in lines:
         value, expected = re.fullmatch(r"out\[\d\]\[\d\] = (.+), expected (.+)", line).groups()
         assert value == expected
+
+
+def test_program_by_pkg_config(tmp_path, monkeypatch):
+    pkg_config, compiler = tool("PKG_CONFIG", "pkg-config"), tool("CC", "cc")
+    monkeypatch.setenv("PKG_CONFIG_PATH", pyda8w4.get_pkgconfig_dir())
+    assert run(pkg_config, "--modversion", "pyda8w4").strip() == pyda8w4.__version__
+    options = run(pkg_config, "--cflags", "--libs", "pyda8w4").split()
+    run(compiler, "-std=c99", *STRICT, EXAMPLE / "linear.c", *options, "-o", tmp_path / "linear")
+    check_output_of(tmp_path / "linear")
+
+
+def test_program_by_cmake(tmp_path):
+    cmake = tool("CMAKE", "cmake")
+    run(cmake, "-S", EXAMPLE, "-B", tmp_path, f"-Dpyda8w4_DIR={pyda8w4.get_cmake_dir()}")
+    run(cmake, "--build", tmp_path)
+    check_output_of(tmp_path / "linear")
+
+
+@pytest.mark.parametrize(("asked", "found"), [("0.1", True), ("0.1.0", True), ("0.0.9", False), ("0.2", False)])
+def test_versions_that_cmake_takes(asked, found, tmp_path):
+    cmake = tool("CMAKE", "cmake")
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"cmake_minimum_required(VERSION 3.21)\nproject(version NONE)\nfind_package(pyda8w4 {asked})\n"
+        f"if(NOT pyda8w4_FOUND STREQUAL {int(found)})\n  message(FATAL_ERROR unexpected)\nendif()\n"
+    )
+    run(cmake, "-S", tmp_path, "-B", tmp_path / "build", f"-Dpyda8w4_DIR={pyda8w4.get_cmake_dir()}")
 
 
 def test_dlclose_with_idle_workers(tmp_path):
@@ -54,20 +85,13 @@ def test_dlclose_with_idle_workers(tmp_path):
     assert run(program, LIBRARY) == "alive\n"
 
 
-@pytest.mark.parametrize(
-    ("variable", "compiler", "options"),
-    [
-        ("CC", "cc", ["-x", "c", "-std=c99"]),
-        ("CC", "cc", ["-x", "c", "-std=c11"]),
-        ("CXX", "c++", ["-x", "c++", "-std=c++11"]),
-        ("CXX", "c++", ["-x", "c++", "-std=c++17"]),
-    ],
-    ids=["c99", "c11", "c++11", "c++17"],
-)
-def test_header_stands_alone(tmp_path, variable, compiler, options):
+@pytest.mark.parametrize("standard", ["c99", "c11", "c17", "c2x", "c++11", "c++14", "c++17", "c++20", "c++23"])
+def test_header_stands_alone(tmp_path, standard):
+    language, variable, compiler = ("c++", "CXX", "c++") if "++" in standard else ("c", "CC", "cc")
     source = tmp_path / "alone"
     source.write_text("#include <pyda8w4/pyda8w4.h>\n")
-    run(tool(variable, compiler), *options, *STRICT, "-I", pyda8w4.get_include(), "-fsyntax-only", source)
+    options = ["-x", language, f"-std={standard}", *STRICT, "-Wconversion", "-I", pyda8w4.get_include()]
+    run(tool(variable, compiler), *options, "-fsyntax-only", source)
 
 
 def test_memory_is_aligned_for_its_size():
@@ -88,7 +112,8 @@ def test_exported_symbols():
     assert len(declared) > 10
     listed = run(tool("NM", "nm"), "-D", "--defined-only", "--format=posix", LIBRARY)
     exported = {line.split()[0] for line in listed.splitlines()}
-    assert exported == declared
+    series = ".".join(pyda8w4.__version__.split(".")[:2])
+    assert exported == {f"PYDA8W4_{series}", *(f"{name}@@PYDA8W4_{series}" for name in declared)}
 
 
 @pytest.mark.skipif(struct.calcsize("P") != 8, reason="abi.txt has the sizes of 64-bit systems")

@@ -94,6 +94,8 @@ def test_selftest_covers_every_kernel(few_shapes, capsys):
     for result in results:
         assert result.difference is None
         assert (result.cases > 0) == (result.kernel in pyda8w4.kernels()) == (result.reason is None)
+        assert (result.digest is None) == (result.cases == 0)
+    assert len({result.digest for result in results if result.cases}) == 1
     assert main(["selftest"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(results) + 1
 

@@ -1,9 +1,11 @@
 /* The C interface from start to end: packs a 2 x 4 weight, multiplies two rows by it, and compares
- * with a result computed in advance. Build and run:
+ * with a result computed in advance. Build it with CMake, or with pkg-config:
  *
- *     cc -I INCLUDE abi_program.c LIBRARY -Wl,-rpath,FOLDER -o abi_program && ./abi_program
+ *     cmake -S examples/c -B build-c -Dpyda8w4_DIR=$(python -c 'import pyda8w4; print(pyda8w4.get_cmake_dir())')
+ *     cmake --build build-c && build-c/linear
  *
- * with pyda8w4.get_include(), pyda8w4.get_library() and the latter's folder.
+ *     export PKG_CONFIG_PATH=$(python -c 'import pyda8w4; print(pyda8w4.get_pkgconfig_dir())')
+ *     cc examples/c/linear.c $(pkg-config --cflags --libs pyda8w4) -o linear && ./linear
  */
 #include <pyda8w4/pyda8w4.h>
 #include <stdio.h>
