@@ -112,7 +112,9 @@ def build(source: Path, python: Python, architecture: str, work: Path) -> Path:
     """A wheel by Zig, as meson-python names it."""
     target = ["-target", f"{architecture}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"]
     compilers = {name: shlex.join([zig(), command, *target]) for name, command in (("CC", "cc"), ("CXX", "c++"))}
-    environment = {**compilers, "AR": shlex.join([zig(), "ar"]), "LDFLAGS": "-s"}
+    # Without pkg-config, which gives headers of the system's Python that Zig, for another glibc, does not find all of.
+    no_pkg_config = {"PKG_CONFIG_LIBDIR": str(work / "nothing")}
+    environment = {**compilers, **no_pkg_config, "AR": shlex.join([zig(), "ar"]), "LDFLAGS": "-s"}
     options: list[str] = []
     if architecture != platform.machine():
         cross_file = work / f"{architecture}.ini"
@@ -123,7 +125,7 @@ def build(source: Path, python: Python, architecture: str, work: Path) -> Path:
             f"cpu_family = '{architecture}'\ncpu = '{architecture}'\n"
         )
         options = [f"-Csetup-args=--cross-file={cross_file}"]
-        environment = {"_PYTHON_HOST_PLATFORM": f"linux-{architecture}"}
+        environment = {**no_pkg_config, "_PYTHON_HOST_PLATFORM": f"linux-{architecture}"}
     return built(source, python, work / f"{python}-{architecture}", options, environment)
 
 
