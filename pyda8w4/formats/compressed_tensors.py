@@ -206,7 +206,7 @@ def mxfp4_pack_quantized(weight_packed: npt.ArrayLike, weight_scale: npt.ArrayLi
 
     Notes
     -----
-    The numbers of `mxfp4.unpack`, in another shape (compressed-tensors' `compressors/mxfp4`).
+    The numbers of `pyda8w4.formats.mxfp4.unpack`, in another shape (compressed-tensors' `compressors/mxfp4`).
 
     Examples
     --------

@@ -39,8 +39,8 @@ def unpack(data: npt.ArrayLike, type: str) -> QuantizedWeight:
     Returns
     -------
     QuantizedWeight
-        What `QuantizedWeight.pack` makes of it stands for the weights to which ggml dequantizes the tensor, bit for
-        bit.
+        What `pyda8w4.formats.QuantizedWeight.pack` makes of it stands for the weights to which ggml dequantizes the
+        tensor, bit for bit.
 
     Raises
     ------
