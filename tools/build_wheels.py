@@ -3,9 +3,9 @@
 
 Zig compiles for glibc 2.17, so no container of an old Linux is needed. A Python from 3.11 on builds one wheel for all
 such Pythons, of each architecture; 3.10 and free-threaded ones build their own. Without PYTHON, those that are on
-PATH or that pyenv has are taken. Each wheel is repaired and checked, and installed beside nothing but numpy in a fresh
-environment of each Python that takes it, where `pyda8w4 selftest` must pass. The digests it prints must all be equal,
-also to that of a build by the system's own compiler.
+PATH or that pyenv has are taken; it may be a script that emulates another architecture. Each wheel is repaired and
+checked, and installed beside nothing but numpy in a fresh environment of each Python that takes it, where `pyda8w4
+selftest` must pass. The digests it prints must all be equal, also to that of a build by the system's own compiler.
 
 Needs the dependency group `wheels`: pip install --group wheels
 """
@@ -59,13 +59,25 @@ class Python:
     path: str
     version: tuple[int, int]
     free_threaded: bool
+    architecture: str
 
     @property
     def has_limited_api(self) -> bool:
         return self.version >= LIMITED_API and not self.free_threaded
 
+    @property
+    def is_emulated(self) -> bool:
+        return self.architecture != platform.machine()
+
+    def takes(self, wheel: Path) -> bool:
+        _, _, tag, abi, system = wheel.stem.split("-")
+        number = f"cp{self.version[0]}{self.version[1]}"
+        fits = self.has_limited_api if abi == "abi3" else (tag, abi) == (number, f"{number}{'t' * self.free_threaded}")
+        return fits and system.endswith(self.architecture)
+
     def __str__(self) -> str:
-        return f"{self.version[0]}.{self.version[1]}{'t' * self.free_threaded}"
+        emulated = f", {self.architecture} emulated" if self.is_emulated else ""
+        return f"{self.version[0]}.{self.version[1]}{'t' * self.free_threaded}{emulated}"
 
 
 def run(*command: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
@@ -78,12 +90,16 @@ def run(*command: str | Path, cwd: Path | None = None, environment: dict[str, st
 
 def described(path: str) -> Python | None:
     """None for what is no Python, or one that the package does not support."""
-    code = "import sys, sysconfig; print(*sys.version_info[:2], int(bool(sysconfig.get_config_var('Py_GIL_DISABLED'))))"
+    code = (
+        "import platform, sys, sysconfig\n"
+        "print(*sys.version_info[:2], bool(sysconfig.get_config_var('Py_GIL_DISABLED')), platform.machine())"
+    )
     try:
-        major, minor, free = map(int, run(path, "-c", code).split())
+        major, minor, free, architecture = run(path, "-c", code).split()
     except (Failure, OSError, ValueError):
         return None
-    return Python(path, (major, minor), bool(free)) if (major, minor) >= (3, 10) else None
+    version = int(major), int(minor)
+    return Python(path, version, free == "True", architecture) if version >= (3, 10) else None
 
 
 def found_pythons() -> list[str]:
@@ -99,7 +115,7 @@ def pythons(paths: list[str]) -> list[Python]:
         python = described(path)
         if python:
             one_of_each.setdefault(str(python), python)
-    return sorted(one_of_each.values(), key=lambda python: (python.version, python.free_threaded))
+    return sorted(one_of_each.values(), key=lambda python: (python.version, str(python)))
 
 
 def zig() -> str:
@@ -157,23 +173,26 @@ def check(wheel: Path) -> None:
         raise Failure(f"{wheel.name} holds {', '.join(strange)}")
 
 
-def takes(python: Python, wheel: Path) -> bool:
-    tag = wheel.name.split("-")[2:4]
-    if tag[1] == "abi3":
-        return python.has_limited_api
-    return tag[1] == f"cp{python.version[0]}{python.version[1]}{'t' * python.free_threaded}"
-
-
 def digests(python: Python, wheel: Path, work: Path) -> set[str]:
     """Those that `pyda8w4 selftest` prints, of a fresh environment with numpy alone."""
-    numpy = work / f"numpy-{python}"
-    if not numpy.is_dir():
-        run(python.path, "-m", "pip", "download", "-q", "--only-binary=:all:", "-d", numpy, "numpy")
-    environment = work / "environment"
-    run(python.path, "-m", "venv", "--clear", environment)
-    own = environment / "bin" / "python"
-    run(own, "-m", "pip", "install", "--no-index", "--find-links", numpy, wheel)
-    return set(re.findall(r"digest (\w+)", run(own, "-m", "pyda8w4", "selftest", cwd=work)))
+    numpy, environment = work / "numpy", work / "environment"
+    for folder in (numpy, environment):
+        shutil.rmtree(folder, ignore_errors=True)
+    offline = ["-q", "--no-index", "--find-links", str(numpy), str(wheel)]
+    command, variables = python.path, {}
+    if python.is_emulated:  # pip runs here, where it is not emulated, so there is no environment but a folder
+        for_it = ["--only-binary=:all:", f"--python-version={python.version[0]}.{python.version[1]}"]
+        for_it += [f"--platform=manylinux_2_{minor}_{python.architecture}" for minor in (28, 27, 17)]
+        run(sys.executable, "-m", "pip", "download", *for_it, "-d", numpy, "numpy")
+        run(sys.executable, "-m", "pip", "install", "--target", environment, *for_it, *offline)
+        variables = {"PYTHONPATH": str(environment)}
+    else:
+        run(python.path, "-m", "pip", "download", "--only-binary=:all:", "-d", numpy, "numpy")
+        run(python.path, "-m", "venv", environment)
+        command = str(environment / "bin" / "python")
+        run(command, "-m", "pip", "install", *offline)
+    said = run(command, "-m", "pyda8w4", "selftest", cwd=work, environment=variables)
+    return set(re.findall(r"digest (\w+)", said))
 
 
 def table(wheels: Iterable[Wheel]) -> str:
@@ -198,26 +217,21 @@ def main() -> int:
         run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, ROOT)
         source = max(folder.glob("*.tar.gz"), key=lambda path: path.stat().st_mtime)
         run("twine", "check", "--strict", source)
-        shared = next((python for python in interpreters if python.has_limited_api), None)
-        jobs = [
-            (python, platform.machine()) for python in interpreters if python == shared or not python.has_limited_api
-        ]
-        jobs += [
-            (shared, architecture) for architecture in ARCHITECTURES if shared and architecture != platform.machine()
-        ]
+        builders = [python for python in interpreters if not python.is_emulated]
+        shared = next((python for python in builders if python.has_limited_api), None)
+        jobs = [(python, platform.machine()) for python in builders if python == shared or not python.has_limited_api]
+        jobs += [(shared, other) for other in ARCHITECTURES if shared and other != platform.machine()]
         wheels = []
         for python, architecture in jobs:
             wheel = repaired(build(source, python, architecture, work), architecture, folder)
             check(wheel.path)
-            if architecture == platform.machine():
-                for tester in interpreters:
-                    if takes(tester, wheel.path):
-                        wheel.digests |= digests(tester, wheel.path, work)
-                        wheel.tested.append(str(tester))
+            for tester in interpreters:
+                if tester.takes(wheel.path):
+                    wheel.digests |= digests(tester, wheel.path, work)
+                    wheel.tested.append(str(tester))
             wheels.append(wheel)
             print(table([wheel]).splitlines()[-1], flush=True)
-        own = built(source, interpreters[-1], work / "own", [], {})
-        of_own = digests(interpreters[-1], own, work)
+        of_own = digests(builders[-1], built(source, builders[-1], work / "own", [], {}), work)
         print(f"by the system's compiler: {', '.join(sorted(of_own))}\n\n{table(wheels)}")
         if len(of_own.union(*(wheel.digests for wheel in wheels))) != 1:
             raise Failure("the digests differ")
