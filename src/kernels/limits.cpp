@@ -1,34 +1,27 @@
 #include "kernels/limits.h"
 
-#include <time.h>
-
 #include <atomic>
 
+#include "platform/clock.h"
 #include "runtime/barrier.h"
 #include "runtime/parallel.h"
 
 namespace da8w4 {
 namespace {
 
-uint64_t nanoseconds_now() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
 // From when all threads are there until the last one has finished work(thread, threads).
 template <class TimedWork>
 uint64_t timed(size_t wanted, TimedWork work) {
     Barrier barrier;
-    uint64_t start = 0, end = 0;
+    int64_t start = 0, end = 0;
     parallel(wanted, [&](size_t thread, size_t threads) {
         barrier.wait(threads);
-        if (thread == 0) start = nanoseconds_now();
+        if (thread == 0) start = nanoseconds();
         work(thread, threads);
         barrier.wait(threads);
-        if (thread == 0) end = nanoseconds_now();
+        if (thread == 0) end = nanoseconds();
     });
-    return end - start;
+    return static_cast<uint64_t>(end - start);
 }
 
 }  // namespace

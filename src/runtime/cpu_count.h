@@ -5,11 +5,7 @@
 
 namespace da8w4 {
 
-// The CPUs that affinity and the cgroup quota leave, at least 1. Found at the first call, and again in a forked child.
+// The CPUs that affinity and quota leave, at least 1. Found at the first call, and again in a forked child.
 size_t allowed_cpus();
-
-// The tightest quota, in whole CPUs, from this process's cgroup up to the root, in version 2 or 1; 0 for none. The
-// paths /proc/self/cgroup and /sys/fs/cgroup are taken to lie under the folder `root`, which is "" but in tests.
-size_t cgroup_cpus(const char *root);
 
 }  // namespace da8w4

@@ -1,19 +1,14 @@
 // Memory for packed weights: aligned, and in huge pages. Weights are read from DRAM, and in pages of 4 KiB each 64
 // lines cost a walk through the page tables. Allocations smaller than a huge page share some: the layers of a small
 // model do, and the scales of a large one.
-#include <pthread.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
+#include "platform/memory.h"
+#include "platform/threads.h"
 #include "pyda8w4/pyda8w4.h"
-#include "runtime/mutex.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace da8w4 {
 namespace {
@@ -23,19 +18,11 @@ constexpr size_t kLeastShared = size_t{64} << 10;  // a smaller allocation has a
 constexpr size_t kUnit = 4096;                     // of the allocations that share
 constexpr size_t kUnits = 8 * kHugePage / kUnit;   // of an arena
 
-// Whole pages only: a tail shares its page with other allocations. Refusal costs only speed.
-void ask_for_huge_pages(void *memory, size_t bytes) {
-#if defined(__linux__)
-    (void)madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
-}
-
 void *allocate(size_t bytes) {
-    void *memory = nullptr;
-    if (posix_memalign(&memory, bytes < kHugePage ? 64 : kHugePage, bytes ? bytes : 1) != 0) return nullptr;
-    if (bytes >= kHugePage) ask_for_huge_pages(memory, bytes);
+    if (bytes < kHugePage) return allocate_aligned(64, bytes ? bytes : 1);
+    void *memory = allocate_aligned(kHugePage, bytes);
+    // Whole pages only: a tail shares its page with other allocations.
+    if (memory) ask_for_huge_pages(memory, bytes / kHugePage * kHugePage);
     return memory;
 }
 
@@ -44,7 +31,7 @@ void *allocate(size_t bytes) {
 class HugePageArena {
 public:
     explicit HugePageArena(void *memory) : memory_(static_cast<char *>(memory)) {}
-    ~HugePageArena() { std::free(memory_); }
+    ~HugePageArena() { free_aligned(memory_); }
     HugePageArena(const HugePageArena &) = delete;
     HugePageArena &operator=(const HugePageArena &) = delete;
 
@@ -96,7 +83,7 @@ void *take(size_t bytes) {
         if (void *memory = arena->take(units)) return memory;
     void *memory = allocate(kUnits * kUnit);
     void *place = memory ? std::malloc(sizeof(HugePageArena)) : nullptr;
-    if (!place) return std::free(memory), nullptr;
+    if (!place) return free_aligned(memory), nullptr;
     HugePageArena *arena = new (place) HugePageArena(memory);
     arena->next = first_arena;
     first_arena = arena;
@@ -123,7 +110,7 @@ bool release(void *memory) {
 
 // A fork waits until no thread is in here, so that the child's arenas are whole.
 __attribute__((constructor)) void watch_forks() {
-    pthread_atfork([] { arenas_mutex.lock(); }, [] { arenas_mutex.unlock(); }, [] { arenas_mutex.unlock(); });
+    on_fork([] { arenas_mutex.lock(); }, [] { arenas_mutex.unlock(); }, [] { arenas_mutex.unlock(); });
 }
 
 }  // namespace
@@ -136,5 +123,5 @@ void *da8w4_alloc(size_t bytes) {
 }
 
 void da8w4_free(void *memory) {
-    if (memory && !da8w4::release(memory)) std::free(memory);
+    if (memory && !da8w4::release(memory)) da8w4::free_aligned(memory);
 }

@@ -1,26 +1,10 @@
-// An OpenMP runtime that the process has already loaded, such as torch's.
+// Work on the threads of an OpenMP runtime.
 #pragma once
 
+#include "platform/openmp.h"
 #include "runtime/thread_pool.h"
 
 namespace da8w4 {
-
-struct OpenMp {
-    const char *path;
-    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
-    int (*max_threads)();
-    int (*num_threads)();
-    int (*thread_num)();
-    int (*in_parallel)();
-    bool global = false;  // whether its names are, so that libraries loaded later use it
-};
-
-// The runtime, if one is loaded by now; else null.
-const OpenMp *loaded_openmp();
-
-// The same, but null where its threads may not be used. GNU's runtime hangs in the child of a process that has used
-// it. The number of threads that the application has set in it still counts there.
-const OpenMp *usable_openmp();
 
 // ThreadPool::run with the threads of the runtime. False, and nothing is done, where the system refuses threads.
 bool run_on_openmp(const OpenMp &runtime, size_t wanted, Work work, void *context);

@@ -1,10 +1,10 @@
 // Waiting without sleeping.
 #pragma once
 
-#include <sched.h>
-#include <time.h>
-
 #include <cstdint>
+
+#include "platform/clock.h"
+#include "platform/threads.h"
 
 namespace da8w4 {
 
@@ -12,14 +12,8 @@ inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #else
-    sched_yield();
+    yield();
 #endif
-}
-
-inline int64_t nanoseconds() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
 // Waits for a short while without sleeping: layers follow each other within microseconds, or some hundreds
@@ -34,7 +28,7 @@ bool spin(Done done) {
             if (done()) return true;
             pause();
         }
-        sched_yield();
+        yield();
     } while (nanoseconds() < end);
     return done();
 }

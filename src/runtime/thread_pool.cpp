@@ -1,12 +1,10 @@
 #include "runtime/thread_pool.h"
 
-#include <signal.h>
-
 #include <cstdlib>
 #include <new>
 #include <type_traits>
 
-#include "runtime/mutex.h"
+#include "platform/threads.h"
 #include "runtime/spin.h"
 
 namespace da8w4 {
@@ -33,7 +31,7 @@ public:
             job_ = job;
             waiting_.store(true, std::memory_order_release);
         }
-        pthread_cond_signal(&posted_);
+        posted_.signal();
     }
 
     // Does what is waiting, if the other has not.
@@ -45,23 +43,25 @@ public:
         job.unfinished->fetch_sub(1, std::memory_order_release);
     }
 
-    void work_forever() {
-        for (;;) {
-            auto posted = [&] { return waiting_.load(std::memory_order_relaxed); };
-            if (!spin(posted)) {
-                const Lock lock(mutex_);
-                while (!posted()) pthread_cond_wait(&posted_, mutex_.get());
-            }
-            work();
-        }
+    static void work_forever(void *self) {
+        for (;;) static_cast<Worker *>(self)->wait_and_work();
     }
 
     const size_t thread;  // its number in a job
     Worker *next = nullptr, *before = nullptr;
 
 private:
+    void wait_and_work() {
+        auto posted = [&] { return waiting_.load(std::memory_order_relaxed); };
+        if (!spin(posted)) {
+            const Lock lock(mutex_);
+            while (!posted()) posted_.wait(mutex_);
+        }
+        work();
+    }
+
     Mutex mutex_;
-    pthread_cond_t posted_ = PTHREAD_COND_INITIALIZER;
+    Condition posted_;
     std::atomic<bool> waiting_{false};
     Job job_ = {};
 };
@@ -88,34 +88,18 @@ size_t ThreadPool::start_workers(size_t count) {
         void *const place = std::malloc(sizeof(Worker));
         if (!place) break;
         Worker *const worker = new (place) Worker(started_ + 1);
-        auto main = [](void *self) -> void * {
-            static_cast<Worker *>(self)->work_forever();
-            return nullptr;
-        };
-        pthread_t thread;
-        if (!start_thread(&thread, main, worker)) {
+        Thread thread;
+        if (!thread.start<Worker::work_forever>(worker)) {
             std::free(place);
             break;
         }
-        pthread_detach(thread);
+        thread.detach();
         worker->before = last_;
         (last_ ? last_->next : first_) = worker;
         last_ = worker;
         started_++;
     }
     return started_ < count ? started_ : count;
-}
-
-bool start_thread(pthread_t *thread, void *(*main)(void *), void *argument) {
-    // Not the signals of a fault of the thread itself, such as reading a mapped file that has been cut off: blocked,
-    // they end the process past every handler.
-    sigset_t foreign, before;
-    sigfillset(&foreign);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE}) sigdelset(&foreign, fault);
-    pthread_sigmask(SIG_BLOCK, &foreign, &before);
-    const bool started = pthread_create(thread, nullptr, main, argument) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    return started;
 }
 
 namespace {
@@ -126,7 +110,7 @@ static_assert(std::is_trivially_destructible<ThreadPool>::value, "the end of the
 
 // A forked child has none of the workers, so it starts over, whatever state the parent's pool was in.
 __attribute__((constructor)) void watch_forks() {
-    pthread_atfork(nullptr, nullptr, [] { new (&pool) ThreadPool; });
+    on_fork(nullptr, nullptr, [] { new (&pool) ThreadPool; });
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // Our own pool of threads.
 #pragma once
 
-#include <pthread.h>
 #include <stddef.h>
 
 #include <atomic>
@@ -32,8 +31,5 @@ private:
 
 // The pool of the process.
 ThreadPool &thread_pool();
-
-// pthread_create, and signals are left to the application's threads.
-bool start_thread(pthread_t *thread, void *(*main)(void *), void *argument);
 
 }  // namespace da8w4

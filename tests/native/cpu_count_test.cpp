@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "child.h"
+#include "platform/linux/cgroup.h"
 
 using da8w4::allowed_cpus;
 using da8w4::cgroup_cpus;
