@@ -1,6 +1,7 @@
 // The C interface: each function checks its arguments, chooses a kernel, plans and executes.
-#include <float.h>
 #include <string.h>
+
+#include <limits>
 
 #include "gemm/driver.h"
 #include "gemm/experts.h"
@@ -63,7 +64,8 @@ bool valid(const da8w4_quantization *weight) {
         return false;
     if (weight->importance)
         for (size_t k = 0; k < weight->k; k++)
-            if (!(weight->importance[k] >= 0 && weight->importance[k] <= FLT_MAX)) return false;
+            if (!(weight->importance[k] >= 0 && weight->importance[k] <= std::numeric_limits<float>::max()))
+                return false;
     const bool two_levels = weight->super != 0;
     switch (weight->zeros) {
         case DA8W4_ZEROS_NONE: return !two_levels || weight->sub_scales;

@@ -1,8 +1,8 @@
 #include "packing/quantize.h"
 
 #include <atomic>
-#include <cfloat>
 #include <cmath>
+#include <limits>
 
 #include "packing/pack.h"
 #include "runtime/parallel.h"
@@ -35,7 +35,7 @@ Rows magnitude(Rows a) { return most(a, -a); }
 Rows nearest(Rows a) { return (a + 0x1.8p23f) - 0x1.8p23f; }
 Rows clip(Rows codes) { return least(most(codes, all(0)), all(kMost)); }
 bool are_finite(Rows a) {
-    const Ints good = magnitude(a) <= FLT_MAX;
+    const Ints good = magnitude(a) <= std::numeric_limits<float>::max();
     return good[0] && good[1] && good[2] && good[3];
 }
 Rows inverse_of(Rows a) { return a != 0.0f ? 1.0f / (a != 0.0f ? a : all(1)) : all(0); }

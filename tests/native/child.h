@@ -1,8 +1,21 @@
 // Forks a child that must end within 20 seconds.
 #pragma once
 
+#ifdef _WIN32
+
+constexpr bool can_fork = false;
+
+template <class Check>
+bool in_child(Check) {
+    return false;
+}
+
+#else
+
 #include <sys/wait.h>
 #include <unistd.h>
+
+constexpr bool can_fork = true;
 
 // Whether `check` was true in the child. A child that hangs is killed, and counts as false.
 template <class Check>
@@ -15,3 +28,5 @@ bool in_child(Check check) {
     int status = -1;
     return child > 0 && waitpid(child, &status, 0) == child && status == 0;
 }
+
+#endif

@@ -86,6 +86,7 @@ float get(const void *from, da8w4_type type) {
 
 FloatMode::FloatMode(bool hostile) : hostile_(hostile) {
     if (!hostile) return;
+    std::fegetenv(&before_);
     std::fesetround(FE_UPWARD);
 #if defined(__SSE__)
     _mm_setcsr(_mm_getcsr() | 0x8040);
@@ -99,7 +100,7 @@ bool FloatMode::restore() {
 #if defined(__SSE__)
     kept = kept && _mm_getcsr() == csr_;
 #endif
-    std::fesetenv(FE_DFL_ENV);
+    std::fesetenv(&before_);
     return kept;
 }
 

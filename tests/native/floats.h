@@ -1,6 +1,7 @@
 // Floats of all three types, and the modes of floating point.
 #pragma once
 
+#include <cfenv>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -35,11 +36,12 @@ float get(const void *from, da8w4_type type);
 class FloatMode {
 public:
     explicit FloatMode(bool hostile);
-    // Returns to the normal mode; false if a call has changed the hostile one.
+    // Returns to the mode before; false if a call has changed the hostile one.
     bool restore();
 
 private:
     bool hostile_;
+    std::fenv_t before_;
     uint32_t csr_ = 0;
 };
 

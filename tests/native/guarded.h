@@ -1,15 +1,13 @@
 // Arrays that fault where they are left.
 #pragma once
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 #include <vector>
+
+#include "system.h"
 
 namespace check {
 
@@ -62,7 +60,7 @@ private:
         return regions[__builtin_ctzll(room)];
     }
     static Region take(size_t bytes) {
-        static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+        static const size_t page = page_bytes();
         Region region;
         for (region.room = page; region.room < bytes;) region.room *= 2;
         std::vector<Region> &regions = free_regions(region.room);
@@ -71,10 +69,7 @@ private:
             regions.pop_back();
             return region;
         }
-        void *memory = mmap(nullptr, region.room + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED) abort();
-        region.begin = static_cast<uint8_t *>(memory) + page;
-        if (mprotect(region.begin, region.room, PROT_READ | PROT_WRITE) != 0) abort();
+        region.begin = take_guarded_pages(region.room);
         return region;
     }
     void swap(Guarded &other) {

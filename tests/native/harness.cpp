@@ -1,10 +1,8 @@
 #include "harness.h"
 
-#include <signal.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +10,7 @@
 #include <map>
 
 #include "pyda8w4/pyda8w4.h"
+#include "system.h"
 
 namespace check {
 namespace {
@@ -44,17 +43,20 @@ void say_replay() {
     snprintf(replay, sizeof replay, "%s%s%s --test %s/%zu", program, seed, of_one_kernel, test->name, case_index);
 }
 
-void say(const char *text) { (void)!write(STDOUT_FILENO, text, strlen(text)); }
-
 void crashed(int signal) {
-    say("CRASHED in ");
-    say(current);
-    say("\n    again: ");
-    say(replay);
-    say("\n");
-    struct sigaction standard = {};
-    standard.sa_handler = SIG_DFL;
-    sigaction(signal, &standard, nullptr);  // the instruction is run again, and ends the process
+    write_now("CRASHED in ");
+    write_now(current);
+    write_now("\n    again: ");
+    write_now(replay);
+    write_now("\n");
+    std::signal(signal, SIG_DFL);  // the instruction is run again, and ends the process
+}
+
+void report_crashes() {
+    for (int signal : {SIGSEGV, SIGILL, SIGFPE}) std::signal(signal, crashed);
+#ifdef SIGBUS
+    std::signal(SIGBUS, crashed);
+#endif
 }
 
 // Chooses kernels: 0, or the exit status of a program that has no kernel to check: 77, by which Meson knows a test that
@@ -174,9 +176,7 @@ int run_tests(const std::vector<Test> &tests, const Options &asked, const char *
         fprintf(stderr, "no kernel %s that can run here\n", options.kernel.c_str());
         return status;
     }
-    struct sigaction action = {};
-    action.sa_handler = crashed;
-    for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE}) sigaction(signal, &action, nullptr);
+    report_crashes();
 
     printf("seed %llu\n", static_cast<unsigned long long>(options.seed));
     size_t cases = 0;
