@@ -79,8 +79,8 @@ def test_versions_that_cmake_takes(asked, found, tmp_path):
 
 
 def test_dlclose_with_idle_workers(tmp_path):
-    program = tmp_path / "dlclose_program"
-    source = TOOLS / "dlclose_program.c"
+    program = tmp_path / "unload_program"
+    source = TOOLS / "unload_program.c"
     run(tool("CC", "cc"), "-std=c11", *STRICT, "-I", pyda8w4.get_include(), source, "-ldl", "-o", program)
     assert run(program, LIBRARY) == "alive\n"
 

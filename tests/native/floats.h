@@ -42,7 +42,7 @@ public:
 private:
     bool hostile_;
     std::fenv_t before_;
-    uint32_t csr_ = 0;
+    [[maybe_unused]] uint32_t csr_ = 0;
 };
 
 }  // namespace check
