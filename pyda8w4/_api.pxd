@@ -230,7 +230,5 @@ cdef extern from "pyda8w4/pyda8w4.h" nogil:
     size_t da8w4_get_num_threads()
     const char *da8w4_thread_runtime()
 
-cdef extern from "<dlfcn.h>" nogil:
-    ctypedef struct Dl_info:
-        const char *dli_fname
-    int dladdr(const void *address, Dl_info *info)
+cdef extern from "_library_path.h":
+    object path_of_library(const void *function)

@@ -468,7 +468,4 @@ def version():
 
 def library_path():
     """Of the shared library with the C interface."""
-    cdef Dl_info info
-    if not dladdr(<const void *>&da8w4_alloc, &info):
-        raise OSError("the dynamic linker does not know where the library is")
-    return text(info.dli_fname)
+    return path_of_library(<const void *>&da8w4_alloc)

@@ -52,16 +52,20 @@ def _os_error(code: int | None, path: Path) -> OSError:
 
 def map_file(path: Path) -> npt.NDArray[np.uint8]:
     """The bytes of a regular file, mapped."""
-    # Opening a FIFO waits for a writer, unless told not to.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    # Opening a FIFO waits for a writer, unless told not to. Windows has none.
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
         status = os.fstat(file.fileno())
         _check_regular(path, status)
         return np.asarray(np.memmap(file, np.uint8, mode="r")) if status.st_size else np.empty(0, np.uint8)
 
 
 def release(data: npt.NDArray[np.uint8]) -> None:
-    """Let the system take back the memory of a file that `map_file` mapped. It is read again when it is used."""
-    if isinstance(data.base, np.memmap):
+    """Let the system take back the memory of a file that `map_file` mapped. It is read again when it is used.
+
+    Windows takes it back when it needs it.
+    """
+    if isinstance(data.base, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         data.base.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
 
@@ -75,9 +79,8 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
     try:
         old = _status_of_writable(path)
         target = Path(os.path.realpath(path, strict=old is not None)) if path.is_symlink() else path
-        # Names are relative to the open folder: a temporary one is never too long, and is never left in another.
-        folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY)
-        temporary = f".pyda8w4-{secrets.token_hex(8)}.tmp"
+        folder, begin = _open_folder(target.parent)
+        temporary = begin / f".pyda8w4-{secrets.token_hex(8)}.tmp"
         try:
             # Until it has what the old file has, nobody else may open it.
             descriptor, named = _create(folder, temporary, 0o666 if old is None else 0o600)
@@ -89,12 +92,14 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(descriptor)
                 if not named:
                     os.link(f"/proc/self/fd/{descriptor}", temporary, dst_dir_fd=folder)
-            os.replace(temporary, target.name, src_dir_fd=folder, dst_dir_fd=folder)
-            _sync_folder(folder)
+            os.replace(temporary, begin / target.name, src_dir_fd=folder, dst_dir_fd=folder)
+            if folder is not None:
+                _sync_folder(folder)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=folder)
-            os.close(folder)
+            if folder is not None:
+                os.close(folder)
     except OSError as error:
         raise _os_error(error.errno, path) from error
 
@@ -106,26 +111,44 @@ def _status_of_writable(path: Path) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     _check_regular(path, status)
-    if not os.access(path, os.W_OK, effective_ids=True):
+    if not os.access(path, os.W_OK, effective_ids=hasattr(os, "geteuid")):
         raise _os_error(errno.EACCES, path)
     return status
 
 
-def _create(folder: int, name: str, mode: int) -> tuple[int, bool]:
+def _open_folder(path: Path) -> tuple[int | None, Path]:
+    """-> the open folder, and what names in it begin with.
+
+    Names are relative to it: a temporary one is never too long, and is never left in another folder. Windows opens no
+    folders, and names there begin with the folder's.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return None, path
+    return os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY), Path()
+
+
+def _create(folder: int | None, name: Path, mode: int) -> tuple[int, bool]:
     """A file without a name, of which nothing is left if this process is killed, or else one with this name.
 
     -> its descriptor, and whether it has the name.
     """
-    with suppress(OSError):
-        descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, mode, dir_fd=folder)
-        if os.path.exists(f"/proc/self/fd/{descriptor}"):  # by which it gets its name in the end
-            return descriptor, False
-        os.close(descriptor)
-    return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode, dir_fd=folder), True
+    if hasattr(os, "O_TMPFILE"):  # Linux only
+        with suppress(OSError):
+            descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY, mode, dir_fd=folder)
+            if os.path.exists(f"/proc/self/fd/{descriptor}"):  # by which it gets its name in the end
+                return descriptor, False
+            os.close(descriptor)
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    return os.open(name, flags, mode, dir_fd=folder), True
 
 
 def _take_over(descriptor: int, path: Path, old: os.stat_result) -> None:
-    """Give the new file the owner and the permissions of the old one, or fewer permissions."""
+    """Give the new file the owner and the permissions of the old one, or fewer permissions.
+
+    Those of Windows are the folder's.
+    """
+    if not hasattr(os, "fchown"):
+        return
     mode = stat.S_IMODE(old.st_mode)
     try:
         os.fchown(descriptor, old.st_uid, old.st_gid)
@@ -134,10 +157,11 @@ def _take_over(descriptor: int, path: Path, old: os.stat_result) -> None:
             os.fchown(descriptor, -1, old.st_gid)
         except OSError:
             mode &= ~stat.S_IRWXG
-    with suppress(OSError):  # the folder may have given it a list
-        os.removexattr(descriptor, _ACL)
-    with suppress(OSError):
-        os.setxattr(descriptor, _ACL, os.getxattr(path, _ACL))
+    if hasattr(os, "setxattr"):  # Linux only
+        with suppress(OSError):  # the folder may have given it a list
+            os.removexattr(descriptor, _ACL)
+        with suppress(OSError):
+            os.setxattr(descriptor, _ACL, os.getxattr(path, _ACL))
     os.fchmod(descriptor, mode)
 
 

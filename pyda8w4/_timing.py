@@ -74,7 +74,7 @@ def last_level_cache_bytes() -> int | None:
         The sum over all parts that CPUs of this process share: threads on several of them use all of it.
     """
     parts: dict[tuple[int, str], int] = {}
-    for cpu in os.sched_getaffinity(0):
+    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():  # Linux only
         for index in (_CPUS / f"cpu{cpu}" / "cache").glob("index[0-9]*"):
             try:
                 level = int((index / "level").read_text())

@@ -144,7 +144,7 @@ def main(
         target = cold_bytes()
         setup = {
             **cpu_info(),
-            "load_average": os.getloadavg()[0],
+            "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # None on Windows
             "bits": bits,
             "group_size": group_size,
             "act": act,
@@ -330,7 +330,8 @@ def _print_header(setup: dict[str, Any]) -> None:
     else:
         numpy_threads = counted(setup["numpy_threads"], "thread")
     print(f"cpu      {setup['cpu']}")
-    print(f"load     {setup['load_average']:.1f} in the minute before; what else runs here makes times longer")
+    if setup["load_average"] is not None:
+        print(f"load     {setup['load_average']:.1f} in the minute before; what else runs here makes times longer")
     print(f"pyda8w4  kernel {setup['kernel']}, {counted(setup['threads'], 'thread')} ({setup['thread_runtime']})")
     print(f"numpy    {setup['numpy']}, float32 x @ w.T, {numpy_threads}")
     print(

@@ -1,5 +1,6 @@
 """What `save` replaces, what it leaves behind when it fails, and which files are read."""
 
+import mmap
 import os
 import resource
 import socket
@@ -14,6 +15,7 @@ from cases import SOME, Weight, assert_same_weight, pack
 
 import pyda8w4
 from pyda8w4 import _filesystem
+from pyda8w4._timing import cold_bytes, last_level_cache_bytes
 
 OLD, NEW = {"w": pack(SOME[2])}, {"w": pack(SOME[3])}
 SAVE = """
@@ -29,7 +31,12 @@ def path(tmp_path):
     return path
 
 
-@pytest.fixture(params=["without a name", "with a name", "no proc"])
+# What the module os has on Linux only, and what it does not have on Windows either.
+LINUX_ONLY = ["O_PATH", "O_TMPFILE", "getxattr", "removexattr", "sched_getaffinity", "setxattr"]
+NOT_WINDOWS = ["O_DIRECTORY", "O_NONBLOCK", "fchown", "geteuid", "getloadavg"]
+
+
+@pytest.fixture(params=["without a name", "with a name", "no proc", "as on macOS"])
 def unfinished(request, monkeypatch):
     """How the file is kept that is not finished: not every file system has files without names."""
     if request.param == "with a name":
@@ -43,7 +50,42 @@ def unfinished(request, monkeypatch):
         monkeypatch.setattr(os, "open", without)
     elif request.param == "no proc":
         monkeypatch.setattr(os.path, "exists", lambda path: False)
+    elif request.param == "as on macOS":
+        for name in LINUX_ONLY:
+            monkeypatch.delattr(os, name)
     return request.param
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """The module os as it is there, where functions take neither descriptors of folders nor effective users."""
+    access, open_, replace, unlink = os.access, os.open, os.replace, os.unlink
+    for name in LINUX_ONLY + NOT_WINDOWS:
+        monkeypatch.delattr(os, name)
+
+    def open_path(path, flags, mode=0o777, *, dir_fd=None):
+        assert dir_fd is None and not Path(path).is_dir()
+        return open_(path, flags, mode)
+
+    def replace_path(source, target, *, src_dir_fd=None, dst_dir_fd=None):
+        assert src_dir_fd is dst_dir_fd is None
+        replace(source, target)
+
+    def unlink_path(path, *, dir_fd=None):
+        assert dir_fd is None
+        unlink(path)
+
+    def access_path(path, mode, *, effective_ids=False):
+        assert not effective_ids
+        return access(path, mode)
+
+    for name, function in (
+        ("access", access_path),
+        ("open", open_path),
+        ("replace", replace_path),
+        ("unlink", unlink_path),
+    ):
+        monkeypatch.setattr(os, name, function)
 
 
 def assert_holds(path, weights):
@@ -336,6 +378,32 @@ def test_relative_paths(tmp_path, monkeypatch):
         pyda8w4.save(path, NEW)
         assert_holds(path, NEW)
     assert {path.name for path in tmp_path.rglob("*")} == {"file", "folder"}
+
+
+# ---- other systems -----------------------------------------------------------------------------
+
+
+def test_saving_and_mapping_on_windows(tmp_path, windows, monkeypatch):
+    monkeypatch.delattr(mmap, "MADV_DONTNEED")
+    path = tmp_path / "weights"
+    for weights in (OLD, NEW):
+        pyda8w4.save(path, weights)
+        assert_holds(path, weights)
+    _filesystem.release(_filesystem.map_file(path))
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        pyda8w4.save(path, OLD)
+    assert_holds(path, NEW)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_windows_does_not_say(windows):
+    assert last_level_cache_bytes() is None
+    assert cold_bytes() > 0
 
 
 # ---- what is left where it fails ---------------------------------------------------------------
