@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = _add(commands, "info", _info, "show the CPU, the kernels that it can run, and threads")
+    command.add_argument("--json", action="store_true", help="as JSON, for a bug report")
 
     command = _add(commands, "selftest", _selftest, "compare every kernel with the numpy reference, bit for bit")
     command.add_argument("--kernel", type=_kernel, metavar="NAME", help="test only this one")
@@ -118,7 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"rows of activations (default: {','.join(map(str, bench.ROWS))})",
     )
     _add_layer_options(command, "of pyda8w4, and of numpy with threadpoolctl")
-    command.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each shape and M (default: 1)")
+    command.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=bench.SECONDS,
+        metavar="S",
+        help=f"for each shape and M (default: {bench.SECONDS})",
+    )
     command.add_argument("--json", metavar="FILE", help="write all numbers to this file, too")
     command.add_argument("--plot", type=_ending_in(".svg"), metavar="FILE.svg", help="draw them to this file, too")
 
@@ -168,6 +176,9 @@ def _add_layer_options(command: argparse.ArgumentParser, threads: str) -> None:
 
 def _info(args: argparse.Namespace) -> int:
     info = _cpu_info()
+    if args.json:
+        print(json.dumps(_report(info), indent=2))
+        return 0
     runtime = "pyda8w4's own" if info["thread_runtime"] == "own" else info["thread_runtime"]
     features = (name if present else f"no {name}" for name, present in info["features"].items())
     chosen = "PYDA8W4_KERNEL" if os.environ.get("PYDA8W4_KERNEL") else "the best that runs here"
@@ -189,6 +200,19 @@ def _info(args: argparse.Namespace) -> int:
         if reason:
             print(f"  {'':<12}cannot run here: {reason}")
     return 0
+
+
+def _report(info: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "pyda8w4": pyda8w4.__version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        **info,
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(("PYDA8W4_", "OMP_"))},
+        "library": pyda8w4.get_library(),
+        "headers": pyda8w4.get_include(),
+    }
 
 
 def _selftest(args: argparse.Namespace) -> int:

@@ -65,6 +65,15 @@ def test_info_names_version_cpu_and_kernels():
     assert result.stdout.count("cannot run here") == len(pyda8w4.kernels(runnable=False)) - len(pyda8w4.kernels())
 
 
+def test_info_as_json_has_what_a_bug_report_needs():
+    result = run("info", "--json", PYDA8W4_KERNEL="scalar")
+    assert (result.returncode, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    assert (found["pyda8w4"], found["numpy"], found["kernel"]) == (pyda8w4.__version__, np.__version__, "scalar")
+    assert found["environment"]["PYDA8W4_KERNEL"] == "scalar"
+    assert found["kernels"] == pyda8w4.cpu_info()["kernels"]
+
+
 def test_info_says_that_the_environment_chose_the_kernel():
     assert "scalar (PYDA8W4_KERNEL)" in run("info", PYDA8W4_KERNEL="scalar").stdout
 
@@ -201,6 +210,20 @@ def test_bench_as_a_process():
     assert (result.returncode, result.stderr) == (0, "")
     assert "1 thread" in result.stdout
     assert "\n512x1024 " in result.stdout
+
+
+def test_bench_prints_each_row_as_soon_as_it_is_measured():
+    rows = 20  # fewer bytes than a pipe's buffer, so that none of them comes before the end unless it is flushed
+    command = [sys.executable, "-m", "pyda8w4", "bench", "--shapes", "32x64", "--m", ",".join("1" * rows)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(
+        [*command, "--seconds", "0.01"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("32x64 "):
+                break
+        process.kill()
+        assert process.stdout.read().count("\n") < rows - 1
 
 
 def test_bench_says_before_the_table_how_long_it_takes_and_what_the_columns_mean(quick_bench, capsys):
