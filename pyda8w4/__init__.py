@@ -9,6 +9,8 @@
 (3, 64)
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 try:
     from pyda8w4._core import version as _version
 except ModuleNotFoundError as error:
@@ -40,6 +42,13 @@ from pyda8w4._runtime import (
 )
 
 __version__ = _version()
+
+if not _TYPE_CHECKING:  # type checkers would take any name
+
+    def __getattr__(name: str) -> None:
+        hint = f": `import pyda8w4.{name}` comes first" if name in ("checkpoints", "formats", "torch") else ""
+        raise AttributeError(f"module 'pyda8w4' has no attribute {name!r}{hint}")
+
 
 __all__ = [
     "Explanation",

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4 import _advice
+
 # Element types by name, as the C interface numbers them.
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint8": 3, "int8": 4}
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1}
@@ -63,10 +65,15 @@ def one_of(values: tuple[Any, ...]) -> str:
 
 def wrong_type(name: str, allowed: tuple[str, ...], found: str, value: Any = None) -> TypeError:
     """`value` is what was given, where it need not be an array."""
-    made = "" if value is None or hasattr(value, "dtype") else f"{type(value).__name__}, which numpy makes "
-    for_numbers = "float32" in allowed and (found == "float64" or (made and found.startswith(("int", "float"))))
-    hint = f"; np.asarray({name}, np.float32) makes one" if for_numbers else ""
-    return TypeError(f"{name} must be an array of {one_of(allowed)}, got {made}{found}{hint}")
+    if isinstance(value, (str, bytes)):
+        got = type(value).__name__
+    elif value is None or hasattr(value, "dtype"):
+        got = found
+    else:
+        got = f"{type(value).__name__}, which numpy makes {found}"
+    return TypeError(
+        f"{name} must be an array of {one_of(allowed)}, got {got}{_advice.for_dtype(name, found, allowed)}"
+    )
 
 
 def check_dtype(name: str, array: npt.NDArray[Any], allowed: tuple[str, ...], value: Any = None) -> str:
@@ -80,7 +87,8 @@ def check_dtype(name: str, array: npt.NDArray[Any], allowed: tuple[str, ...], va
 def check_shape(name: str, array: npt.NDArray[Any], *shapes: tuple[int, ...]) -> None:
     if array.shape not in shapes:
         takes = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
-        raise ValueError(f"{name} must have shape {takes}, got {array.shape}")
+        hint = _advice.for_transposed(name, array.shape, *shapes)
+        raise ValueError(f"{name} must have shape {takes}, got {array.shape}{hint}")
 
 
 def as_array(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -88,15 +96,17 @@ def as_array(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
     try:
         array = value if type(value) is np.ndarray else np.asarray(value)
     except ValueError as error:  # nested sequences of different lengths
-        raise ValueError(f"{name} must be an array: {error}") from None
+        why = str(error).rstrip(".")
+        raise ValueError(f"{name} must be an array, got {type(value).__name__}: {why}") from None
     except MemoryError:
         raise
     except Exception as error:  # whatever __array__ raises, such as torch for types that numpy lacks, or gradients
-        kind = type(value)
-        hint = " (layers for torch are in pyda8w4.torch)" if kind.__module__.startswith("torch") else ""
-        raise TypeError(f"{name} must be an array, got {kind.__name__}{hint}: {error}") from None
+        hint = _advice.for_array(name, value)
+        why = str(error).rstrip(".")
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}: {why}{hint}") from None
     if array.dtype == object:
-        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}")
+        got = "an array of objects" if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{name} must be a numeric array, got {got}{_advice.for_array(name, value)}")
     return array
 
 
@@ -107,7 +117,21 @@ def as_array_of(name: str, value: npt.ArrayLike, allowed: tuple[str, ...]) -> tu
         if found in allowed:
             return value, found
     array = as_array(name, value)
+    if "float32" in allowed and type_name(array.dtype) not in allowed:
+        array = _of_list(array, value, "float32")
     return array, check_dtype(name, array, allowed, value)
+
+
+def _of_list(array: npt.NDArray[Any], value: npt.ArrayLike, dtype: str) -> npt.NDArray[Any]:
+    """With the numbers of a list or tuple in the type that is wanted, where they have one in it.
+
+    Numbers of Python have no type that anybody chose, so they take this one, as in numpy's own arithmetic. What has a
+    dtype keeps it: an array of float64 is refused, since its conversion can cost more than the product.
+    """
+    if not isinstance(value, (list, tuple)) or array.dtype.kind not in ("iuf" if dtype == "float32" else "iu"):
+        return array
+    of_type = array.astype(dtype)
+    return of_type if dtype == "float32" or np.array_equal(of_type, array) else array
 
 
 def plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -131,9 +155,10 @@ def as_float32(array: npt.NDArray[Any], type_name: str) -> npt.NDArray[np.float3
 def check_scheme(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value in allowed and type(value) is str:
         return value
+    takes = one_of(tuple(map(repr, allowed)))
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, got {type(value).__name__}")
-    raise ValueError(f"{name} must be {one_of(tuple(map(repr, allowed)))}, got {value!r}")
+        raise TypeError(f"{name} must be {takes}, got {type(value).__name__}")
+    raise ValueError(f"{name} must be {takes}, got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -156,6 +181,8 @@ def check_number(name: str, value: Any) -> float:
 def operand(name: str, value: npt.ArrayLike, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     array = as_array(name, value)
     if array.dtype != dtype:
+        array = _of_list(array, value, dtype)
+    if array.dtype != dtype:
         raise wrong_type(name, (dtype,), str(array.dtype), value)
     check_shape(name, array, shape)
     return plain(array)
@@ -169,7 +196,7 @@ def output(
         name = default if out_dtype is None else _out_type(out_dtype)
         return np.empty(shape, dtype_of(name)), name
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
+        raise TypeError(f"out must be an ndarray, got {type(out).__name__}{_advice.for_out(out)}")
     name = check_dtype("out", out, FLOATS if out_dtype is None else (_out_type(out_dtype),))
     check_shape("out", out, shape)
     flags = out.flags
@@ -188,7 +215,7 @@ def _out_type(out_dtype: npt.DTypeLike) -> str:
     try:
         name = type_name(np.dtype(out_dtype))
     except (TypeError, ValueError):
-        raise TypeError(f"out_dtype must be {one_of(FLOATS)}, got {out_dtype!r}") from None
+        raise TypeError(f"out_dtype must be {one_of(FLOATS)}, as numpy has it or as a str, got {out_dtype!r}") from None
     if name not in FLOATS:
         raise TypeError(f"out_dtype must be {one_of(FLOATS)}, got {name}")
     return name

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._format import SHARED, Format
-from pyda8w4._packed import PackedWeight, empty_arrays, pack_again
+from pyda8w4._packed import PackedWeight, check_packed, empty_arrays, pack_again
 
 
 def concat(weights: Sequence[PackedWeight], *more: PackedWeight) -> PackedWeight:
@@ -59,8 +59,7 @@ def concat(weights: Sequence[PackedWeight], *more: PackedWeight) -> PackedWeight
         raise TypeError(f"weights must be a sequence of PackedWeight, got {type(weights).__name__}")
     weights = list(weights)
     for i, weight in enumerate(weights):
-        if not isinstance(weight, PackedWeight):
-            raise TypeError(f"weights[{i}] must be a PackedWeight, got {type(weight).__name__}")
+        check_packed(f"weights[{i}]", weight)
     if not weights:
         raise ValueError("weights must hold at least one PackedWeight, got none")
     formats = [weight._format for weight in weights]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
-from typing import Any, Protocol, overload
+from typing import Any, NoReturn, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4 import _advice
 from pyda8w4._core import ExpertsView
 from pyda8w4._format import Format
-from pyda8w4._packed import Packed, PackedWeight, aligned_empty, unpickled
+from pyda8w4._packed import Packed, PackedWeight, aligned_empty, check_packed, unpickled
 
 
 class _Weights(Protocol):
@@ -82,6 +83,10 @@ class PackedExperts(Packed):
         self._set(format, arrays)
         object.__setattr__(self, "_view", format.experts_view(self._arrays))
         return self
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        """As that of `PackedWeight`."""
+        raise TypeError("they are packed: moe and grouped_linear multiply by them")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, self._pickled()
@@ -255,8 +260,7 @@ def stack(weights: _Weights) -> PackedExperts:
     arrays: dict[str, npt.NDArray[Any]] = {}
     found = 0
     for weight in weights:
-        if not isinstance(weight, PackedWeight):
-            raise TypeError(f"weights[{found}] must be a PackedWeight, got {type(weight).__name__}")
+        check_packed(f"weights[{found}]", weight)
         first = format or weight._format
         if found == count:
             raise ValueError(f"weights must have the length {count} that they say, got more")
@@ -273,6 +277,11 @@ def stack(weights: _Weights) -> PackedExperts:
     if found < count or format is None:
         raise ValueError(f"weights must have the length {count} that they say, got {found}")
     return PackedExperts._from_arrays(replace(format, experts=count), arrays)
+
+
+def check_experts(name: str, value: Any) -> None:
+    if type(value) is not PackedExperts:
+        raise TypeError(f"{name} must be PackedExperts, got {type(value).__name__}{_advice.for_experts(value)}")
 
 
 def _converted(

@@ -15,7 +15,7 @@ from pyda8w4 import _core
 from pyda8w4._checks import SCHEMES, check_scheme
 from pyda8w4._limits import Limits, limits
 from pyda8w4._linear import multiply
-from pyda8w4._packed import PackedWeight
+from pyda8w4._packed import PackedWeight, check_packed
 from pyda8w4._runtime import check_threads, forced_kernel, get_num_threads, translate
 from pyda8w4._terminal import counted, in_bytes
 from pyda8w4._timing import Spread, cold_bytes, count_copies, time_calls
@@ -215,8 +215,7 @@ def explain(packed: PackedWeight, m: int = 1, *, act: str = "uint8", threads: in
     >>> found.kernel, found.path
     ('scalar', 'general')
     """
-    if type(packed) is not PackedWeight:
-        raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
+    check_packed("packed", packed)
     if isinstance(m, bool) or not isinstance(m, (int, np.integer)):
         raise TypeError(f"m must be an int, got {type(m).__name__}")
     if m < 1:

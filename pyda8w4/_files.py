@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 
+from pyda8w4 import _advice
 from pyda8w4._checks import check_flag
 from pyda8w4._experts import PackedExperts
 from pyda8w4._filesystem import check_path, map_file, replaced_file
-from pyda8w4._packed import PackedWeight
+from pyda8w4._packed import Packed, PackedWeight
 from pyda8w4._packed_file import Reader, Writer, errors_of, expected_weight, header_room
 
 
@@ -53,23 +55,25 @@ def save(path: str | os.PathLike[str], weights: Mapping[str, PackedWeight | Pack
     ...     pyda8w4.load(path)
     {'lm_head': PackedWeight(shape=(64, 128), bits=4, group_size=128, scales=float16, zero_point=8, nbytes=4480)}
     """
+    path = check_path(path)
     if not isinstance(weights, Mapping):
+        hint = '; save(path, {"name": packed}) gives it a name' if isinstance(weights, Packed) else ""
         raise TypeError(
-            f"weights must be a mapping of names to PackedWeight or PackedExperts, got {type(weights).__name__}"
+            f"weights must be a mapping of names to PackedWeight or PackedExperts, got {type(weights).__name__}{hint}"
         )
     expected = {}
     for name, weight in weights.items():
         if not isinstance(name, str) or not isinstance(weight, (PackedWeight, PackedExperts)):
             raise TypeError(
                 "weights must map str to PackedWeight or PackedExperts, got "
-                f"{type(name).__name__} to {type(weight).__name__}"
+                f"{type(name).__name__} to {type(weight).__name__}{_advice.for_packed(f'weights[{name!r}]', weight)}"
             )
         expected[name] = expected_weight(name, weight.shape, weight._arrays)
     room = header_room(
         {name: fields for name, (fields, _) in expected.items()},
         [tensor for _, tensors in expected.values() for tensor in tensors],
     )
-    with replaced_file(check_path(path)) as file:
+    with replaced_file(path) as file:
         writer = Writer(file, room)
         for name, weight in weights.items():
             writer.add_weight(name, weight)
@@ -120,6 +124,9 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, Pack
     """
     verify = check_flag("verify", verify)
     path = check_path(path)
+    if path.is_dir():
+        why = "Is a directory (pyda8w4.checkpoints.open takes those of models)"
+        raise IsADirectoryError(errno.EISDIR, why, str(path))
     data = map_file(path)
     with errors_of(path):
         file = Reader(path, data, verify)

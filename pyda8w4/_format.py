@@ -92,13 +92,14 @@ def group_count(k: int, group_size: int) -> int:
     return ceil_div(k, group_size)
 
 
-def check_group_size(value: Any, k: int) -> int:
-    """-> the group size, at most K: a multiple of 4, or K."""
+def check_group_size(value: Any, k: int | None = None) -> int:
+    """-> the group size, at most K where that is known: a multiple of 4, or K."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"group_size must be an int, got {type(value).__name__}")
-    group = min(int(value), k)
-    if not fits(group, k):
-        raise ValueError(f"group_size must be a multiple of {_QUAD}, or K = {k}, got {value}")
+    group = int(value) if k is None else min(int(value), k)
+    if group < 1 or (group % _QUAD and group != k):
+        whole = "" if k is None else f", or K = {k}"
+        raise ValueError(f"group_size must be a multiple of {_QUAD}{whole}, got {value}")
     return group
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from pyda8w4 import _advice
 from pyda8w4._checks import (
     ACTIVATIONS,
     FLOATS,
@@ -22,7 +23,7 @@ from pyda8w4._checks import (
     plain,
 )
 from pyda8w4._core import CoreError, Gating
-from pyda8w4._packed import PackedWeight
+from pyda8w4._packed import PackedWeight, check_packed
 from pyda8w4._runtime import forced_kernel, translate
 
 _SCHEMES, _ACTIVATIONS = tuple(SCHEMES), tuple(ACTIVATIONS)
@@ -136,7 +137,8 @@ def linear(
     Parameters
     ----------
     x : (..., K) ndarray of float32, float16 or bfloat16
-        All dimensions but the last are rows; there may be none, or no rows.
+        All dimensions but the last are rows; there may be none, or no rows. The numbers of a list are taken as
+        float32, here and wherever floats are taken. Arrays are not converted: those of float64 are refused.
     packed : PackedWeight
         Of shape (N, K).
     bias : (N,) ndarray of float32, optional
@@ -170,7 +172,7 @@ def linear(
     >>> import numpy as np
     >>> import pyda8w4
     >>> packed = pyda8w4.prepack(np.array([[9, 9, 10, 7]], np.uint8), np.array([0.5], np.float32))
-    >>> pyda8w4.linear(np.array([0.0, 0.0, 25.5, 0.0], np.float32), packed)
+    >>> pyda8w4.linear([0.0, 0.0, 25.5, 0.0], packed)
     array([25.5], dtype=float32)
     """
     return multiply(x, packed, "packed", bias, None, act, out, out_dtype)
@@ -317,9 +319,13 @@ def check_gating(activation: str, interleaved: bool, alpha: float, limit: float)
 
 
 def _check_rows(name: str, act: npt.NDArray[Any], packed: PackedWeight, packed_name: str = "packed") -> tuple[int, ...]:
-    if type(packed) is not PackedWeight:
-        raise TypeError(f"{packed_name} must be a PackedWeight, got {type(packed).__name__}")
-    shape, k = act.shape, packed._format.k
+    check_packed(packed_name, packed)
+    shape, (n, k) = act.shape, packed.shape
     if not shape or shape[-1] != k:
-        raise ValueError(f"{name} must have shape (..., {k}) for {packed_name} of shape {packed.shape}, got {shape}")
+        hint = _advice.for_transposed(name, shape, (*shape[1:], k))
+        if shape and shape[-1] == n:
+            hint = "; a weight that is stored as (K, N) must be transposed before it is packed"
+        raise ValueError(
+            f"{name} must have shape (..., {k}) for {packed_name} of shape {packed.shape}, got {shape}{hint}"
+        )
     return shape[:-1]

@@ -23,7 +23,7 @@ from pyda8w4._checks import (
     plain,
 )
 from pyda8w4._core import CoreError
-from pyda8w4._experts import PackedExperts
+from pyda8w4._experts import PackedExperts, check_experts
 from pyda8w4._linear import check_gating
 from pyda8w4._runtime import forced_kernel, translate
 
@@ -85,7 +85,7 @@ def grouped_linear(
            [510.]], dtype=float32)
     """
     x, x_type = as_array_of("x", x, FLOATS)
-    _check_experts("experts", experts)
+    check_experts("experts", experts)
     count, n, k = experts.shape
     if x.ndim != 2 or x.shape[1] != k:
         raise ValueError(f"x must have shape (R, {k}) for experts of shape {experts.shape}, got {x.shape}")
@@ -207,8 +207,8 @@ def moe(
     (3, 64)
     """
     x, x_type = as_array_of("x", x, FLOATS)
-    _check_experts("gate_up", gate_up)
-    _check_experts("down", down)
+    check_experts("gate_up", gate_up)
+    check_experts("down", down)
     count, width, k = gate_up.shape
     if width % 2:
         raise ValueError(f"gate_up must have an even N, of which half are gates, got shape {gate_up.shape}")
@@ -253,11 +253,6 @@ def moe(
             check_ids("topk_ids", ids, count)
         raise translate(error) from None
     return out
-
-
-def _check_experts(name: str, experts: PackedExperts) -> None:
-    if type(experts) is not PackedExperts:
-        raise TypeError(f"{name} must be PackedExperts, got {type(experts).__name__}")
 
 
 def _rows_of_expert(value: npt.ArrayLike, count: int, rows: int) -> npt.NDArray[np.uintp]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from math import gcd, prod
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4 import _advice
 from pyda8w4._checks import TYPES, as_array, ceil_div, one_of, type_name
 from pyda8w4._core import Memory, Source, View
 from pyda8w4._format import KINDS, LAYOUT_VERSION, LAYOUT_VERSIONS, SHARED, Format, fits, group_count
@@ -206,7 +207,7 @@ class PackedWeight(Packed):
     _view: View
 
     def __init__(self) -> None:
-        raise TypeError("a PackedWeight is made by pyda8w4.prepack, not by its constructor")
+        raise TypeError("a PackedWeight is made by pyda8w4.quantize or pyda8w4.prepack, not by its constructor")
 
     @classmethod
     def _from_arrays(cls, format: Format, arrays: Mapping[str, npt.NDArray[Any]]) -> PackedWeight:
@@ -215,6 +216,10 @@ class PackedWeight(Packed):
         self._set(format, arrays)
         object.__setattr__(self, "_view", format.view(self._arrays))
         return self
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        """Numpy would make an array of one object, and go on with that."""
+        raise TypeError("it is packed: dequantize() gives its floats, and linear(x, packed) multiplies by it")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, self._pickled()
@@ -453,6 +458,12 @@ class PackedWeight(Packed):
     def _given(self) -> dict[str, npt.NDArray[Any]]:
         """What was packed, as `pack_again` takes it."""
         return {"codes": self.unpack()[0], **self._format.of_columns(self._arrays)}
+
+
+def check_packed(name: str, value: Any) -> None:
+    if not isinstance(value, PackedWeight):
+        hint = _advice.for_packed(name, value)
+        raise TypeError(f"{name} must be a PackedWeight, got {type(value).__name__}{hint}")
 
 
 def pack(

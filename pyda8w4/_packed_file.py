@@ -223,10 +223,10 @@ class Reader:
         metadata = self._header.get("__metadata__", {})
         layout, version = metadata.get("layout"), metadata.get("layout_version")
         if layout != LAYOUT or version not in map(str, LAYOUT_VERSIONS):
-            hint = "; a model of Hugging Face is opened by its folder" if layout is None else ""
-            raise ValueError(
-                f"it must hold layout {LAYOUT} version {one_of(LAYOUT_VERSIONS)}, got {layout} version {version}{hint}"
-            )
+            got = f"{layout} version {version}"
+            if layout is None:
+                got = "no packed weights; a model of Hugging Face is opened by its folder (pyda8w4.checkpoints.open)"
+            raise ValueError(f"it must hold layout {LAYOUT} version {one_of(LAYOUT_VERSIONS)}, got {got}")
         if verify:
             for name in ("weights", "checkpoint"):
                 if name in metadata and metadata[f"{name}_crc32"] != str(zlib.crc32(metadata[name].encode())):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4 import _advice
 from pyda8w4._checks import (
     FLOATS,
     INTEGERS,
@@ -209,7 +210,7 @@ def _codes(
         # ml_dtypes' 4-bit types keep one element a byte.
         if type_name(codes.dtype) in ("int4", "uint4"):
             codes = codes.astype(np.int8 if codes.dtype.name == "int4" else np.uint8)
-        form = check_dtype("codes", codes, INTEGERS if table is None else ("uint8",))
+        form = check_dtype("codes", codes, INTEGERS if table is None else ("uint8",), value)
         if form == "uint8" and bits == 8:
             codes, form, shift = (codes ^ np.uint8(128)).view(np.int8), "int8", 128
     if codes.strides[1] != 1 or codes.strides[0] < codes.shape[1]:
@@ -222,7 +223,8 @@ def _per_group(name: str, value: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
     if value.shape == (n,):
         value = value[:, None]
     if value.ndim != 2 or value.shape[0] != n or value.shape[1] == 0:
-        raise ValueError(f"{name} must have shape ({n},) or ({n}, G), got {value.shape}")
+        hint = _advice.for_transposed(name, value.shape, (n, *value.shape[:1]))
+        raise ValueError(f"{name} must have shape ({n},) or ({n}, G) for {n} rows of codes, got {value.shape}{hint}")
     return value
 
 
@@ -260,7 +262,10 @@ def _group_size(k: int, groups: int, group_size: int | None, name: str) -> int:
         return group_size_of(k, groups, name)
     group = check_group_size(group_size, k)
     if group_count(k, group) != groups:
-        raise ValueError(f"group_size {group_size} does not fit {name} with {groups} groups of K = {k}")
+        raise ValueError(
+            f"group_size must make of K = {k} the {groups} groups that {name} has, got {group_size}, which makes "
+            f"{group_count(k, group)}"
+        )
     return group
 
 
@@ -288,7 +293,8 @@ def _zero_points(
         return None, 0 if signed or table is not None else 1 << (bits - 1)
     zps = as_array("zps", value)
     if zps.dtype.kind not in "iu":
-        raise TypeError(f"zps must be an array of integers, got {zps.dtype}")
+        hint = "; offsets = -zps * scales, with zps of 0, takes floats" if zps.dtype.kind == "f" else ""
+        raise TypeError(f"zps must be an array of integers, got {zps.dtype}{hint}")
     zps = _per_group("zps", zps, shape[0])
     check_shape("zps", zps, shape)
     raised = 1 << (bits - 1) if signed and bits < 8 else 0  # when such codes are packed
@@ -340,7 +346,11 @@ def _why(error: CoreError, codes: npt.NDArray[Any], form: str, shift: int, bits:
     if status == "BAD_CODE":
         half = 1 << (bits - 1)
         takes = f"{-half} to {half - 1}" if form == "int8" else f"0 to {2 * half - 1}"
-        return f"codes must hold {takes} as {form} of {bits} bits, got {codes.min()} to {codes.max()}"
+        two_codes = ", nibbles two codes a byte" if form == "uint8" and bits == 4 else ""
+        return (
+            f"codes must hold {takes} as {form} of {bits} bits, got {codes.min()} to {codes.max()}; "
+            f"bits=8 takes codes of 8 bits{two_codes}"
+        )
     if status == "INEXACT_SCALE":
         return "scales * sub_scales and offsets * sub_offsets must be exact and finite in float32, got one that is not"
     if status == "INT32_OVERFLOW":

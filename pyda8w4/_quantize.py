@@ -54,7 +54,8 @@ def quantize(
     Parameters
     ----------
     w : (N, K) ndarray of float32, float16 or bfloat16
-        One row per output feature, as in ``torch.nn.Linear.weight``. Finite.
+        One row per output feature, as in ``torch.nn.Linear.weight``. Finite. Lists are taken as float32; arrays of
+        float64 are refused.
     group_size : int
         As in `quantize_weight`, like all that follow.
     method : {'search', 'minmax'}
@@ -111,7 +112,8 @@ def quantize_weight(
     Parameters
     ----------
     w : (N, K) ndarray of float32, float16 or bfloat16
-        One row per output feature, as in ``torch.nn.Linear.weight``. Finite.
+        One row per output feature, as in ``torch.nn.Linear.weight``. Finite. Lists are taken as float32; arrays of
+        float64 are refused.
     group_size : int
         Elements of k that share a scale: a multiple of 4, or K and more for one group per row. The
         last group may be shorter.

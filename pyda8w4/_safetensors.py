@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyda8w4._foreign import kind_of_file
+
 MOST_HEADER_BYTES = 100_000_000  # that the package safetensors reads
 
 # What numpy has no type for is bits: of bfloat16 in uint16, of floats of 8 bits in uint8.
@@ -93,7 +95,7 @@ def read_header(data: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], npt.NDArra
     """-> the header of a safetensors file, and its tensors: they follow each other to the end of the file."""
     begin = 8 + int.from_bytes(data[:8], "little")
     if not 8 < begin <= min(len(data), 8 + MOST_HEADER_BYTES):
-        raise ValueError("it is not a safetensors file, or is cut off")
+        raise ValueError(f"it is not a safetensors file, or is cut off{kind_of_file(data[:32].tobytes())}")
     header, data = parse_json(data[8:begin].tobytes().decode()), data[begin:]
     end = 0
     for extent in sorted(entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._filesystem import check_path, map_file
+from pyda8w4._foreign import kind_of_file, missing
 from pyda8w4.checkpoints._checkpoint import Checkpoint
 
 __all__ = ["Checkpoint", "open", "read_imatrix"]
@@ -48,16 +49,22 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         from pyda8w4.checkpoints import _folder
 
         return _folder.read(path)
-    start = map_file(path)[:9].tobytes()
+    try:
+        start = map_file(path)[:32].tobytes()
+    except FileNotFoundError:
+        raise missing(path) from None
     if start[:4] == b"GGUF":
         from pyda8w4.checkpoints import _gguf
 
         return _gguf.read(path)
-    if start[8:] == b"{" or path.suffix == ".safetensors":
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
         from pyda8w4.checkpoints import _packed
 
         return _packed.read(path)
-    raise ValueError(f"path must be a GGUF file, a folder or a safetensors file of packed weights, got {str(path)!r}")
+    raise ValueError(
+        f"path must be a GGUF file, a folder or a safetensors file of packed weights, got {str(path)!r}"
+        f"{kind_of_file(start)}"
+    )
 
 
 def read_imatrix(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.float32]]:

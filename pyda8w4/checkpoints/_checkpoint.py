@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,9 @@ class Checkpoint:
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, got {type(name).__name__}")
         if name not in self._layers:
-            raise self._refused(f"name must be of a tensor in the checkpoint, got {name!r}")
+            near = get_close_matches(name, self._layers, 3, cutoff=0.4) or list(self._layers)[:3]
+            has = f" (it has {', '.join(near)}; checkpoint.types has all)" if near else ""
+            raise self._refused(f"name must be of a tensor in the checkpoint, got {name!r}{has}")
         return self._layers[name]
 
     def _matrix(self, name: str) -> Layer:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyda8w4._filesystem import map_file
+from pyda8w4._foreign import instead_of_safetensors, missing_config
 from pyda8w4._safetensors import Tensor, read_file
 from pyda8w4.checkpoints import _state
 from pyda8w4.checkpoints._checkpoint import Checkpoint
@@ -50,6 +51,8 @@ _METHODS: dict[str, _Finder] = {
 
 def read(path: Path) -> Checkpoint:
     """Open a folder."""
+    if not (path / "config.json").exists():
+        raise missing_config(path)
     config = _json(path / "config.json")
     metadata, tensors, mapped = _tensors(path)
     quantization = _quantization(path, config)
@@ -104,7 +107,7 @@ def _tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor], list[npt.ND
     else:
         files = sorted(path.glob("*.safetensors"))
         if not files:
-            raise ValueError(f"{path} must have safetensors files, got {_others(path)}")
+            raise ValueError(f"{path} must have safetensors files, got {instead_of_safetensors(path)}")
     mapped = [map_file(file) for file in files]
     metadata: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
@@ -135,12 +138,6 @@ def _places(index: Path) -> dict[str, str]:
         if type(part) is not str or not part.endswith(".safetensors") or Path(part).name != part or "\0" in part:
             raise ValueError(f"{index}: {name} must be in a safetensors file of the same folder, got {part!r}")
     return places
-
-
-def _others(path: Path) -> str:
-    """What there is instead, for the error."""
-    names = sorted(entry.name for entry in path.iterdir())
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
 
 
 # ---- its quantization ------------------------------------------------------------------------

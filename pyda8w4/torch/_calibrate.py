@@ -102,7 +102,7 @@ def calibrate(
     check_model(model)
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches must be an iterable, got {type(batches).__name__}")
-    rounding = Rounding(check_group_size(group_size, 1 << 31), "search", zeros, two_level, rotate)
+    rounding = Rounding(check_group_size(group_size), "search", zeros, two_level, rotate)
     check_scheme("act", act, tuple(SCHEMES))
     calls = [_call_of(model, batch) for batch in batches]
     if not calls:

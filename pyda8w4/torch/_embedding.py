@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pyda8w4._format import Format, check_group_size
-from pyda8w4._packed import PackedWeight
+from pyda8w4._packed import PackedWeight, check_packed
 from pyda8w4.torch._layer import PackedLayer, is_compiling, needs_operator
 from pyda8w4.torch._ops import arguments_of
 from pyda8w4.torch._state import zeros_of
@@ -118,8 +118,7 @@ class DA8W4Embedding(PackedLayer):
         TypeError
             If an argument has the wrong type.
         """
-        if type(packed) is not PackedWeight:
-            raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
+        check_packed("packed", packed)
         self = cls(*packed.shape, scale=scale, device="meta", dtype=dtype)
         self._set_packed(packed, self._weight.dtype)
         return self

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
-from pyda8w4._experts import PackedExperts, stack
+from pyda8w4._experts import PackedExperts, check_experts, stack
 from pyda8w4._format import Format, check_group_size
 from pyda8w4._linear import check_gating
 from pyda8w4._packed import PackedWeight
@@ -247,8 +247,7 @@ class DA8W4Experts(nn.Module):
         >>> experts = DA8W4Experts.from_packed(gate_up, down)  # doctest: +SKIP
         """
         for name, packed in (("gate_up", gate_up), ("down", down)):
-            if type(packed) is not PackedExperts:
-                raise TypeError(f"{name} must be PackedExperts, got {type(packed).__name__}")
+            check_experts(name, packed)
         count, n, k = gate_up.shape
         if n % 2 or down.shape[::2] != (count, n // 2):
             raise ValueError(

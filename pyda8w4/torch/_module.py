@@ -12,7 +12,7 @@ from torch import nn
 from pyda8w4._checks import SCHEMES, check_flag, check_scheme
 from pyda8w4._format import Format, check_group_size
 from pyda8w4._layout import layout_of
-from pyda8w4._packed import PackedWeight
+from pyda8w4._packed import PackedWeight, check_packed
 from pyda8w4._prepack import prepack
 from pyda8w4._quantize import Rounding
 from pyda8w4.torch._layer import PackedLayer, is_compiling, needs_operator
@@ -272,8 +272,7 @@ class DA8W4Linear(PackedLayer):
         ValueError
             If `bias` has another shape or is not on the CPU.
         """
-        if type(packed) is not PackedWeight:
-            raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
+        check_packed("packed", packed)
         n, k = packed.shape
         if bias is not None:
             check_float("bias", bias)

@@ -179,7 +179,7 @@ def quantize_(
     14 % of the bytes of weights that multiply stay float
     """
     check_model(model)
-    rounding = Rounding(check_group_size(group_size, 1 << 31), method, zeros, two_level, rotate)
+    rounding = Rounding(check_group_size(group_size), method, zeros, two_level, rotate)
     check_scheme("act", act, tuple(SCHEMES))
     report = replace_layers(model, rounding, act, chooser(model, filtered_by(filter_fn)))
     finish(model, report, rounding, act)

@@ -130,7 +130,7 @@ class DA8W4Config(QuantizationConfigMixin):
     ) -> None:
         if symmetric_weight is not None:
             zeros = "none" if check_flag("symmetric_weight", symmetric_weight) else "integer"
-        rounding = Rounding(check_group_size(group_size, 1 << 31), method, zeros, two_level, rotate)
+        rounding = Rounding(check_group_size(group_size), method, zeros, two_level, rotate)
         self.quant_method: Any = quant_method
         self.group_size, self.method = rounding.group_size, rounding.method
         self.zeros, self.two_level, self.rotate = rounding.zeros, rounding.two_level, rounding.rotate

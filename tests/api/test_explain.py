@@ -146,7 +146,7 @@ def test_it_is_an_immutable_text():
         ({"m": 1.0}, TypeError, "m must be an int, got float"),
         ({"m": True}, TypeError, "m must be an int, got bool"),
         ({"m": 0}, ValueError, "m must be at least 1, got 0"),
-        ({"act": 8}, TypeError, "act must be a str, got int"),
+        ({"act": 8}, TypeError, "act must be 'uint8', 'int8', 'int8_group' or 'int16', got int"),
         ({"act": "int4"}, ValueError, "act must be 'uint8', 'int8', 'int8_group' or 'int16', got 'int4'"),
         ({"threads": "2"}, TypeError, "threads must be an int or None, got str"),
         ({"threads": 0}, ValueError, "threads must be 1 to 65536, got 0"),
@@ -155,7 +155,7 @@ def test_it_is_an_immutable_text():
 def test_bad_arguments(arguments, error, message, measured):
     with pytest.raises(error) as caught:
         pyda8w4.explain(**{"packed": weight(), **arguments})
-    assert str(caught.value) == message
+    assert str(caught.value).partition("; ")[0] == message
     assert not measured
 
 

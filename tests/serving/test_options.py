@@ -26,7 +26,7 @@ def test_options() -> None:
         (3, TypeError, "must be an object, got 3"),
         ({"acts": "int8"}, ValueError, "must have some of act, .*, got 'acts'"),
         ({"act": "int4"}, ValueError, "act of .* must be 'uint8', .*, got 'int4'"),
-        ({"act": 8}, TypeError, "act of .* must be a str, got int"),
+        ({"act": 8}, TypeError, "act of .* must be .*'int16', got int"),
         ({"group_size": 30}, ValueError, "group_size of .* must be a multiple of 4, got 30"),
         ({"group_size": True}, ValueError, "group_size of .* must be a multiple of 4, got True"),
         ({"two_level": 1}, TypeError, ": two_level must be a bool, got int"),

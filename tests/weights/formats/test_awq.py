@@ -315,7 +315,7 @@ def test_config_that_makes_no_sense(config, message):
         ({"scales": np.zeros((4, 40), int)}, TypeError, "scales must be an array of float32, float16 or bfloat16"),
         ({"group_size": None}, TypeError, "group_size must be an int, got NoneType"),
         ({"version": "v2"}, ValueError, "version must be 'gemm', 'gemv' or 'gemv_fast', got 'v2'"),
-        ({"version": 2}, TypeError, "version must be a str, got int"),
+        ({"version": 2}, TypeError, "version must be 'gemm', 'gemv' or 'gemv_fast', got int"),
         ({"scales": np.ones((4, 41), np.float16)}, ValueError, f"scales must have shape (4, 40) {WHY} 64"),
         (
             {**changed("gemv_fast"), "version": "gemv_fast", "qzeros": None},

@@ -420,7 +420,7 @@ def test_config_that_makes_no_sense(config, message):
         ({"group_size": 0}, ValueError, "group_size must be a multiple of 4, or K = 128, got 0"),
         ({"sym": 1}, TypeError, "sym must be a bool, got int"),
         ({"checkpoint_format": "v2"}, ValueError, "checkpoint_format must be 'gptq', 'gptq_v2' or 'gptq_p', got 'v2'"),
-        ({"checkpoint_format": 2}, TypeError, "checkpoint_format must be a str, got int"),
+        ({"checkpoint_format": 2}, TypeError, "checkpoint_format must be 'gptq', 'gptq_v2' or 'gptq_p', got int"),
         ({"scales": np.ones((4, 41), np.float16)}, ValueError, "scales must have shape (4, 40) for K = 128, N = 40"),
         ({"g_idx": np.zeros(129, int)}, ValueError, "g_idx must have shape (128,) for 16 rows of words, got (129,)"),
     ],
