@@ -9,16 +9,16 @@
 (3, 64)
 """
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 try:
     from pyda8w4._core import version as _version
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ImportError(
         f"{__path__[0]} has no compiled module for this Python. In a clone of the repository, `python -c` and "
         "`python -m` find these sources before the installed package: use the commands `pyda8w4` and `pytest`, "
         "work in another folder, or install the clone with `pip install -e .`"
-    ) from error
+    ) from _error
 
 from pyda8w4._concat import concat
 from pyda8w4._experts import PackedExperts, stack
@@ -43,7 +43,7 @@ from pyda8w4._runtime import (
 
 __version__ = _version()
 
-if not _TYPE_CHECKING:  # type checkers would take any name
+if not _typing.TYPE_CHECKING:  # type checkers would take any name
 
     def __getattr__(name: str) -> None:
         hint = f": `import pyda8w4.{name}` comes first" if name in ("checkpoints", "formats", "torch") else ""

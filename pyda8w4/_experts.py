@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
-from typing import Any, NoReturn, Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +84,7 @@ class PackedExperts(Packed):
         object.__setattr__(self, "_view", format.experts_view(self._arrays))
         return self
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> object:
         """As that of `PackedWeight`."""
         raise TypeError("they are packed: moe and grouped_linear multiply by them")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from math import gcd, prod
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -217,7 +217,7 @@ class PackedWeight(Packed):
         object.__setattr__(self, "_view", format.view(self._arrays))
         return self
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> object:
         """Numpy would make an array of one object, and go on with that."""
         raise TypeError("it is packed: dequantize() gives its floats, and linear(x, packed) multiplies by it")
 

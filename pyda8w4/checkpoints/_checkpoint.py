@@ -58,7 +58,9 @@ class Checkpoint:
         layers: Mapping[str, Layer],
         mapped: Sequence[npt.NDArray[np.uint8]] = (),
     ) -> None:
-        self.path, self.metadata, self._mapped = path, metadata, mapped
+        self.path: Path = path
+        self.metadata: dict[str, Any] = metadata
+        self._mapped = mapped
         self._layers = dict(layers)
         self.types: dict[str, str] = {name: layer.type for name, layer in layers.items()}
         self.shapes: dict[str, tuple[int, ...]] = {name: layer.shape for name, layer in layers.items()}

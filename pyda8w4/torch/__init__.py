@@ -15,8 +15,8 @@ against it.
 
 try:
     import torch as _  # noqa: F401 to say what is missing
-except ImportError as error:
-    raise ImportError("pyda8w4.torch needs torch: pip install 'pyda8w4[torch]'", name=error.name) from error
+except ImportError as _error:
+    raise ImportError("pyda8w4.torch needs torch: pip install 'pyda8w4[torch]'", name=_error.name) from _error
 
 from pyda8w4.torch._act import set_act
 from pyda8w4.torch._calibrate import calibrate
