@@ -30,6 +30,8 @@ def for_array(name: str, value: Any) -> str:
         return f"; {name}{calls}.numpy() makes one, and pyda8w4.torch has layers for tensors" if calls else ""
     if _is_ours(value, "QuantizedWeight"):
         return f"; {name}.pack() packs it"
+    if name == "a" and isinstance(value, tuple):
+        return "; gemm(a, packed, a_scales, a_zps) takes the three that quantize_activation gives"
     is_numpy = type(value).__module__ == "numpy"
     return f"; np.from_dlpack({name}) makes one" if hasattr(value, "__dlpack__") and not is_numpy else ""
 
@@ -86,6 +88,13 @@ def for_experts(value: Any) -> str:
     """Instead of PackedExperts."""
     is_weight = _is_ours(value, "PackedWeight")
     return "; pyda8w4.stack makes some of packed weights" if is_weight or isinstance(value, (list, tuple)) else ""
+
+
+def for_model(value: Any) -> str:
+    """Instead of a module of torch."""
+    if isinstance(value, (str, os.PathLike)):
+        return "; transformers loads one, and pyda8w4.torch.from_checkpoint one that is quantized already"
+    return "; pyda8w4.quantize takes the array of a weight" if hasattr(value, "dtype") else ""
 
 
 def _is_ours(value: Any, name: str) -> bool:

@@ -97,7 +97,8 @@ def as_array(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
         array = value if type(value) is np.ndarray else np.asarray(value)
     except ValueError as error:  # nested sequences of different lengths
         why = str(error).rstrip(".")
-        raise ValueError(f"{name} must be an array, got {type(value).__name__}: {why}") from None
+        hint = _advice.for_array(name, value)
+        raise ValueError(f"{name} must be an array, got {type(value).__name__}: {why}{hint}") from None
     except MemoryError:
         raise
     except Exception as error:  # whatever __array__ raises, such as torch for types that numpy lacks, or gradients

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyda8w4 import _advice
 from pyda8w4._checks import SCHEMES, check_scheme
 from pyda8w4._format import check_group_size
 from pyda8w4._packed import PackedWeight
@@ -188,7 +189,7 @@ def quantize_(
 
 def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{_advice.for_model(model)}")
     if is_linear(model) or is_experts(model):
         raise ValueError("model must hold its Linear layers as submodules; for one layer use DA8W4Linear.from_linear")
 

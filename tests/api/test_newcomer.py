@@ -108,6 +108,7 @@ ERRORS = [
     ("prepack", PREPACK, {"codes": W.astype(float)}, "got float64; pyda8w4.quantize takes float weights"),
     ("quantize", QUANTIZE, {"w": CODES}, "got uint8; prepack takes codes, with their scales"),
     ("gemm", GEMM, {"a": X}, "got float32; linear takes floats"),
+    ("gemm", {"packed": PACKED}, {"a": (A, A_SCALES, A_ZPS)}, "gemm(a, packed, a_scales, a_zps) takes the three that"),
     ("linear", LINEAR, {"x": A}, "got uint8; gemm takes activations that are quantized"),
     # other types
     ("linear", LINEAR, {"x": X.astype(float)}, "got float64; np.asarray(x, np.float32) makes one"),
@@ -238,6 +239,22 @@ def test_tensors():
     ):
         with pytest.raises(TypeError, match=message):
             call()
+
+
+@pytest.mark.torch
+def test_models():
+    torch = pytest.importorskip("torch")
+    adapter = pytest.importorskip("pyda8w4.torch")
+    for model, message in (
+        (
+            "Qwen/Qwen3-8B",
+            r"got str; transformers loads one, and pyda8w4\.torch\.from_checkpoint one that is quantized",
+        ),
+        (torch.nn.Linear(64, 96).weight, r"got Parameter; pyda8w4\.quantize takes the array of a weight"),
+        (W, r"got ndarray; pyda8w4\.quantize takes the array of a weight"),
+    ):
+        with pytest.raises(TypeError, match=rf"^model must be a torch\.nn\.Module, {message}"):
+            adapter.quantize_(model)
 
 
 # ---- files -----------------------------------------------------------------------------------
