@@ -72,6 +72,8 @@ def for_packed(name: str, value: Any) -> str:
     if _is_ours(value, "PackedExperts"):
         return f"; grouped_linear and moe take them, and {name}[i] is the weight of one"
     if _is_of_torch(value) and not hasattr(value, "detach"):
+        if hasattr(type(value), "packed"):
+            return f"; {name}.packed is the one of a layer"
         return "; layers and models of torch are called, and pyda8w4.torch.quantize_ quantizes them"
     if isinstance(value, (str, os.PathLike)):
         return "; pyda8w4.load gives those of a file, by name"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,7 @@ def default_kernel() -> str:
         raise translate(error) from None
 
 
-@contextmanager
-def use_kernel(name: str) -> Iterator[None]:
+def use_kernel(name: str) -> AbstractContextManager[None]:
     """Use one kernel inside a ``with`` block, in this thread (or asyncio task) only.
 
     The environment variable ``PYDA8W4_KERNEL`` chooses for a whole process. Results do not depend
@@ -88,10 +87,10 @@ def use_kernel(name: str) -> Iterator[None]:
     name : str
         One of `kernels`.
 
-    Yields
-    ------
-    None
-        Nothing: ``with pyda8w4.use_kernel(name):``.
+    Returns
+    -------
+    context manager
+        Which chooses the kernel when it is entered: ``with pyda8w4.use_kernel(name):``.
 
     Raises
     ------
@@ -113,7 +112,12 @@ def use_kernel(name: str) -> Iterator[None]:
         raise TypeError(f"name must be a str, got {type(name).__name__}")
     if name not in kernels():
         raise ValueError(_describe(name, "kernel"))
-    token = _forced.set(name.encode())
+    return _forcing(name.encode())
+
+
+@contextmanager
+def _forcing(name: bytes) -> Iterator[None]:
+    token = _forced.set(name)
     try:
         yield
     finally:

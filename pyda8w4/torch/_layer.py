@@ -259,9 +259,12 @@ class LayerProduct(Product):
 
 def needs_operator(input: torch.Tensor) -> bool:
     """Whether torch must see the call: tracers, profilers, modes, transforms, subclasses, forward mode, negation."""
+    if type(input) is not _Tensor:
+        if not hasattr(input, "__torch_function__"):
+            raise TypeError(f"input must be a tensor, got {type(input).__name__}; torch.as_tensor(input) makes one")
+        return True
     return (
-        type(input) is not _Tensor
-        or _dispatch_modes() > 0
+        _dispatch_modes() > 0
         or _is_tracing()
         or _is_profiling()
         or _transform() is not None

@@ -28,7 +28,6 @@ NOT_CHECKED = {
     "RT03": "a summary and a type can say all",
     "SA01": "names in a docstring are links",
     "SS05": "it takes plurals for verbs: 'Names of the kernels'",
-    "YD01": "what is written as a generator is a context manager, which gives nothing",
 }
 
 

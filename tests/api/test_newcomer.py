@@ -201,6 +201,11 @@ def test_constructors_say_what_makes_one():
         pyda8w4.PackedExperts()
 
 
+def test_a_kernel_that_does_not_exist_is_refused_without_with_too():
+    with pytest.raises(ValueError, match=r"kernel 'avx512' is not a kernel of this build; this CPU runs: "):
+        pyda8w4.use_kernel("avx512")
+
+
 def test_bfloat16_without_ml_dtypes_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     monkeypatch.delitem(_checks._dtypes, "bfloat16", raising=False)  # of an array that was seen before
@@ -255,6 +260,18 @@ def test_models():
     ):
         with pytest.raises(TypeError, match=rf"^model must be a torch\.nn\.Module, {message}"):
             adapter.quantize_(model)
+
+
+@pytest.mark.torch
+def test_layers():
+    torch = pytest.importorskip("torch")
+    adapter = pytest.importorskip("pyda8w4.torch")
+    layer = adapter.DA8W4Linear.from_linear(torch.nn.Linear(64, 96), 32)
+    for x in (X, X.tolist()):
+        with pytest.raises(TypeError, match=r"^input must be a tensor, got .*; torch\.as_tensor\(input\) makes one"):
+            layer(x)
+    with pytest.raises(TypeError, match=r"^packed must be a PackedWeight, got DA8W4Linear; packed\.packed is the one"):
+        pyda8w4.linear(X, layer)
 
 
 # ---- files -----------------------------------------------------------------------------------
