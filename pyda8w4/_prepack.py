@@ -204,7 +204,7 @@ def _codes(
             raise ValueError(f"nibbles must be 'low_first', 'high_first' or None, got {nibbles!r}")
         if bits != 4:
             raise ValueError(f"nibbles must be None for codes of {bits} bits, got {nibbles!r}")
-        check_dtype("codes with nibbles", codes, ("uint8",))
+        check_dtype("codes with nibbles", codes, ("uint8",), value)
         form, k = nibbles, 2 * k
     else:
         # ml_dtypes' 4-bit types keep one element a byte.
