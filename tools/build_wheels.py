@@ -76,7 +76,7 @@ class Python:
         return fits and system.endswith(self.architecture)
 
     def __str__(self) -> str:
-        emulated = f", {self.architecture} emulated" if self.is_emulated else ""
+        emulated = f" (emulated {self.architecture})" if self.is_emulated else ""
         return f"{self.version[0]}.{self.version[1]}{'t' * self.free_threaded}{emulated}"
 
 

@@ -29,7 +29,9 @@ def run(*command: str | Path) -> str:
 
 def tool(variable: str, name: str) -> str:
     """Return a program that the environment names, or that is installed; else skip."""
-    found = shutil.which(os.environ.get(variable) or name)
+    named = os.environ.get(variable)
+    found = shutil.which(named or name)
+    assert found or not named, f"there is no {named}"
     if not found:
         pytest.skip(f"there is no {name}")
     return found
