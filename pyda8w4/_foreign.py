@@ -38,7 +38,7 @@ def missing(path: Path) -> FileNotFoundError:
         hint = " (what is on the web must be downloaded first)"
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.exists():
         hint = f" (a model of huggingface.co must be downloaded first: hf download {name} --local-dir {path.name})"
-    return FileNotFoundError(errno.ENOENT, f"No such file or folder{hint}", name)
+    return FileNotFoundError(errno.ENOENT, f"No such file or directory{hint}", name)
 
 
 def missing_config(folder: Path) -> FileNotFoundError:
@@ -49,7 +49,7 @@ def missing_config(folder: Path) -> FileNotFoundError:
         hint = f"in a cache of Hugging Face the model is the folder {snapshots[0]}"
     else:
         hint = f"the folder has {names_in(folder)}"
-    return FileNotFoundError(errno.ENOENT, f"No such file ({hint})", str(folder / "config.json"))
+    return FileNotFoundError(errno.ENOENT, f"No such file or directory ({hint})", str(folder / "config.json"))
 
 
 def instead_of_safetensors(folder: Path) -> str:

@@ -330,7 +330,7 @@ DOWNLOAD = "a model of huggingface.co must be downloaded first: hf download Qwen
 def test_models_that_are_not_here(path, hint):
     with pytest.raises(FileNotFoundError) as caught:
         pyda8w4.checkpoints.open(path)
-    assert (caught.value.errno, caught.value.strerror) == (errno.ENOENT, f"No such file or folder{hint}")
+    assert (caught.value.errno, caught.value.strerror) == (errno.ENOENT, f"No such file or directory{hint}")
 
 
 def test_folders_that_are_no_model(tmp_path):
