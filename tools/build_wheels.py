@@ -168,7 +168,8 @@ def check(wheel: Path) -> None:
         run("abi3audit", "--strict", wheel)
     if wheel.stat().st_size > MOST_BYTES:
         raise Failure(f"{wheel.name} has {wheel.stat().st_size} bytes, more than {MOST_BYTES}")
-    strange = [name for name in zipfile.ZipFile(wheel).namelist() if not CONTENTS.fullmatch(name)]
+    names = (name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/"))
+    strange = [name for name in names if not CONTENTS.fullmatch(name)]
     if strange:
         raise Failure(f"{wheel.name} holds {', '.join(strange)}")
 
