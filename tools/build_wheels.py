@@ -154,7 +154,7 @@ def repaired(wheel: Path, architecture: str, folder: Path) -> Wheel:
     """The wheel in `folder`, under the name of the policy that it meets."""
     policy = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{architecture}"
     before = set(folder.glob("*.whl"))
-    run("auditwheel", "repair", "--plat", policy, "-w", folder, wheel)
+    run("auditwheel", "repair", "-w", folder, wheel)  # with --plat, it takes wheels of this architecture only
     path = next(iter(set(folder.glob("*.whl")) - before))
     said = run("auditwheel", "show", path)
     if policy not in said:
