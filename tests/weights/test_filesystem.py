@@ -52,7 +52,7 @@ def unfinished(request, monkeypatch):
         monkeypatch.setattr(os.path, "exists", lambda path: False)
     elif request.param == "as on macOS":
         for name in LINUX_ONLY:
-            monkeypatch.delattr(os, name)
+            monkeypatch.delattr(os, name, raising=False)
     return request.param
 
 
@@ -61,7 +61,7 @@ def windows(monkeypatch):
     """The module os as it is there, where functions take neither descriptors of folders nor effective users."""
     access, open_, replace, unlink = os.access, os.open, os.replace, os.unlink
     for name in LINUX_ONLY + NOT_WINDOWS:
-        monkeypatch.delattr(os, name)
+        monkeypatch.delattr(os, name, raising=False)
 
     def open_path(path, flags, mode=0o777, *, dir_fd=None):
         assert dir_fd is None and not Path(path).is_dir()
