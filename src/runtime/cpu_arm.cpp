@@ -1,56 +1,29 @@
-// What the operating system says of a 64-bit Arm CPU.
+// What the system says of a 64-bit Arm CPU.
+#include "platform/cpu_features.h"
 #include "runtime/cpu.h"
-
-#if defined(__linux__)
-#include <sys/auxv.h>
-#elif defined(__APPLE__)
-#include <sys/sysctl.h>
-#elif defined(_WIN32)
-#include <windows.h>
-#endif
 
 namespace da8w4 {
 namespace {
 
-enum Word { kHwcap, kHwcap2 };
-
 struct Requirement {
     uint64_t bit;
-    Word word;
-    uint32_t mask;
-    const char *apple;
-    unsigned windows;
+    ArmFeature feature;
 };
 
 constexpr Requirement requirements[] = {
 #define DA8W4_X86_BIT(...)
-#define DA8W4_ARM_BIT(bit, name, word, mask, apple, windows) {bit, word, mask, apple, windows},
+#define DA8W4_ARM_BIT(bit, name, ...) {bit, {__VA_ARGS__}},
 #include "runtime/cpu_bits.inc"
 #undef DA8W4_X86_BIT
 #undef DA8W4_ARM_BIT
 };
-
-bool meets(const Requirement &row) {
-#if defined(__linux__)
-    return (getauxval(row.word == kHwcap ? AT_HWCAP : AT_HWCAP2) & row.mask) != 0;
-#elif defined(__APPLE__)
-    int value = 0;
-    size_t bytes = sizeof value;
-    return sysctlbyname(row.apple, &value, &bytes, nullptr, 0) == 0 && value != 0;
-#elif defined(_WIN32)
-    return IsProcessorFeaturePresent(row.windows) != 0;
-#else
-    (void)row;
-    return false;
-#endif
-}
 
 }  // namespace
 
 uint64_t detect_cpu_bits() {
     uint64_t bits = 0;
     for (const Requirement &row : requirements)
-        if (meets(row)) bits |= row.bit;
+        if (has_arm_feature(row.feature)) bits |= row.bit;
     return bits;
 }
 

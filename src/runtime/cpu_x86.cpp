@@ -4,11 +4,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "platform/cpu_features.h"
 #include "runtime/cpu.h"
-#ifdef __linux__
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 namespace da8w4 {
 namespace {
@@ -69,26 +66,11 @@ uint64_t saved_states() {
     return static_cast<uint64_t>(high) << 32 | low;
 }
 
-// Linux saves some states only for processes that have asked. It refuses where signal stacks are too small for
-// them (sigaltstack of some older faulthandlers), and sandboxes refuse the call.
-bool permitted(int state) {
-#ifdef __linux__
-    const long kGetPermission = 0x1022, kRequestPermission = 0x1023;
-    unsigned long granted = 0;
-    auto has_it = [&] { return syscall(SYS_arch_prctl, kGetPermission, &granted) == 0 && (granted >> state & 1) != 0; };
-    if (has_it()) return true;
-    return syscall(SYS_arch_prctl, kRequestPermission, static_cast<long>(state)) == 0 && has_it();
-#else
-    (void)state;
-    return false;
-#endif
-}
-
 bool meets(const Requirements &row, uint64_t bits, uint64_t states) {
     if (!all(bits, row.builds_on) || !all(states, row.saved)) return false;
     for (const CpuidBits &cpuid : row.cpuid)
         if (cpuid.mask && !all(cpuid_word(cpuid), cpuid.mask)) return false;
-    return row.permission == 0 || permitted(row.permission);
+    return row.permission == 0 || may_use_state(row.permission);
 }
 
 }  // namespace

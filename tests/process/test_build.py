@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,3 +38,22 @@ def test_a_missing_compiler_is_an_error_that_says_what_to_install(compilers, tmp
     assert error.endswith(
         "pyda8w4 needs compilers of C and C++. On Debian and Ubuntu: apt-get install g++ python3-dev"
     ), done.stdout
+
+
+@pytest.mark.parametrize("given", [None, {"setup-args": "-Dx=1"}, {"setup-args": ["-Dx=1"], "builddir": "b"}])
+@pytest.mark.parametrize("limited", [True, False], ids=["3.11 and later", "3.10 and free-threaded"])
+def test_only_pythons_whose_limited_api_serves_us_use_it(limited, given, monkeypatch):
+    hooks = ["build_sdist", *(f"get_requires_for_build_{what}" for what in ("editable", "sdist", "wheel"))]
+    monkeypatch.setitem(sys.modules, "mesonpy", SimpleNamespace(**dict.fromkeys(hooks), build_wheel=lambda *all: all))
+    spec = importlib.util.spec_from_file_location("build_backend", ROOT / "tools" / "build_backend.py")
+    backend = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(backend)
+    assert backend.HAS_LIMITED_API == (sys.version_info >= (3, 11) and not sysconfig.get_config_var("Py_GIL_DISABLED"))
+    monkeypatch.setattr(backend, "HAS_LIMITED_API", limited)
+    folder, settings, metadata = backend.build_wheel("out", given, "m")
+    own = [] if given is None else ["-Dx=1"]
+    options = [*own, *([] if limited else ["-Dpython.allow_limited_api=false"])]
+    found = settings.pop("setup-args", [])
+    assert ([found] if isinstance(found, str) else found) == options
+    assert (folder, metadata) == ("out", "m")
+    assert settings == {name: value for name, value in (given or {}).items() if name != "setup-args"}
