@@ -48,7 +48,7 @@ def test_only_pythons_whose_limited_api_serves_us_use_it(limited, given, monkeyp
     spec = importlib.util.spec_from_file_location("build_backend", ROOT / "tools" / "build_backend.py")
     backend = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(backend)
-    assert backend.HAS_LIMITED_API == (sys.version_info >= (3, 11) and not sysconfig.get_config_var("Py_GIL_DISABLED"))
+    assert (sys.version_info >= (3, 11) and not sysconfig.get_config_var("Py_GIL_DISABLED")) == backend.HAS_LIMITED_API
     monkeypatch.setattr(backend, "HAS_LIMITED_API", limited)
     folder, settings, metadata = backend.build_wheel("out", given, "m")
     own = [] if given is None else ["-Dx=1"]
