@@ -2,10 +2,11 @@
 """Builds, checks and tests the wheels of a release: build_wheels.py FOLDER [PYTHON...]
 
 Zig compiles for glibc 2.17, so no container of an old Linux is needed. A Python from 3.11 on builds one wheel for all
-such Pythons, of each architecture; 3.10 and free-threaded ones build their own. Without PYTHON, those that are on
-PATH or that pyenv has are taken; it may be a script that emulates another architecture. Each wheel is repaired and
-checked, and installed beside nothing but numpy in a fresh environment of each Python that takes it, where `pyda8w4
-selftest` must pass. The digests it prints must all be equal, also to that of a build by the system's own compiler.
+such Pythons; 3.10 and free-threaded ones build their own. Without PYTHON, those that are on PATH or that pyenv has
+are taken. One may be a script that emulates another architecture, such as tests/tools/emulated_python.sh makes: then
+there is a wheel for that, too. Each wheel is repaired and checked, and installed beside nothing but numpy in a fresh
+environment of each Python that takes it, where `pyda8w4 selftest` must pass. The digests that it prints must all be
+equal, also to that of a build by the system's own compiler.
 
 Needs the dependency group `wheels`: pip install --group wheels
 """
@@ -27,7 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ARCHITECTURES = ["x86_64", "aarch64"]
 GLIBC = (2, 17)
 LIMITED_API = (3, 11)  # the first version whose limited API serves us: build_backend.py
 MOST_BYTES = 1_500_000
@@ -221,7 +221,8 @@ def main() -> int:
         builders = [python for python in interpreters if not python.is_emulated]
         shared = next((python for python in builders if python.has_limited_api), None)
         jobs = [(python, platform.machine()) for python in builders if python == shared or not python.has_limited_api]
-        jobs += [(shared, other) for other in ARCHITECTURES if shared and other != platform.machine()]
+        emulated = {python.architecture for python in interpreters if python.is_emulated and python.has_limited_api}
+        jobs += [(shared, architecture) for architecture in emulated if shared]
         wheels = []
         for python, architecture in jobs:
             wheel = repaired(build(source, python, architecture, work), architecture, folder)
