@@ -131,8 +131,17 @@ def _of_list(array: npt.NDArray[Any], value: npt.ArrayLike, dtype: str) -> npt.N
     """
     if not isinstance(value, (list, tuple)) or array.dtype.kind not in ("iuf" if dtype == "float32" else "iu"):
         return array
-    of_type = array.astype(dtype)
-    return of_type if dtype == "float32" or np.array_equal(of_type, array) else array
+    if _has_dtype(value):
+        return array
+    with np.errstate(over="ignore"):
+        of_type = array.astype(dtype)
+    fits = np.isfinite(of_type) == np.isfinite(array) if dtype == "float32" else of_type == array
+    return of_type if np.all(fits) else array
+
+
+def _has_dtype(value: Any) -> bool:
+    """Whether a list or tuple holds an array or a number of numpy."""
+    return any(_has_dtype(each) if isinstance(each, (list, tuple)) else hasattr(each, "dtype") for each in value)
 
 
 def plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

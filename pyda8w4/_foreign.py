@@ -19,12 +19,15 @@ _KINDS = {
     b"<": "a web page: a download that has failed",
 }
 _OF_TORCH = {".bin", ".pt", ".pth"}
+_OF_FILES = {*_OF_TORCH, ".gguf", ".safetensors", ".onnx"}
 
 
 def kind_of_file(start: bytes) -> str:
     """What else than a safetensors file begins so, for the end of a message; nothing where that is not known."""
     if not start:
         return "; it is empty"
+    if start[8:9] == b"{":  # the header of a safetensors file, whose length comes before it
+        return ""
     if start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x1a"):  # the fields of a ModelProto that come first
         return "; it seems to be an ONNX model, whose float weights pyda8w4.quantize takes as arrays"
     return next((f"; it is {kind}" for prefix, kind in _KINDS.items() if start.startswith(prefix)), "")
@@ -36,8 +39,8 @@ def missing(path: Path) -> FileNotFoundError:
     hint = ""
     if re.match(r"https?:", name):
         hint = " (what is on the web must be downloaded first)"
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.parent.exists():
-        hint = f" (a model of huggingface.co must be downloaded first: hf download {name} --local-dir {path.name})"
+    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and path.suffix not in _OF_FILES and not path.parent.exists():
+        hint = f" (a model of huggingface.co is downloaded first: hf download {name} --local-dir {path.name})"
     return FileNotFoundError(errno.ENOENT, f"No such file or directory{hint}", name)
 
 

@@ -131,7 +131,7 @@ def build(source: Path, python: Python, architecture: str, work: Path) -> Path:
     # Without pkg-config, which gives headers of the system's Python that Zig, for another glibc, does not find all of.
     no_pkg_config = {"PKG_CONFIG_LIBDIR": str(work / "nothing")}
     environment = {**compilers, **no_pkg_config, "AR": shlex.join([zig(), "ar"]), "LDFLAGS": "-s"}
-    options: list[str] = []
+    options = ["-Cabi3=true"]
     if architecture != platform.machine():
         cross_file = work / f"{architecture}.ini"
         cross_file.write_text(
@@ -140,7 +140,7 @@ def build(source: Path, python: Python, architecture: str, work: Path) -> Path:
             f"[host_machine]\nsystem = 'linux'\nendian = 'little'\n"
             f"cpu_family = '{architecture}'\ncpu = '{architecture}'\n"
         )
-        options = [f"-Csetup-args=--cross-file={cross_file}"]
+        options.append(f"-Csetup-args=--cross-file={cross_file}")
         environment = {**no_pkg_config, "_PYTHON_HOST_PLATFORM": f"linux-{architecture}"}
     return built(source, python, work / f"{python}-{architecture}", options, environment)
 
@@ -153,9 +153,9 @@ def built(source: Path, python: Python, folder: Path, options: list[str], enviro
 def repaired(wheel: Path, architecture: str, folder: Path) -> Wheel:
     """The wheel in `folder`, under the name of the policy that it meets."""
     policy = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{architecture}"
-    before = set(folder.glob("*.whl"))
-    run("auditwheel", "repair", "-w", folder, wheel)  # with --plat, it takes wheels of this architecture only
-    path = next(iter(set(folder.glob("*.whl")) - before))
+    here = wheel.parent / "repaired"
+    run("auditwheel", "repair", "-w", here, wheel)  # with --plat, it takes wheels of this architecture only
+    path = Path(shutil.move(next(here.glob("*.whl")), folder / next(here.glob("*.whl")).name))
     said = run("auditwheel", "show", path)
     if policy not in said:
         raise Failure(f"{path.name} does not meet {policy}:\n{said}")

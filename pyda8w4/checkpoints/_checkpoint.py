@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -237,7 +238,10 @@ class Checkpoint:
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, got {type(name).__name__}")
         if name not in self._layers:
-            near = get_close_matches(name, self._layers, 3, cutoff=0.4) or list(self._layers)[:3]
+            names = sorted(self._layers)
+            at = bisect(names, name)
+            neighbours = names[max(at - 500, 0) : at + 500]  # of many, comparing all would take seconds
+            near = get_close_matches(name, neighbours, 3, cutoff=0.4) or list(self._layers)[:3]
             has = f" (it has {', '.join(near)}; checkpoint.types has all)" if near else ""
             raise self._refused(f"name must be of a tensor in the checkpoint, got {name!r}{has}")
         return self._layers[name]

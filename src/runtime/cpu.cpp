@@ -8,14 +8,20 @@
 
 namespace da8w4 {
 
+// Those of x86, or else of Arm.
 const CpuFeature cpu_features[] = {
+#if defined(__x86_64__) || defined(__i386__)
 #define DA8W4_X86_BIT(bit, name, ...) {bit, name},
-#define DA8W4_ARM_BIT DA8W4_X86_BIT
+#define DA8W4_ARM_BIT(...)
+#else
+#define DA8W4_X86_BIT(...)
+#define DA8W4_ARM_BIT(bit, name, ...) {bit, name},
+#endif
 #include "runtime/cpu_bits.inc"
 #undef DA8W4_X86_BIT
 #undef DA8W4_ARM_BIT
 };
-const size_t cpu_feature_count = kCpuBitCount;
+const size_t cpu_feature_count = sizeof cpu_features / sizeof *cpu_features;
 
 namespace {
 

@@ -96,6 +96,17 @@ def test_numbers_of_lists_that_are_of_another_type_are_refused(zps):
         pyda8w4.linear([[True] * 64], PACKED)
 
 
+@pytest.mark.parametrize(
+    "x", [[np.ones(64)], (np.ones(64),), [list(np.ones(64))], [[1e300] * 64], [[0.0] * 63 + [-1e39]]]
+)
+def test_lists_keep_what_numpy_chose_and_what_float32_cannot_hold(x):
+    with pytest.raises(
+        TypeError, match=r"^x must be .*, got \w+, which numpy makes float64; np\.asarray\(x, np\.float32\)"
+    ):
+        pyda8w4.linear(x, PACKED)
+    pyda8w4.linear([[np.inf, np.nan] * 32], PACKED)
+
+
 # ---- what does not, and says what to do ------------------------------------------------------
 
 LINEAR = {"x": X, "packed": PACKED}
@@ -304,6 +315,13 @@ def test_files_of_other_kinds_are_named(name, read, tmp_path):
     assert name in str(caught.value) and str(caught.value).count(message) == 1
 
 
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x121008])
+def test_a_safetensors_file_that_is_cut_off_is_nothing_else(length, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + b'{"w":{"dtype":"F32"')
+    with pytest.raises(ValueError, match=r"it is not a safetensors file, or is cut off$"):
+        pyda8w4.load(tmp_path / "model.safetensors")
+
+
 def test_load_says_what_opens_other_models(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(ValueError, match=r"it is a GGUF file, which pyda8w4\.checkpoints\.open reads"):
@@ -315,7 +333,7 @@ def test_load_says_what_opens_other_models(tmp_path):
         pyda8w4.load(tmp_path)
 
 
-DOWNLOAD = "a model of huggingface.co must be downloaded first: hf download Qwen/Qwen3-8B --local-dir Qwen3-8B"
+DOWNLOAD = "a model of huggingface.co is downloaded first: hf download Qwen/Qwen3-8B --local-dir Qwen3-8B"
 
 
 @pytest.mark.parametrize(
@@ -324,6 +342,8 @@ DOWNLOAD = "a model of huggingface.co must be downloaded first: hf download Qwen
         ("Qwen/Qwen3-8B", f" ({DOWNLOAD})"),
         ("https://huggingface.co/Qwen/Qwen3-8B", " (what is on the web must be downloaded first)"),
         ("model.gguf", ""),
+        ("models/model.gguf", ""),
+        ("../models/llama", ""),
         ("/no/such/model", ""),
     ],
 )

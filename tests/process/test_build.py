@@ -40,20 +40,19 @@ def test_a_missing_compiler_is_an_error_that_says_what_to_install(compilers, tmp
     ), done.stdout
 
 
-@pytest.mark.parametrize("given", [None, {"setup-args": "-Dx=1"}, {"setup-args": ["-Dx=1"], "builddir": "b"}])
-@pytest.mark.parametrize("limited", [True, False], ids=["3.11 and later", "3.10 and free-threaded"])
-def test_only_pythons_whose_limited_api_serves_us_use_it(limited, given, monkeypatch):
-    hooks = ["build_sdist", *(f"get_requires_for_build_{what}" for what in ("editable", "sdist", "wheel"))]
-    monkeypatch.setitem(sys.modules, "mesonpy", SimpleNamespace(**dict.fromkeys(hooks), build_wheel=lambda *all: all))
+@pytest.mark.parametrize("given", [None, {"setup-args": "-Dx=1"}, {"setup-args": ["-Dx=1"], "abi3": "true"}])
+@pytest.mark.parametrize("has_it", [True, False], ids=["3.11 and later", "3.10 and free-threaded"])
+@pytest.mark.parametrize("hook", ["build_sdist", "build_wheel", "build_editable"])
+def test_the_limited_api_is_used_where_it_is_wanted_and_serves_us(hook, has_it, given, monkeypatch):
+    hooks = dict.fromkeys(f"get_requires_for_build_{what}" for what in ("editable", "sdist", "wheel"))
+    monkeypatch.setitem(sys.modules, "mesonpy", SimpleNamespace(**hooks, **{hook: lambda *arguments: arguments}))
     spec = importlib.util.spec_from_file_location("build_backend", ROOT / "tools" / "build_backend.py")
     backend = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(backend)
-    assert (sys.version_info >= (3, 11) and not sysconfig.get_config_var("Py_GIL_DISABLED")) == backend.HAS_LIMITED_API
-    monkeypatch.setattr(backend, "HAS_LIMITED_API", limited)
-    folder, settings, metadata = backend.build_wheel("out", given, "m")
-    own = [] if given is None else ["-Dx=1"]
-    options = [*own, *([] if limited else ["-Dpython.allow_limited_api=false"])]
-    found = settings.pop("setup-args", [])
-    assert ([found] if isinstance(found, str) else found) == options
-    assert (folder, metadata) == ("out", "m")
-    assert settings == {name: value for name, value in (given or {}).items() if name != "setup-args"}
+    free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+    assert (sys.version_info >= (3, 11) and not free_threaded) == backend.HAS_LIMITED_API
+    monkeypatch.setattr(backend, "HAS_LIMITED_API", has_it)
+    folder, settings, *_ = getattr(backend, hook)("out", given)
+    used = has_it and bool(given) and "abi3" in given
+    options = ([] if given is None else ["-Dx=1"]) + ([] if used else ["-Dpython.allow_limited_api=false"])
+    assert (folder, settings) == ("out", {"setup-args": options})
