@@ -1,8 +1,8 @@
 """The build backend: meson-python, which is told whether to use the limited API of Python.
 
 `pip wheel -Cabi3=true .` uses that of 3.11, so that the wheel serves all later versions, where Python has it: 3.10
-lacks buffers in it, and a free-threaded Python has none. A setting in pyproject.toml cannot depend on the version. Without
-abi3=true a build is for its own Python, whose calls take some tenths of a microsecond less.
+lacks buffers in it, and a free-threaded Python has none. A setting in pyproject.toml cannot depend on the version.
+Without abi3=true a build is for its own Python, whose calls take some tenths of a microsecond less.
 """
 
 from __future__ import annotations
