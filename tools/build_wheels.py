@@ -131,7 +131,7 @@ def build(source: Path, python: Python, architecture: str, work: Path) -> Path:
     # Without pkg-config, which gives headers of the system's Python that Zig, for another glibc, does not find all of.
     no_pkg_config = {"PKG_CONFIG_LIBDIR": str(work / "nothing")}
     environment = {**compilers, **no_pkg_config, "AR": shlex.join([zig(), "ar"]), "LDFLAGS": "-s"}
-    options = ["-Cabi3=true"]
+    options = ["--config-settings=abi3=true"]
     if architecture != platform.machine():
         cross_file = work / f"{architecture}.ini"
         cross_file.write_text(
@@ -140,7 +140,7 @@ def build(source: Path, python: Python, architecture: str, work: Path) -> Path:
             f"[host_machine]\nsystem = 'linux'\nendian = 'little'\n"
             f"cpu_family = '{architecture}'\ncpu = '{architecture}'\n"
         )
-        options.append(f"-Csetup-args=--cross-file={cross_file}")
+        options.append(f"--config-settings=setup-args=--cross-file={cross_file}")
         environment = {**no_pkg_config, "_PYTHON_HOST_PLATFORM": f"linux-{architecture}"}
     return built(source, python, work / f"{python}-{architecture}", options, environment)
 
