@@ -2,7 +2,7 @@
 
 `pip wheel -Cabi3=true .` uses that of 3.11, so that the wheel serves all later versions, where Python has it: 3.10
 lacks buffers in it, and a free-threaded Python has none. A setting in pyproject.toml cannot depend on the version.
-Without abi3=true a build is for its own Python, whose calls take some tenths of a microsecond less.
+Without abi3=true a build is for its own Python, whose calls take about 0.2 us less.
 """
 
 from __future__ import annotations
